@@ -1,0 +1,59 @@
+# Everything runs in .venv, which the first target that needs it makes from requirements.lock.
+PYTHON ?= python3
+JOBS ?= auto
+PY := .venv/bin/python
+ENV := .venv/.stamp
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test lint types unit long bench lock clean
+
+help:  ## show this list
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do printf '  make %-6s %s\n' "$$name" "$$text"; done
+
+demo: $(ENV)  ## replay the bundled recordings on their own backend and on the other one
+	@$(PY) -m kvmfault.cli.demo
+
+test: lint types unit  ## all checks: ruff, import-linter, mypy, pyright, pytest with doctests, examples and docs
+
+lint: $(ENV)  ## ruff and import-linter
+	@echo "== ruff"
+	@$(PY) -m ruff check --quiet .
+	@$(PY) -m ruff format --check --quiet . || { echo "not formatted: run $(PY) -m ruff format ."; exit 1; }
+	@echo "== import-linter"
+	@.venv/bin/lint-imports > .venv/lint-imports.log 2>&1 || { cat .venv/lint-imports.log; exit 1; }
+
+types: $(ENV)  ## mypy --strict and pyright
+	@echo "== mypy"
+	@$(PY) -m mypy --no-error-summary
+	@echo "== pyright"
+	@$(PY) -m pyright --pythonpath $(PY) > .venv/pyright.log 2>&1 || { cat .venv/pyright.log; exit 1; }
+
+unit: $(ENV)  ## pytest alone
+	@echo "== pytest"
+	@$(PY) -m pytest -q -rfEs -n $(JOBS)
+
+long: $(ENV)  ## many more random cases, and the tests marked long
+	@HYPOTHESIS_PROFILE=long $(PY) -m pytest -q -rfEs -n $(JOBS) -m "long or hypothesis"
+
+bench: $(ENV)  ## measure the speed budgets, as ratios
+	@$(PY) -m bench
+
+lock:  ## write requirements.lock anew from pyproject.toml
+	@$(PYTHON) -m venv build/lock && build/lock/bin/pip install -qq pip-tools
+	@echo '# Every package of .venv, exact. Written by `make lock` from pyproject.toml; installed by the Makefile.' > build/requirements.lock
+	@build/lock/bin/pip-compile -q --upgrade --extra dev --strip-extras --no-header --annotation-style line \
+		--no-emit-index-url --no-emit-trusted-host --no-emit-find-links -o build/lock.txt pyproject.toml
+	@sed 's/  *#/  #/' build/lock.txt >> build/requirements.lock && mv build/requirements.lock requirements.lock
+
+clean:  ## remove .venv and every cache
+	@rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .benchmarks .coverage
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(ENV): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit("kvmfault needs Python 3.11 or newer, $(PYTHON) is %d.%d" % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
+	@echo "== .venv (about a minute the first time)"
+	@test -x .venv/bin/pip || $(PYTHON) -m venv .venv
+	@.venv/bin/pip install -qq -r requirements.lock
+	@.venv/bin/pip install -qq --no-deps --no-build-isolation -e .
+	@touch $@
