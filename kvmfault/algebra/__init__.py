@@ -1,0 +1,1 @@
+"""Facts as expressions over register bits: declared once, then evaluated, proved, explained, emitted."""

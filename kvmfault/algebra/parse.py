@@ -1,0 +1,87 @@
+"""Expressions as people type them: ``is_write & ~is_exec``, ``FSC in {0x0c, 0x0d}``, ``EC == 0x24``."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Mapping
+from difflib import get_close_matches
+
+from kvmfault.algebra.expr import ALWAYS, NEVER, Pred, Word
+from kvmfault.algebra.layout import Field
+from kvmfault.errors import LayoutError, UsageError
+
+MAX_LENGTH = 10_000
+
+
+def parse(text: str, names: Mapping[str, Pred | Word]) -> Pred | Word:
+    """Read an expression over *names* (facts and fields). Raises UsageError naming the column and what would fit."""
+    if len(text) > MAX_LENGTH:
+        raise UsageError(f"expression of {len(text)} characters: at most {MAX_LENGTH}")
+    try:
+        tree = ast.parse(text.strip(), mode="eval").body
+        return _build(tree, names)
+    except SyntaxError as e:
+        raise UsageError(f"{text!r}: column {e.offset}: not an expression ({e.msg})") from None
+    except (RecursionError, MemoryError, ValueError):
+        raise UsageError(f"{text[:40]!r}...: nested too deeply, or not text") from None
+    except LayoutError as e:
+        raise UsageError(f"{text!r}: {e}") from None
+
+
+def _build(node: ast.expr, names: Mapping[str, Pred | Word]) -> Pred | Word:
+    match node:
+        case ast.BinOp(left, ast.BitAnd(), right):
+            return _pred(left, names) & _pred(right, names)
+        case ast.BinOp(left, ast.BitOr(), right):
+            return _pred(left, names) | _pred(right, names)
+        case ast.UnaryOp(ast.Invert(), of):
+            return ~_pred(of, names)
+        case ast.Compare(left, [ast.Eq()], [value]):
+            return _field(left, names).is_(_int(value))
+        case ast.Compare(left, [ast.NotEq()], [value]):
+            return ~_field(left, names).is_(_int(value))
+        case ast.Compare(left, [ast.In()], [ast.Set(values) | ast.Tuple(values) | ast.List(values)]):
+            return _field(left, names).one_of(tuple(_int(v) for v in values))
+        case ast.Name() | ast.Attribute():
+            return _named(node, names)
+        case _:
+            what = f"{ast.unparse(node)!r} is not in the language (names, & | ~ == != in)"
+            raise UsageError(f"column {node.col_offset + 1}: {what}")
+
+
+def _pred(node: ast.expr, names: Mapping[str, Pred | Word]) -> Pred:
+    built = _build(node, names)
+    if isinstance(built, Field):
+        return built.is_set
+    if isinstance(built, Word):
+        raise UsageError(f"column {node.col_offset + 1}: {ast.unparse(node)} is a value, not a truth: compare it")
+    return built
+
+
+def as_pred(built: Pred | Word) -> Pred | Word:
+    """A one-bit field standing alone is the truth that it is set."""
+    return built.is_set if isinstance(built, Field) and built.width == 1 else built
+
+
+def _field(node: ast.expr, names: Mapping[str, Pred | Word]) -> Field:
+    built = _build(node, names)
+    if not isinstance(built, Field):
+        raise UsageError(f"column {node.col_offset + 1}: {ast.unparse(node)} is not a field: only fields are compared")
+    return built
+
+
+def _named(node: ast.expr, names: Mapping[str, Pred | Word]) -> Pred | Word:
+    name = ast.unparse(node)
+    constants: dict[str, Pred] = {"ALWAYS": ALWAYS, "NEVER": NEVER}
+    found = names.get(name, constants.get(name))
+    if found is None:
+        near = get_close_matches(name, [*names, *constants], 3) or sorted(names)[:6]
+        raise UsageError(f"column {node.col_offset + 1}: no fact or field {name}; near: {', '.join(near)}")
+    return found
+
+
+def _int(node: ast.expr) -> int:
+    match node:
+        case ast.Constant(value) if type(value) is int:
+            return value
+    raise UsageError(f"column {node.col_offset + 1}: {ast.unparse(node)!r} is not a number")

@@ -1,0 +1,148 @@
+"""Proofs by enumeration: two expressions compared on every value of the bits that either reads.
+
+Predicates: all combinations. Words: they are XORs of terms that each see one field, so all values of
+the bits that feed tables, times zero and the one-hot values of the rest, decide equality exactly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+
+from kvmfault.algebra.columns import BoolCol, U64Col, pred_column, word_column
+from kvmfault.algebra.expr import ALWAYS, Pred, Term, Word, union
+from kvmfault.errors import UsageError
+
+MAX_BITS = 28
+"""More bits than this are refused: 2**28 cases take about a minute."""
+CHUNK = 1 << 18
+
+Witness: TypeAlias = dict[str, int]
+"""Register name -> value: a smallest set of registers (fewest bits set, then lowest) that shows something."""
+
+
+@dataclass(frozen=True, slots=True)
+class Relation:
+    """How two predicates relate on *cases* combinations of *reads*; each count with its smallest witness."""
+
+    reads: dict[str, int]
+    cases: int
+    both: int
+    only_a: int
+    only_b: int
+    neither: int
+    witnesses: dict[str, Witness]
+    """By the names of the four counts; absent where the count is 0."""
+
+    @property
+    def equal(self) -> bool:
+        """The same answer everywhere."""
+        return not self.only_a and not self.only_b
+
+    @property
+    def a_implies_b(self) -> bool:
+        """Wherever a holds, b holds."""
+        return not self.only_a
+
+    @property
+    def b_implies_a(self) -> bool:
+        """Wherever b holds, a holds."""
+        return not self.only_b
+
+    @property
+    def disjoint(self) -> bool:
+        """Never both."""
+        return not self.both
+
+
+def relate(a: Pred, b: Pred, within: Pred = ALWAYS) -> Relation:
+    """Compare two predicates on every combination of the bits read, where *within* holds.
+
+    Raises UsageError if together they read more than MAX_BITS bits.
+    """
+    reads = union(a.reads, b.reads, within.reads)
+    counts = {"both": 0, "only_a": 0, "only_b": 0, "neither": 0}
+    best: dict[str, tuple[tuple[int, int], Witness]] = {}
+    cases = 0
+    for columns in combinations(reads):
+        inside = pred_column(within, columns)
+        cases += int(inside.sum())
+        va, vb = pred_column(a, columns), pred_column(b, columns)
+        cells = {"both": va & vb, "only_a": va & ~vb, "only_b": vb & ~va, "neither": ~va & ~vb}
+        for name, hit in cells.items():
+            hit &= inside
+            found = int(hit.sum())
+            counts[name] += found
+            if found:
+                candidate = _smallest(columns, hit)
+                best[name] = min(best.get(name, candidate), candidate, key=lambda c: c[0])
+    return Relation(reads, cases, **counts, witnesses={name: w for name, (_, w) in best.items()})
+
+
+def words_differ(a: Word, b: Word) -> Witness | None:
+    """Registers on which the two words differ, or None: they are equal (exact, see the module text)."""
+    tables: dict[str, int] = {}
+    for term in (*a.terms, *b.terms):
+        if term.table is not None:
+            tables[term.register] = tables.get(term.register, 0) | term.mask
+    reads = union(a.reads, b.reads)
+    linear = {name: mask & ~tables.get(name, 0) for name, mask in reads.items()}
+    for columns in combinations(tables or {next(iter(reads), "none"): 0}):
+        rows = len(next(iter(columns.values())))
+        for name, bit in [("", 0)] + [(n, 1 << i) for n, m in linear.items() for i in range(64) if m >> i & 1]:
+            probe = {n: columns.get(n, np.zeros(rows, np.uint64)) | np.uint64(bit * (n == name)) for n in reads}
+            hit = word_column(a, probe) != word_column(b, probe) if probe else np.array([a.const != b.const])
+            if hit.any():
+                return _smallest(probe, hit)[1] if probe else {}
+    return None
+
+
+def bits_read(reads: dict[str, int]) -> int:
+    """How many bits in all."""
+    return sum(mask.bit_count() for mask in reads.values())
+
+
+def combinations(reads: dict[str, int]) -> Iterator[dict[str, U64Col]]:
+    """Every combination of the bits of *reads*, as columns of up to CHUNK rows."""
+    total = bits_read(reads)
+    if total > MAX_BITS:
+        raise UsageError(f"{total} bits are read, at most {MAX_BITS} can be enumerated: narrow the expression")
+    for start in range(0, 1 << total, CHUNK):
+        index = np.arange(start, min(start + CHUNK, 1 << total), dtype=np.uint64)
+        columns: dict[str, U64Col] = {}
+        used = 0
+        for name, mask in reads.items():
+            word = np.zeros_like(index)
+            for term in _deposit(name, mask, used):
+                word |= (index & np.uint64(term.mask)) >> np.uint64(term.shift) if term.shift >= 0 else (
+                    index & np.uint64(term.mask)
+                ) << np.uint64(-term.shift)
+            columns[name] = word
+            used += mask.bit_count()
+        yield columns or {"none": np.zeros_like(index)}
+
+
+def _deposit(name: str, mask: int, used: int) -> Iterator[Term]:
+    # each run of ones in the mask takes the next run of bits of the counter
+    bit = 0
+    while mask >> bit:
+        if not mask >> bit & 1:
+            bit += 1
+            continue
+        run = (~(mask >> bit) & ((mask >> bit) + 1)).bit_length() - 1
+        yield Term(name, ((1 << run) - 1) << used, used - bit, None)
+        used += run
+        bit += run
+
+
+def _smallest(columns: dict[str, U64Col], hit: BoolCol) -> tuple[tuple[int, int], Witness]:
+    rows = np.flatnonzero(hit)
+    ones = np.zeros(len(rows), np.uint64)
+    for column in columns.values():
+        ones += np.bitwise_count(column[rows])
+    rows = rows[ones == ones.min()]
+    witness = {name: int(column[rows[0]]) for name, column in columns.items() if name != "none"}
+    return (int(ones.min()), sum(witness.values())), witness

@@ -1,0 +1,42 @@
+"""Every exception that kvmfault raises on purpose. The offending value is an attribute; the text is one line."""
+
+from __future__ import annotations
+
+
+class KvmfaultError(Exception):
+    """Base of all errors below. The command line prints its text and exits with status 2."""
+
+
+class LayoutError(KvmfaultError):
+    """A register layout or a stage-2 format declared wrongly. Raised at import, never by input."""
+
+
+class UsageError(KvmfaultError):
+    """A name, target, option or expression given by the user that does not exist or does not parse."""
+
+
+class DecodeError(KvmfaultError):
+    """A register value that cannot be what it is said to be.
+
+    ``register`` is its name, ``value`` what was given (None where none was).
+    """
+
+    def __init__(self, message: str, *, register: str, value: int | None = None) -> None:
+        super().__init__(message)
+        self.register = register
+        self.value = value
+
+
+class TraceError(KvmfaultError):
+    """A recording that cannot be read. ``line`` and ``column`` count from 1 (column 0: the whole line)."""
+
+    def __init__(self, message: str, *, path: str, line: int, column: int = 0) -> None:
+        where = f"{path}:{line}:{column}" if column else f"{path}:{line}"
+        super().__init__(f"{where}: {message}")
+        self.path = path
+        self.line = line
+        self.column = column
+
+
+class ModelError(KvmfaultError):
+    """The model was used against a rule of the kernel (e.g. ended an invalidation that never began)."""

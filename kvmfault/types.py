@@ -1,0 +1,25 @@
+"""Addresses and numbers of the model, each a type of its own.
+
+All are plain ``int`` at run time. Addresses count bytes; frame numbers count pages *of the
+host* (4K, 16K or 64K, the kernel's ``gpa >> PAGE_SHIFT``), whatever granule a table uses.
+"""
+
+from __future__ import annotations
+
+from typing import Final, NewType
+
+Gpa = NewType("Gpa", int)
+"""Guest-physical address, bytes. arm64 calls it IPA."""
+Gva = NewType("Gva", int)
+"""Guest-virtual address, bytes."""
+Hva = NewType("Hva", int)
+"""Address in the user space that runs the VM, bytes."""
+Hpa = NewType("Hpa", int)
+"""Host-physical address, bytes."""
+Gfn = NewType("Gfn", int)
+"""Guest frame number: a Gpa in units of the host's pages."""
+Pfn = NewType("Pfn", int)
+"""Host frame number (the kernel's kvm_pfn_t without its error encodings)."""
+
+U64: Final = (1 << 64) - 1
+"""All ones in 64 bits: the width of every register word of the model."""
