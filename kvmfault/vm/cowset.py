@@ -1,0 +1,60 @@
+"""A set that forks in constant time: shared until one side writes."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Iterator
+from typing import Generic, TypeVar
+
+T = TypeVar("T", bound=Hashable)
+
+
+class CowSet(Generic[T]):
+    """Mutable set; ``fork`` is O(1), the first write after one copies."""
+
+    __slots__ = ("_items", "_shared")
+
+    def __init__(self, items: Iterable[T] = ()) -> None:
+        self._items = set(items)
+        self._shared = False
+
+    def add(self, item: T) -> None:
+        """Put *item* in."""
+        if item not in self._items:
+            self._own().add(item)
+
+    def discard(self, item: T) -> bool:
+        """Take *item* out; whether it was in."""
+        found = item in self._items
+        if found:
+            self._own().discard(item)
+        return found
+
+    def take(self) -> frozenset[T]:
+        """Everything, leaving the set empty."""
+        taken = frozenset(self._items)
+        self._items, self._shared = set(), False
+        return taken
+
+    def _own(self) -> set[T]:
+        if self._shared:
+            self._items, self._shared = set(self._items), False
+        return self._items
+
+    def fork(self) -> CowSet[T]:
+        """An independent copy."""
+        new: CowSet[T] = CowSet()
+        new._items, new._shared, self._shared = self._items, True, True
+        return new
+
+    def key(self) -> frozenset[T]:
+        """The content, hashable."""
+        return frozenset(self._items)
+
+    def __contains__(self, item: object) -> bool:
+        return item in self._items
+
+    def __iter__(self) -> Iterator[T]:
+        return iter(self._items)
+
+    def __len__(self) -> int:
+        return len(self._items)
