@@ -1,0 +1,1 @@
+"""What arch-neutral code may ask of a fault, and what an architecture must provide to answer it."""

@@ -1,0 +1,118 @@
+"""Backend: what an architecture provides. Target: one backend, format and kernel, ready to use.
+
+Recipe for a new architecture, in the order in which each part becomes useful:
+
+1. registers        declare them (``register``); one synthetic register carries what the VM or caller adds
+2. facts            fill ``Accessors``: an expression for each fact, a ``Gap`` with its reason for the rest
+3. encode           build registers from an ``Access``; losses are found for you
+4. formats          descriptors and geometry (``Stage2Format``)
+5. policies         one value for each documented difference (``Policy``), by kernel version
+6. joints           only what no policy can say: a function per place, by kernel version
+7. tracepoints      which trace events carry faults, and how their text reads
+
+One folder, one entry point in the group ``kvmfault.backends``; no change in kvmfault/.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol, TypeAlias
+
+from kvmfault.algebra.expr import ALWAYS, Maybe, Pred, Word
+from kvmfault.algebra.layout import Register
+from kvmfault.contract.access import Access
+from kvmfault.contract.accessors import Definition
+from kvmfault.vm.caps import HostCaps
+from kvmfault.contract.fault import MmioFault
+from kvmfault.contract.format import Stage2Format
+from kvmfault.contract.outcome import Outcome
+from kvmfault.contract.policy import Policy
+from kvmfault.contract.ports import Ports, VmFacts
+from kvmfault.contract.progress import Progress
+from kvmfault.contract.tracepoints import Tracepoints
+
+Joint: TypeAlias = Callable[[Ports, MmioFault, Progress], Outcome | None]
+"""A step that only one architecture has: an outcome ends the path, None goes on. It installs no mapping."""
+Named: TypeAlias = Mapping[str, Pred | Word | Maybe]
+
+
+class Conclude(Protocol):
+    """Turns the outcome of the fault machinery into that of the exit handler."""
+
+    def __call__(self, vm: Ports, fault: MmioFault, at: Progress, outcome: Outcome) -> Outcome:
+        """The outcome of the exit."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Joints:
+    """The truly architectural steps, a tuple for each named place of the path."""
+
+    screen: tuple[Joint, ...] = ()
+    """First: is this a fault of this kind at all."""
+    translate: tuple[Joint, ...] = ()
+    """Faulting address to canonical address, through the guest's own table."""
+    repair: tuple[Joint, ...] = ()
+    """An entry exists and only a bit is missing."""
+    reject_unbacked: tuple[Joint, ...] = ()
+    """Accesses outside memory that no device can answer."""
+    decode_mmio: tuple[Joint, ...] = ()
+    """Syndrome to device access."""
+    special_slot: tuple[Joint, ...] = ()
+    """Slots that are not memory."""
+    defer: tuple[Joint, ...] = ()
+    """Fetch the page in the background."""
+    refuse_fetch: tuple[Joint, ...] = ()
+    """Code must not run from here."""
+    prepare_page: tuple[Joint, ...] = ()
+    """Under the lock, before the entry is visible."""
+    conclude: tuple[Conclude, ...] = ()
+    """After the path."""
+
+
+Encode: TypeAlias = Callable[[Access, Stage2Format], tuple[Mapping[str, int], Mapping[str, str]]]
+"""(registers by name, reasons by member of Access that they cannot say)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Backend:
+    """An architecture: facts and a few functions. Everything by kernel version is keyed by its name, newest last."""
+
+    name: str
+    about: str
+    """One line for ``backend list``."""
+    registers: tuple[Register, ...]
+    """Fault registers in the order of ``Regs``; the synthetic one last."""
+    code: str
+    """Register that a lone number given to ``decode`` stands for."""
+    defaults: Mapping[str, int] = field(default_factory=dict)
+    """Value of a register that was not given, where 0 would mean something else."""
+    given: Mapping[str, str] = field(default_factory=dict)
+    """Register -> field of the synthetic register that says it was captured."""
+    facts: Mapping[str, Callable[[Stage2Format], Definition]]
+    accessors: Mapping[str, Callable[[Stage2Format], Named]]
+    """The kernel's own accessors under their own names."""
+    encode: Encode
+    formats: Mapping[str, Stage2Format]
+    """By name; the first is the default."""
+    policies: Mapping[str, Callable[[Stage2Format], Policy]]
+    joints: Mapping[str, Joints]
+    host: Callable[[Stage2Format], HostCaps]
+    """What a usual host offers."""
+    vm: VmFacts
+    """What a usual VM is."""
+    tracepoints: Tracepoints
+    reachable: Pred = ALWAYS
+    """Register values that hardware can produce, as far as facts depend on it."""
+    layouts: Mapping[str, Callable[[Mapping[str, int]], Register]] = field(default_factory=dict)
+    """Register -> which of several layouts of it applies, by all registers' values."""
+    unusual: Callable[[Mapping[str, int]], tuple[str, ...]] | None = None
+    """Diagnostics about register values that are odd but decodable."""
+    paste: Callable[[str], Mapping[str, int] | None] | None = None
+    """Registers out of a line that people paste (log, register dump, trace), or None: the line holds none."""
+
+    @property
+    def kernels(self) -> tuple[str, ...]:
+        """Kernel versions modelled, oldest first."""
+        return tuple(self.policies)

@@ -1,0 +1,298 @@
+"""Ports: everything that a step of the path asks of its surroundings, or tells them.
+
+The VM state implements them; tests script them, because kernels have been asked situations that no real
+host produces. A step never reaches further than this.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import NamedTuple, Protocol
+
+from kvmfault.contract.format import Memory, Stage2Format
+from kvmfault.contract.outcome import MmioAccess, Signal
+from kvmfault.types import Gfn, Gpa, Hva, Pfn
+from kvmfault.vm.area import Pin, PinError
+from kvmfault.vm.memslot import Memslot
+
+__all__ = ["Area", "GuestTranslation", "GuestWalkFault", "Invalidations", "MapResult", "Memslot", "MmioNote", "Pin", "PinError", "Ports"]
+__all__ += ["Repair", "VmFacts", "VmView"]
+
+
+class Area(NamedTuple):
+    """What is copied out of a host area (VMA) while its lock is held. (A tuple: every fault may make one.)"""
+
+    block: int
+    """Bytes of its block at the address: huge-page size, or one host page."""
+    tags_allowed: bool = True
+    """Memory tagging may be used on it."""
+    any_uncached: bool = False
+    """Device memory of it may be mapped non-cacheable instead of as device (VM_ALLOW_ANY_UNCACHED)."""
+
+
+@dataclass(frozen=True, slots=True)
+class GuestTranslation:
+    """Result of walking the guest's own second stage, or its paging when it is shadowed."""
+
+    gpa: Gpa
+    """Canonical address: the frame that memslots know."""
+    size: int
+    """Bytes of the guest's block."""
+    readable: bool = True
+    writable: bool = True
+    executable: bool = True
+    level: int = 3
+    """The guest's own level number, kept in the entry where the format has room for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class GuestWalkFault:
+    """The guest's own tables do not translate the address: what the guest is to be told."""
+
+    status: int
+    """The architecture's status code for the fault that the guest gets."""
+    errno: int = 0
+    """Positive: the tables could not be read, and KVM_RUN is to fail as well."""
+
+
+class MapResult(Enum):
+    """What installing an entry did."""
+
+    FIXED = "installed"
+    UNCHANGED = "the entry was there already"
+    LOST = "another vCPU changed the entry meanwhile"
+    MMIO = "the entry remembers MMIO"
+    WRITE_PROTECTED = "the frame must stay write-protected"
+    ABSENT = "there is no entry to change"
+
+
+class Repair(Enum):
+    """What a try to repair an entry without the slow path did."""
+
+    FIXED = "repaired"
+    SPURIOUS = "nothing was missing"
+    NOT_HERE = "has to take the slow path"
+
+
+class Invalidations(Protocol):
+    """Read side of the MMU-notifier protocol."""
+
+    @property
+    def seq(self) -> int:
+        """Sequence number: grows when an invalidation ends."""
+        ...
+
+    def retry(self, seq: int) -> bool:
+        """mmu_invalidate_retry: any invalidation runs, or one ended since *seq*."""
+        ...
+
+    def retry_gfn(self, seq: int, gfn: Gfn) -> bool:
+        """mmu_invalidate_retry_gfn: one that covers *gfn* runs, or one ended since *seq*. Under the lock only."""
+        ...
+
+    def retry_gfn_unsafe(self, seq: int, gfn: Gfn) -> bool:
+        """mmu_invalidate_retry_gfn_unsafe: as above without the lock; may miss, so the locked test must follow."""
+        ...
+
+
+class VmView(Protocol):
+    """What joints and steps may read of the VM. Asking changes nothing."""
+
+    @property
+    def format(self) -> Stage2Format:
+        """Format of the second-stage table."""
+        ...
+
+    @property
+    def page_shift(self) -> int:
+        """log2 of the host page size."""
+        ...
+
+    @property
+    def invalidations(self) -> Invalidations:
+        """The notifier protocol's state."""
+        ...
+
+    @property
+    def facts(self) -> VmFacts:
+        """What this VM and host are, constant while a fault is handled."""
+        ...
+
+    def find_slot(self, gfn: Gfn) -> Memslot | None:
+        """Slot of the faulting vCPU's address space, INVALID ones included."""
+        ...
+
+    def is_private(self, gfn: Gfn) -> bool:
+        """The memory attribute PRIVATE of *gfn*."""
+        ...
+
+    def entry_prot(self, gpa: Gpa) -> tuple[int, int] | None:
+        """(R/W/X bits, size in bytes) of the present leaf over *gpa*, or None."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VmFacts:
+    """Facts of VM, host and vCPU that are neither policy nor state of the path."""
+
+    private_memory: bool = False
+    """The VM can have private memory."""
+    private_by_attribute: bool = False
+    """An access is private when the attribute of its frame is (software-protected VM)."""
+    coherent_icache: bool = False
+    """Instruction caches are coherent with data (CTR_EL0.DIC): anything may be mapped executable."""
+    small_exec: bool = False
+    """Executable memory is mapped by pages (workaround for a CPU erratum, nx_huge_pages)."""
+    tagging: bool = False
+    """The guest uses memory tags (MTE)."""
+    hardware_access_dirty: bool = True
+    """The CPU sets accessed and dirty bits itself."""
+    mmio_caching: bool = True
+    """MMIO may be kept in the table."""
+    ipa_limit_bits: int = 48
+    """Guest-physical addresses of more bits do not exist on this host."""
+    table_bits: int = 48
+    """Guest-physical addresses of more bits are outside this VM's table."""
+    max_gfn: int = (1 << 36) - 1
+    """Largest frame that can be remembered as MMIO."""
+    big_endian: bool = False
+    """The vCPU's data accesses are big-endian."""
+    protected: bool = False
+    """The vCPU belongs to a protected VM."""
+    undecoded_mmio_exits: bool = False
+    """The VMM asked for accesses that the syndrome does not describe (KVM_CAP_ARM_NISV_TO_USER)."""
+    host_claims_aborts: bool = False
+    """The host's error handling (APEI) takes external aborts."""
+    nested: bool = False
+    """The vCPU runs a guest of its own guest."""
+    apic_virtualised: bool = True
+    """Accesses to the APIC page need no emulation."""
+    sev_snp: bool = False
+    """Private memory is encrypted memory (SEV-SNP)."""
+    root_valid: bool = True
+    """The vCPU has a root table; without one it cannot fault, and the kernel warns."""
+    repeats_unprotect: bool = False
+    """The vCPU faults again where lifting write-protection was the last answer (last_retry_eip, last_retry_addr)."""
+    event_reinjected: bool = False
+    """An event was being delivered when the guest faulted, and has to be delivered again."""
+
+
+class Ports(VmView, Protocol):
+    """What steps ask and do."""
+
+    def walk_guest(self, gpa: Gpa) -> GuestTranslation | GuestWalkFault | None:
+        """Walk the guest's tables for *gpa*; None: not given."""
+        ...
+
+    def is_tracked(self, gfn: Gfn) -> bool:
+        """Writes to the frame are tracked."""
+        ...
+
+    def repair_young(self, gpa: Gpa) -> None:
+        """Set the access flag of the leaf over *gpa*, if there is one."""
+        ...
+
+    def repair_fast(self, gpa: Gpa, *, write: bool, execute: bool) -> Repair:
+        """Fix the leaf over *gpa* by compare-and-swap, or say why not. (fast_page_fault)"""
+        ...
+
+    def topup(self) -> int:
+        """Put table pages in reserve: 0 or a positive errno."""
+        ...
+
+    def area(self, hva: Hva) -> Area | None:
+        """Facts of the host area, read under its lock; None: no area."""
+        ...
+
+    def pin(self, slot: Memslot, gfn: Gfn, hva: Hva, *, write: bool, nowait: bool, interruptible: bool) -> Pin:
+        """Obtain the host page of *gfn*. (__gfn_to_pfn_memslot)"""
+        ...
+
+    def pin_memfd(self, slot: Memslot, gfn: Gfn) -> Pin:
+        """Obtain the page of *gfn* from the slot's guest_memfd. (kvm_gmem_get_pfn)"""
+        ...
+
+    def defer(self, gfn: Gfn) -> bool:
+        """Fetch the page in the background; True: the fault may be retried later. (kvm_arch_setup_async_pf)"""
+        ...
+
+    def mapping_size(self, hva: Hva) -> int:
+        """Bytes of the leaf in the host's own page table at *hva*, or a negative errno."""
+        ...
+
+    def block_allowed(self, slot: Memslot, gfn: Gfn, size: int) -> bool:
+        """No shadowed frame and no mixed attributes forbid a block of *size* at *gfn*. (lpage_info counts)"""
+        ...
+
+    def lock(self) -> None:
+        """Take mmu_lock for read."""
+        ...
+
+    def table_retired(self) -> bool:
+        """The table that this vCPU uses was replaced. (is_obsolete_root)"""
+        ...
+
+    def prepare_page(self, pfn: Pfn, size: int) -> None:
+        """Initialise tags of the page before it becomes visible. (sanitise_mte_tags)"""
+        ...
+
+    def map(
+        self, gpa: Gpa, size: int, pfn: Pfn, prot: int, memory: Memory, *, host_writable: bool, young: bool, tag: int
+    ) -> MapResult | int:
+        """Install a leaf for *size* bytes at *gpa*; an int is a positive errno. *young*: somebody waits for it, so it counts as used."""
+        ...
+
+    def relax(self, gpa: Gpa, prot: int) -> MapResult | int:
+        """Add permissions to the leaf over *gpa*; an int is a positive errno."""
+        ...
+
+    def map_mmio(self, gpa: Gpa, prot: int) -> MapResult:
+        """Install an entry that remembers MMIO."""
+        ...
+
+    def note_mmio(self, gfn: Gfn, gva: int | None) -> None:
+        """Remember in the vCPU that *gfn* is MMIO. (vcpu_cache_mmio_info)"""
+        ...
+
+    def find_mmio(self, gpa: Gpa) -> MmioNote:
+        """What vCPU and table remember of *gpa* as MMIO. (handle_mmio_page_fault)"""
+        ...
+
+    def mark_dirty(self, slot: Memslot, gfn: Gfn, pfn: Pfn) -> None:
+        """Record a write to the frame in log and host page."""
+        ...
+
+    def release(self, pfn: Pfn) -> None:
+        """Drop the page obtained by a pin."""
+        ...
+
+    def signal(self, signal: Signal) -> None:
+        """Queue a SIGBUS for the VMM."""
+        ...
+
+    def bus(self, access: MmioAccess) -> int | None:
+        """Offer the access to devices inside the kernel: the value read (0 for a store), or None: nobody took it."""
+        ...
+
+    def register(self, number: int) -> int:
+        """Value of a general register of the vCPU; ZERO_REGISTER reads 0."""
+        ...
+
+    def unprotect(self, gfn: Gfn) -> bool:
+        """Lift write-tracking of the frame; False: there was none to lift."""
+        ...
+
+    def warn(self, text: str) -> None:
+        """The kernel would print a warning."""
+        ...
+
+
+class MmioNote(Enum):
+    """What is known of an address as MMIO."""
+
+    CACHED = "the vCPU remembers it"
+    CURRENT = "an entry of the current memslot generation"
+    STALE = "an entry of an older generation"
+    ABSENT = "no such entry"
+    BROKEN = "an entry with reserved bits that is not such an entry"

@@ -1,0 +1,52 @@
+"""Tracepoints: which trace events of an architecture mean what, and how their text reads. Declared by backends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import TypeAlias
+
+Fields: TypeAlias = Mapping[str, int | str]
+"""Fields of one event by their kernel names."""
+
+
+class Role(Enum):
+    """What an event says."""
+
+    FAULT = "a guest fault, with its registers"
+    EXIT = "the guest stopped"
+    ENTRY = "the guest runs"
+    MMIO = "a device access"
+    UNMAP = "a host range is being unmapped"
+    AGE = "a host range is aged: access flags are read and cleared"
+    TEST_AGE = "a host range is looked at for its access flags"
+    USER_EXIT = "KVM_RUN returned"
+    UNDECODED = "a device access that the syndrome does not describe"
+    ADDRESS = "the guest-physical address of a fault that an earlier event of the vCPU left out"
+
+
+@dataclass(frozen=True, slots=True)
+class Tracepoint:
+    """One event: its role, templates of its text (tried in order), and whose it is."""
+
+    role: Role
+    templates: tuple[str, ...]
+    """``{name:x}`` hex with or without 0x, ``{name:d}`` decimal, ``{name:w}`` a word."""
+    assigned: str | None = None
+    """Fields of the ``name=value`` form (``trace-cmd report -R``) as ``"gpa:x len:d val:x?"``; None: the templates'."""
+    registers: Callable[[Fields, Fields], Mapping[str, int] | None] | None = None
+    """Role FAULT (and EXIT, where an exit alone is a fault): from the event's fields and those of the last exit of the
+    same vCPU, the fault registers; None: this event is not a fault of this backend, or its encoding is unknown."""
+    needs_exit: bool = False
+    """The meaning of the registers is known only from the preceding exit. Without one the TARGET must say; then
+    ``registers`` is called with no exit fields."""
+    vcpu: str = ""
+    """Field that numbers the vCPU; empty: only the task tells it."""
+    awaits: str = ""
+    """Role EXIT with registers: the register whose value is not in the exit; the next ADDRESS or MMIO event of the same
+    vCPU brings it."""
+
+
+Tracepoints: TypeAlias = Mapping[str, Tracepoint]
+"""By event name."""
