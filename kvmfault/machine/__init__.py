@@ -1,0 +1,1 @@
+"""A VM made of plain values, on which the path runs."""

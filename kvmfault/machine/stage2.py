@@ -1,0 +1,299 @@
+"""A second-stage table of real descriptors, for any Stage2Format.
+
+Tables are shared between forks and copied when one of them writes (an owner token per fork), so a fork
+costs nothing and a change copies one table per level.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+from kvmfault.contract.format import Kind, Memory, Stage2Format, level_of
+from kvmfault.contract.ports import MapResult, Repair
+from kvmfault.errors import ModelError
+from kvmfault.types import Gpa, Hpa, Pfn
+
+_FIXED, _UNCHANGED, _ABSENT = MapResult.FIXED, MapResult.UNCHANGED, MapResult.ABSENT
+_TABLES_AT: Final = 1 << 40
+"""Host-physical address of the first table page: away from the frames of host memory."""
+
+
+class _Table:
+    """One table page: descriptors by index, and the tables that its table descriptors point to."""
+
+    __slots__ = ("children", "entries", "hpa", "owner")
+
+    def __init__(self, hpa: Hpa, owner: object) -> None:
+        self.hpa = hpa
+        self.owner = owner
+        self.entries: dict[int, int] = {}
+        self.children: dict[int, _Table] = {}
+
+    def copy(self, owner: object) -> _Table:
+        new = _Table(self.hpa, owner)
+        new.entries = self.entries.copy()
+        new.children = self.children.copy()
+        return new
+
+
+class Found(NamedTuple):
+    """Where a walk ended: the entry, and what it maps or would map."""
+
+    gpa: Gpa
+    """First address that the entry covers."""
+    shift: int
+    desc: int
+
+
+@dataclass(frozen=True, slots=True)
+class Removed:
+    """What an unmap took away: leaves and the bytes they covered."""
+
+    leaves: int
+    size: int
+
+
+class Stage2:
+    """Map, change and walk. Each call is what one vCPU does under mmu_lock, one compare-and-swap per entry."""
+
+    __slots__ = ("_levels", "_next_hpa", "_owner", "_root", "format", "split_blocks")
+
+    def __init__(self, fmt: Stage2Format, *, split_blocks: bool) -> None:
+        self.format = fmt
+        self.split_blocks = split_blocks
+        """Mapping a piece of a block keeps the other pieces (else they are dropped and fault again)."""
+        self._levels = tuple((level.shift, (1 << level.index_bits) - 1) for level in fmt.levels)
+        self._owner = object()
+        self._next_hpa = _TABLES_AT
+        self._root = self._new_table()
+
+    def _new_table(self) -> _Table:
+        table = _Table(Hpa(self._next_hpa), self._owner)
+        self._next_hpa += 1 << self.format.page_shift
+        return table
+
+    # Reading.
+
+    def walk(self, gpa: Gpa) -> Found:
+        """The entry at which translation of *gpa* ends: a leaf, an MMIO entry, or an empty one."""
+        table = self._root
+        for shift, mask in self._levels:
+            index = gpa >> shift & mask
+            child = table.children.get(index)
+            if child is None:
+                return Found(Gpa(gpa & -(1 << shift)), shift, table.entries.get(index, self.format.empty))
+            table = child
+        raise ModelError("a table descriptor at the last level")
+
+    def leaf(self, gpa: Gpa) -> Found | None:
+        """The leaf over *gpa*, or None."""
+        found = self.walk(gpa)
+        return found if self.format.kind(found.desc, found.shift) is Kind.LEAF else None
+
+    def entries(self) -> Iterator[Found]:
+        """Every leaf and MMIO entry, by address."""
+        yield from self._entries(self._root, 0, 0)
+
+    def _entries(self, table: _Table, depth: int, base: int) -> Iterator[Found]:
+        shift, _ = self._levels[depth]
+        for index in sorted(table.entries.keys() | table.children.keys()):
+            gpa = base | index << shift
+            child = table.children.get(index)
+            if child is not None:
+                yield from self._entries(child, depth + 1, gpa)
+            elif table.entries[index] != self.format.empty:
+                yield Found(Gpa(gpa), shift, table.entries[index])
+
+    def tables(self) -> int:
+        """Table pages in use."""
+        stack, count = [self._root], 0
+        while stack:
+            table = stack.pop()
+            count += 1
+            stack.extend(table.children.values())
+        return count
+
+    # Writing.
+
+    def map(
+        self, gpa: Gpa, size: int, pfn: Pfn, prot: int, memory: Memory, *, host_writable: bool, young: bool, tag: int
+    ) -> MapResult:
+        """Install a leaf of *size* bytes over *gpa*. ModelError for a size that is no level's."""
+        fmt = self.format
+        shift = size.bit_length() - 1
+        table, index = self._descend(gpa, shift)
+        new = fmt.leaf(
+            shift,
+            Hpa(pfn << fmt.page_shift),
+            prot,
+            memory,
+            young=young,
+            host_writable=host_writable,
+            tag=tag,
+        )
+        entries = table.entries
+        old = entries.get(index)
+        if old is not None and index not in table.children:
+            if old == new:
+                return _UNCHANGED
+            mask = fmt.perm_mask
+            if mask and (old ^ new) & ~mask == 0 and fmt.kind(old, shift) is Kind.LEAF:
+                return _UNCHANGED  # same mapping: permissions are relaxed by the fault that needs them
+        table.children.pop(index, None)
+        entries[index] = new
+        return _FIXED
+
+    def put(self, gpa: Gpa, size: int, desc: int) -> MapResult:
+        """Write a descriptor as it is (an MMIO entry, a recorded one) at the level of *size* bytes."""
+        table, index = self._descend(gpa, size.bit_length() - 1)
+        if table.entries.get(index, self.format.empty) == desc and index not in table.children:
+            return _UNCHANGED
+        table.children.pop(index, None)
+        table.entries[index] = desc
+        return _FIXED
+
+    def _descend(self, gpa: Gpa, target: int) -> tuple[_Table, int]:
+        # to the table that holds entries of 1 << target bytes, owned by this fork, created where missing
+        owner = self._owner
+        table = self._root
+        if table.owner is not owner:
+            self._root = table = table.copy(owner)
+        for shift, mask in self._levels:
+            index = gpa >> shift & mask
+            if shift == target:
+                return table, index
+            child = table.children.get(index)
+            if child is None:
+                child = self._grow(table, index, shift)
+            elif child.owner is not owner:
+                child = table.children[index] = child.copy(owner)
+            table = child
+        level_of(self.format, 1 << target)  # says which sizes there are
+        raise ModelError(f"no level maps {1 << target:#x} bytes")
+
+    def _grow(self, table: _Table, index: int, shift: int) -> _Table:
+        fmt = self.format
+        child = self._new_table()
+        old = table.entries.get(index)
+        if old is not None and self.split_blocks and fmt.kind(old, shift) is Kind.LEAF:
+            child_shift = next(s for s, _ in self._levels if s < shift)
+            for i in range(1 << shift - child_shift):
+                child.entries[i] = fmt.child_leaf(old, shift, child_shift, i)
+        table.entries[index] = fmt.table(child.hpa)
+        table.children[index] = child
+        return child
+
+    def _update(self, found: Found, desc: int) -> None:
+        table, index = self._descend(found.gpa, found.shift)
+        table.entries[index] = desc
+
+    def relax(self, gpa: Gpa, prot: int) -> MapResult:
+        """Add permissions to the leaf over *gpa*; ABSENT if there is none."""
+        found = self.leaf(gpa)
+        if found is None:
+            return _ABSENT
+        self._update(found, self.format.add_prot(found.desc, prot))
+        return _FIXED
+
+    def make_young(self, gpa: Gpa) -> bool:
+        """Set the access flag of the leaf over *gpa*; False: no leaf."""
+        found = self.leaf(gpa)
+        if found is not None:
+            self._update(found, self.format.with_young(found.desc, True))
+        return found is not None
+
+    def fix_fast(self, gpa: Gpa, *, write: bool, execute: bool, logged: bool) -> Repair:
+        """Repair the leaf over *gpa* without the lock: give back write permission or the access flag.
+
+        A block in a logged slot stays as it is. Kernel: fast_page_fault.
+        """
+        fmt = self.format
+        found = self.leaf(gpa)
+        if found is None:
+            return Repair.NOT_HERE
+        prot, young = fmt.prot(found.desc), fmt.is_young(found.desc)
+        wanted = 1 if execute else 2 if write else 4
+        if young and prot & wanted:
+            return Repair.SPURIOUS
+        new: int | None = found.desc if young else fmt.with_young(found.desc, True)
+        if write and new is not None and not prot & 2:
+            if logged and found.shift > fmt.page_shift:
+                return Repair.NOT_HERE
+            new = fmt.fix_write(new)
+        if new is None or new == found.desc or not fmt.prot(new) & wanted:
+            return Repair.NOT_HERE
+        self._update(found, new)
+        return Repair.FIXED
+
+    # What invalidation and logging do to a range; a block that is only partly inside is affected whole.
+
+    def unmap(self, start: Gpa, end: Gpa) -> Removed:
+        """Drop every entry that maps an address in ``[start, end)``, and tables left empty."""
+        found = list(self.in_range(start, end))
+        for entry in found:
+            table, index = self._descend(entry.gpa, entry.shift)
+            del table.entries[index]
+        leaves = [e for e in found if self.format.kind(e.desc, e.shift) is Kind.LEAF]
+        return Removed(len(leaves), sum(1 << e.shift for e in leaves))
+
+    def write_protect(self, start: Gpa, end: Gpa) -> int:
+        """Take write permission from every leaf in the range; the number changed."""
+        changed = 0
+        for entry in list(self.in_range(start, end)):
+            if self.format.kind(entry.desc, entry.shift) is Kind.LEAF:
+                desc = self.format.write_protect(entry.desc)
+                if desc != entry.desc:
+                    self._update(entry, desc)
+                    changed += 1
+        return changed
+
+    def age(self, start: Gpa, end: Gpa, *, test_only: bool) -> bool:
+        """Whether any leaf in the range was used; clears their access flags unless *test_only*."""
+        used = False
+        for entry in list(self.in_range(start, end)):
+            if self.format.kind(entry.desc, entry.shift) is Kind.LEAF and self.format.is_young(entry.desc):
+                used = True
+                if not test_only:
+                    self._update(entry, self.format.with_young(entry.desc, False))
+        return used
+
+    def in_range(self, start: Gpa, end: Gpa) -> Iterator[Found]:
+        """Every leaf and MMIO entry that covers an address in ``[start, end)``; costs what is mapped there."""
+        yield from self._in_range(self._root, 0, 0, start, end)
+
+    def _in_range(self, table: _Table, depth: int, base: int, start: int, end: int) -> Iterator[Found]:
+        shift, mask = self._levels[depth]
+        first = max(0, start - base) >> shift
+        last = min(max(0, end - 1 - base) >> shift, mask)
+        # a sparse table is scanned by its entries, a short range by its indexes
+        wanted = range(first, last + 1)
+        indexes = wanted if len(wanted) < len(table.entries) else sorted(i for i in table.entries if i in wanted)
+        for index in indexes:
+            gpa = base | index << shift
+            child = table.children.get(index)
+            if child is not None:
+                yield from self._in_range(child, depth + 1, gpa, start, end)
+                continue
+            desc = table.entries.get(index)
+            if desc is not None and desc != self.format.empty:
+                yield Found(Gpa(gpa), shift, desc)
+
+    def clear(self) -> None:
+        """Retire the whole table: a new root. (kvm_mmu_zap_all_fast; kvm_free_stage2_pgd)"""
+        self._root = self._new_table()
+
+    # Copies.
+
+    def fork(self) -> Stage2:
+        """An independent copy in constant time."""
+        new = Stage2.__new__(Stage2)
+        new.format, new.split_blocks, new._levels = self.format, self.split_blocks, self._levels
+        new._root, new._next_hpa = self._root, self._next_hpa
+        new._owner, self._owner = object(), object()  # neither owns the shared tables any more
+        return new
+
+    def key(self) -> Hashable:
+        """All entries, hashable. Addresses of table pages take no part: they are an accident of order."""
+        return frozenset(self.entries())

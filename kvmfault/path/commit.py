@@ -1,0 +1,153 @@
+"""Steps under mmu_lock, and what follows it. The lock is held for read: another vCPU may run the same steps."""
+
+from __future__ import annotations
+
+from errno import EFAULT
+
+from kvmfault.contract.fault import MmioFault
+from kvmfault.contract.format import W, X
+from kvmfault.contract.outcome import Emulate, Error, Fixed, Outcome, Retry, Spurious, WriteProtected, fixed
+from kvmfault.contract.policy import DirtyMark, RetryTest, Unchanged
+from kvmfault.contract.ports import MapResult, Ports, Memslot
+from kvmfault.contract.progress import Progress
+from kvmfault.path.resolve import fits
+from kvmfault.types import Gpa, Pfn
+
+_GFN = RetryTest.GFN
+_WITH_ENTRY = DirtyMark.WITH_ENTRY
+_FIXED = MapResult.FIXED
+
+
+def stale(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
+    """The table was retired, or what was sampled is no longer true. An MMIO entry depends on no sequence.
+
+    Kernel: mmu_invalidate_retry in user_mem_abort; is_page_fault_stale.
+    """
+    if vm.table_retired():
+        return Retry("the table that this vCPU uses was retired")
+    if at.slot is None:
+        return None
+    invalidations = vm.invalidations
+    gone = invalidations.retry_gfn(at.seq, at.gfn) if at.policy.retry_test is _GFN else invalidations.retry(at.seq)
+    return Retry("the page was invalidated after it was looked up") if gone else None
+
+
+def fit_size(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
+    """The size that is mapped: the area's, the one that faulted, or as much as the host itself maps.
+
+    Kernel: transparent_hugepage_adjust and the granule rule of user_mem_abort; kvm_mmu_hugepage_adjust.
+    """
+    slot = at.slot
+    if slot is None:
+        return None
+    page = 1 << vm.page_shift
+    policy = at.policy
+    at.wanted = at.size
+    if at.page_only or at.size > page or not policy.fit_sizes:
+        return None
+    if policy.relax_in_place:
+        if at.pin is not None and at.pin.device:
+            return None
+        if fault.is_permission and (fault.granule or 0) > page:
+            at.wanted = at.size = fault.granule or page
+            return None
+    size = _host_block(vm, at, slot, page)
+    if size < 0:
+        return Error(-size, "the host's page table could not be read")
+    at.wanted = size
+    if size > page and not (fault.is_exec and vm.facts.small_exec):
+        at.size = size
+        at.at = Gpa(at.at & -size)
+        at.pfn = Pfn(at.pfn & -(size >> vm.page_shift))
+    return None
+
+
+def _host_block(vm: Ports, at: Progress, slot: Memslot, page: int) -> int:
+    allowed = page
+    sizes = at.policy.fit_sizes  # smallest first
+    for size in sizes:
+        if size <= at.max_size and fits(vm, slot, at.hva, size) and vm.block_allowed(slot, at.gfn, size):
+            allowed = size
+    if allowed == page or at.private:
+        return allowed  # private memory is not in the host's table
+    host = vm.mapping_size(at.hva)
+    if host < 0:
+        return host
+    mapped = page
+    for size in sizes:
+        if size <= host:
+            mapped = size
+    return min(allowed, mapped)
+
+
+def prepare_page(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
+    """What must be done to the page before anyone can see the entry. Kernel: sanitise_mte_tags."""
+    for joint in at.joints.prepare_page:
+        outcome = joint(vm, fault, at)
+        if outcome is not None:
+            return outcome
+    return None
+
+
+def install(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
+    """Relax, map, or leave an entry that remembers MMIO; each entry by compare-and-swap.
+
+    Kernel: kvm_pgtable_stage2_relax_perms, kvm_pgtable_stage2_map; kvm_tdp_mmu_map.
+    """
+    slot = at.slot
+    if slot is None:
+        at.answer = _answer(at, vm.map_mmio(at.at, at.prot))
+        return at.answer
+    if at.size > 1 << vm.page_shift and vm.facts.small_exec:
+        at.prot &= ~X
+    prot = at.prot
+    policy = at.policy
+    with_entry = policy.dirty_mark is _WITH_ENTRY
+    if with_entry and at.logged and prot & W:
+        vm.mark_dirty(slot, at.gfn, at.pfn)
+    if policy.relax_in_place and fault.is_permission and at.size == fault.granule:
+        result = vm.relax(at.at, prot)
+    else:
+        guest = at.guest
+        result = vm.map(
+            at.at,
+            at.size,
+            at.pfn,
+            prot,
+            at.memory,
+            host_writable=at.map_writable,
+            young=not fault.is_prefetch,
+            tag=guest.level if guest is not None else 0,
+        )
+    at.answer = fixed(at.size, prot) if result is _FIXED else _answer(at, result)
+    return at.answer if with_entry else None
+
+
+def _answer(at: Progress, result: MapResult | int) -> Outcome:
+    match result:
+        case MapResult.FIXED:
+            return fixed(at.size, at.prot)
+        case MapResult.UNCHANGED:
+            if at.policy.unchanged is Unchanged.SPURIOUS:
+                return Spurious("the entry already allows the access")
+            return Retry("the entry is already there")
+        case MapResult.LOST:
+            return Retry("another vCPU changed the entry first")
+        case MapResult.ABSENT:
+            return Retry("the entry is gone")
+        case MapResult.MMIO:
+            return Emulate(why="no slot: the entry remembers MMIO, the access is emulated")
+        case MapResult.WRITE_PROTECTED:
+            return WriteProtected("the frame must stay write-protected")
+        case _:
+            return Error(result or EFAULT, "the table could not be changed")
+
+
+def account(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
+    """Mark the page dirty outside the lock; a read that mapped writable memory counts. Then answer.
+
+    Kernel: end of user_mem_abort.
+    """
+    if type(at.answer) is Fixed and at.prot & W and at.slot is not None:
+        vm.mark_dirty(at.slot, at.gfn, at.pfn)
+    return at.answer

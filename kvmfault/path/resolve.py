@@ -1,0 +1,234 @@
+"""Steps that obtain the page: size bound, pin, errors, permissions."""
+
+from __future__ import annotations
+
+from errno import EFAULT, EINTR
+
+from kvmfault.contract.fault import MmioFault
+from kvmfault.contract.format import Memory, R, W, X
+from kvmfault.contract.outcome import Emulate, Error, Exit, Outcome, Reason, Retry, Signal
+from kvmfault.contract.policy import (
+    ExecGrant,
+    LoggedSize,
+    MemfdSource,
+    PoisonSpan,
+    Reaction,
+    ReadMaps,
+    UnknownArea,
+)
+from kvmfault.contract.ports import Pin, PinError, Ports, Memslot
+from kvmfault.contract.progress import Progress
+from kvmfault.path.lookup import become_mmio, memory_fault
+from kvmfault.types import Gfn, Gpa, Hva
+
+_PAGE_ON_WRITE = LoggedSize.PAGE_ON_WRITE
+_PRIVATE_ACCESS, _MEMFD_SLOT = MemfdSource.PRIVATE_ACCESS, MemfdSource.SLOT
+_NEEDS_IO = PinError.NEEDS_IO
+_UNLESS_LOGGED, _NEVER = ReadMaps.UNLESS_LOGGED, ReadMaps.NEVER
+_ALL_EXEC = ExecGrant.ALWAYS
+_DEVICE, _NONCACHEABLE = Memory.DEVICE, Memory.NONCACHEABLE
+
+
+def bound_size(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
+    """Largest size allowed before the page is known; aligns frame and install address to it.
+
+    Kernel: the vma_shift switch and the nested limit of user_mem_abort; early returns of kvm_mmu_hugepage_adjust.
+    """
+    slot = at.slot
+    if slot is None:
+        return None
+    policy = at.policy
+    page = 1 << vm.page_shift
+    if at.logged:
+        at.page_only = policy.logged_size is not _PAGE_ON_WRITE or fault.is_write
+    at.size = at.area_size = page
+    area = at.area
+    if area is None:  # sizes come from the host's page table alone, under the lock
+        if at.guest is not None:
+            at.max_size = at.guest.size
+        return None
+    if area.block > page and not at.page_only:
+        outcome = _bound_by_area(vm, at, slot, area.block, page)
+        if outcome is not None:
+            return outcome
+    at.area_size = at.size
+    if at.guest is not None:
+        _bound_by_guest(at, at.guest.size, page)
+    size = at.size
+    if size > page and size in (policy.area_sizes or {}):
+        at.at = Gpa(at.at & -size)
+        at.gpa = Gpa(at.gpa & -size)
+        at.gfn = Gfn(at.gpa >> vm.page_shift)
+    return None
+
+
+def _bound_by_area(vm: Ports, at: Progress, slot: Memslot, block: int, page: int) -> Outcome | None:
+    ladder = at.policy.area_sizes or {}
+    if block not in ladder:
+        if at.policy.unknown_area is UnknownArea.FAULT:
+            return Error(EFAULT, "host area of an unknown block size")
+        vm.warn(f"host area of an unknown block size {block:#x}")
+        at.size = block
+        return None
+    for size in sorted(set(ladder.values()), reverse=True):
+        if size <= ladder[block] and (size == page or not at.policy.check_geometry or fits(vm, slot, at.hva, size)):
+            at.size = size
+            at.page_only = size == page
+            break
+    return None
+
+
+def _bound_by_guest(at: Progress, guest_block: int, page: int) -> None:
+    sizes = sorted({page, *(at.policy.area_sizes or {}).values()})
+    limit = min(guest_block, page if at.page_only else sizes[-1])
+    limit = max(size for size in sizes if size <= max(limit, page))
+    at.page_only = limit == page
+    at.size = min(at.size, limit)
+
+
+def fits(vm: Ports, slot: Memslot, hva: Hva, size: int) -> bool:
+    """Whether a block of *size* around *hva* lies in the slot, with gfn and hva congruent modulo it.
+
+    Kernel: fault_supports_stage2_huge_mapping; the head, tail and misalignment rules of lpage_info.
+    """
+    start = slot.hva
+    if (slot.base_gfn << vm.page_shift ^ start) & (size - 1):
+        return False
+    block = hva & -size
+    return block >= start and block + size <= start + (slot.npages << vm.page_shift)
+
+
+def precheck(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
+    """An invalidation of this frame runs or ended: give up before the costly part. May miss; ``stale`` does not.
+
+    Kernel: mmu_invalidate_retry_gfn_unsafe in kvm_faultin_pfn, before and after the page is obtained.
+    """
+    if at.slot is not None and vm.invalidations.retry_gfn_unsafe(at.seq, at.gfn):
+        return Retry("an invalidation of this frame is running or just ended")
+    return None
+
+
+def pin(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
+    """Obtain the page: from guest_memfd or from host memory. Everything may race with this.
+
+    Kernel: __gfn_to_pfn_memslot; kvm_faultin_pfn_private; gmem_abort.
+    """
+    slot = at.slot
+    if slot is None:
+        return None
+    source = at.policy.memfd_source
+    if (source is _PRIVATE_ACCESS and at.private) or (source is _MEMFD_SLOT and slot.gmem is not None):
+        return _pin_memfd(vm, at, slot)
+    got = vm.pin(
+        slot, at.gfn, at.hva, write=fault.is_write, nowait=at.policy.nowait_first, interruptible=False
+    )
+    _take(at, got)
+    return None
+
+
+def _pin_memfd(vm: Ports, at: Progress, slot: Memslot) -> Outcome | None:
+    if slot.gmem is None:
+        return memory_fault(vm, at, EFAULT, "private access to a slot without guest_memfd")
+    got = vm.pin_memfd(slot, at.gfn)
+    if got.error is not None:
+        return memory_fault(vm, at, got.errno or EFAULT, "guest_memfd gave no page")
+    _take(at, got)
+    at.map_writable = at.slot_writable
+    if got.max_size is not None:
+        at.max_size = min(at.max_size, got.max_size)
+    return None
+
+
+def _take(at: Progress, got: Pin) -> None:
+    at.pin = got
+    if got.pfn is not None:
+        at.pfn = got.pfn
+    at.held = got.error is None
+    at.map_writable = got.writable
+
+
+def wait(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
+    """The page needs input: fetch it in the background if the guest can do something else, or wait for it.
+
+    Kernel: __kvm_faultin_pfn.
+    """
+    slot = at.slot
+    if slot is None or at.pin is None or at.pin.error is not _NEEDS_IO:
+        return None
+    if not fault.is_prefetch:
+        for joint in at.joints.defer:
+            outcome = joint(vm, fault, at)
+            if outcome is not None:
+                return outcome
+    interruptible = at.policy.interruptible
+    _take(at, vm.pin(slot, at.gfn, at.hva, write=fault.is_write, nowait=False, interruptible=interruptible))
+    return None
+
+
+def judge_pfn(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
+    """What an error frame means. Kernel: after the pin in user_mem_abort; kvm_handle_error_pfn."""
+    if at.pin is None or at.pin.error is None or at.slot is None:
+        return None
+    error = at.pin.error
+    why = error.value
+    match at.policy.frame_reaction.get(error, Reaction.FAULT):
+        case Reaction.FAULT:
+            return Error(EFAULT, why)
+        case Reaction.EINTR:
+            return Error(EINTR, why)
+        case Reaction.INTR:
+            return Exit(Reason.INTR, errno=EINTR, why=why)
+        case Reaction.EMULATE:
+            return Emulate(why=why)
+        case Reaction.SIGBUS:
+            signal = Signal(at.hva, _poison_span(vm, at).bit_length() - 1)
+            vm.signal(signal)
+            return Retry(why, signal)
+        case Reaction.UNBACKED:
+            vm.warn("a slot gave the no-slot frame")
+            return become_mmio(vm, fault, at)
+
+
+def _poison_span(vm: Ports, at: Progress) -> int:
+    match at.policy.poison_span:
+        case PoisonSpan.PAGE:
+            return 1 << vm.page_shift
+        case PoisonSpan.AREA:
+            return at.area.block if at.area is not None else 1 << vm.page_shift
+        case PoisonSpan.MAPPED_AREA:
+            return at.area_size
+
+
+def permit(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
+    """Permissions and memory type of the entry.
+
+    Kernel: user_mem_abort around the lock; inputs of make_spte.
+    """
+    pin = at.pin
+    if at.slot is None or pin is None:
+        return None
+    policy = at.policy
+    fetch = fault.is_exec
+    if fetch and pin.device and not policy.fetch_from_device:
+        for joint in at.joints.refuse_fetch:
+            outcome = joint(vm, fault, at)
+            if outcome is not None:
+                return outcome
+        return Error(EFAULT, "a fetch from device memory")
+    maps = policy.read_maps_writable
+    writable = at.map_writable
+    if (maps is _UNLESS_LOGGED and at.logged and not pin.device) or maps is _NEVER:
+        writable = writable and fault.is_write
+    prot = R | W if writable else R
+    guest = at.guest
+    if guest is not None:
+        prot &= (R if guest.readable else 0) | (W if guest.writable else 0)
+    if fetch or policy.exec_grant is _ALL_EXEC:
+        prot |= X
+    if pin.device:
+        uncached = at.area is not None and at.area.any_uncached
+        at.memory = _NONCACHEABLE if uncached else _DEVICE
+    elif vm.facts.coherent_icache and (guest is None or guest.executable):
+        prot |= X
+    at.prot = prot
+    return None
