@@ -1,0 +1,258 @@
+"""Memslots from a file: a list of slots written by hand, or a recording of the changes that user space made.
+
+A list is TOML, or JSON of the same shape::
+
+    [[slot]]
+    id = 0
+    gpa = 0x4000_0000        # numbers, or strings such as "0x40000000"
+    size = 0x1000_0000
+    hva = "0x7f0000000000"   # if missing, one is made up
+    log_dirty = true         # also readonly = true, flags = 0x..., as_id = 1
+
+A recording holds kprobe events ``memslot`` (fields slot, flags, gpa, size, hva, and kvm if it can be
+had) and ``memslot_ret`` (ret) of __kvm_set_memory_region, in any text form. An entry belongs to the
+next return in the same task; one without stays unknown, and counts as accepted.
+
+Which VM a change belongs to is told by the pointer ``kvm``. Where there is none, or it was used again
+for a later VM, by this rule: a change that the kernel accepted, and that the slots before it would
+have made it refuse, starts a new VM. A change goes to the VM that its task changed last, else to the
+one changed last by anybody (tasks of one VM take turns), else to a new one. Two VMs that never
+contradict each other are taken for one.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Annotated, Final
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from kvmfault.errors import TraceError, UsageError
+from kvmfault.trace.events import SlotEvent
+from kvmfault.trace.pattern import Pattern
+from kvmfault.trace.slots import SlotSource, place
+from kvmfault.trace.text import ReadStats, Source, looks_recorded, open_bytes, read_fields, source_name
+from kvmfault.types import U64, Gpa, Hva
+from kvmfault.vm.memslot import NR_SLOTS, MemslotFlag
+
+_MAX_LIST: Final = 4 << 20
+_PATTERNS: Final = {
+    "memslot": Pattern(assigned="slot:d flags:x gpa:x size:x hva:x kvm:x?"),
+    "memslot_ret": Pattern(assigned="ret:d"),
+}
+
+
+def read_slots(source: Source) -> SlotSource:
+    """The memslots of *source*, told apart by content.
+
+    Raises `UsageError` for a file that cannot be read or a list that is wrong (naming file, line where
+    known, and key), `TraceError` for a recording that is damaged or holds no change of a memslot.
+    """
+    stats = ReadStats()
+    pieces = open_bytes(source, stats)
+    content = next(pieces, b"")
+    if looks_recorded(content):
+        return _read_recording(_Again(source_name(source), content, pieces), stats)
+    for piece in pieces:
+        content += piece
+        if len(content) > _MAX_LIST:
+            raise UsageError(f"{source_name(source)}: more than {_MAX_LIST} bytes are no list of slots")
+    return _read_list(source_name(source), content)
+
+
+@dataclass(slots=True)
+class _Again:
+    # A file whose beginning has been looked at.
+    name: str
+    first: bytes
+    rest: Iterator[bytes]
+
+    def read(self, _n: int = -1, /) -> bytes:
+        piece, self.first = self.first, b""
+        return piece or next(self.rest, b"")
+
+
+# -- a list ------------------------------------------------------------------------------------------
+
+
+def _number(low: int, high: int, what: str) -> BeforeValidator:
+    def read(value: object) -> object:
+        if isinstance(value, str) and re.fullmatch(r"0[xX][0-9a-fA-F][0-9a-fA-F_]{0,40}|[0-9][0-9_]{0,40}", value):
+            value = int(value.replace("_", ""), 16 if value[:2] in ("0x", "0X") else 10)
+        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+            raise ValueError(f'expected {what}, as a number or a string such as "0x1000"')
+        return value
+
+    return BeforeValidator(read)
+
+
+class _Slot(BaseModel):
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+    id: Annotated[int, _number(0, NR_SLOTS - 1, f"an id below {NR_SLOTS}")]
+    as_id: Annotated[int, _number(0, 0xFFFF, "an address space")] = 0
+    gpa: Annotated[int, _number(0, U64, "an address of 64 bits")]
+    size: Annotated[int, _number(1, U64, "bytes, more than 0 and of 64 bits")]
+    hva: Annotated[int, _number(0, U64, "an address of 64 bits")] | None = None
+    flags: Annotated[int, _number(0, U64 >> 32, "flags of 32 bits")] = 0
+    readonly: bool = False
+    log_dirty: bool = False
+
+
+class _List(BaseModel):
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+    slot: Annotated[list[_Slot], Field(min_length=1)]
+
+
+def _read_list(path: str, content: bytes) -> SlotSource:
+    try:
+        text = content.decode()
+    except UnicodeDecodeError as e:
+        raise UsageError(f"{path}: neither a list of slots (TOML, JSON) nor a recording in text form") from e
+    try:
+        slots = _List.model_validate(_parse(path, text)).slot
+    except ValidationError as e:
+        error = e.errors()[0]
+        key, message = _key(error["loc"]), error["msg"].removeprefix("Value error, ")
+        match error["type"]:
+            case "missing":
+                message = "is missing"
+            case "extra_forbidden":
+                message = "is no key here"
+            case _:
+                message = f"{message[0].lower()}{message[1:]}, found {error['input']!r:.60}"
+        raise UsageError(f"{path}{_line_of(text, error['loc'])}: {key} {message}") from e
+    seen: dict[tuple[int, int], int] = {}
+    for n, s in enumerate(slots):
+        if (first_n := seen.setdefault((s.as_id, s.id), n)) != n:
+            loc = ("slot", n, "id")
+            raise UsageError(f"{path}{_line_of(text, loc)}: {_key(loc)} is {s.id}, as in slot[{first_n}]")
+    invented = iter(place([(Gpa(s.gpa), s.size) for s in slots if s.hva is None]))
+    changes = tuple(
+        SlotEvent(
+            0,
+            0,
+            "",
+            s.as_id << 16 | s.id,
+            _flags(s),
+            Gpa(s.gpa),
+            s.size,
+            next(invented) if s.hva is None else Hva(s.hva),
+            0,
+        )
+        for s in slots
+    )
+    return SlotSource(path, changes, made_up=any(s.hva is None for s in slots))
+
+
+def _parse(path: str, text: str) -> object:
+    try:
+        parsed: object = json.loads(text) if text.lstrip().startswith("{") else tomllib.loads(text)
+    except json.JSONDecodeError as e:
+        raise UsageError(f"{path}:{e.lineno}:{e.colno}: not JSON: {e.msg}") from e
+    except tomllib.TOMLDecodeError as e:
+        where = re.search(r" \(at line (\d+), column (\d+)\)$", str(e))
+        at, message = (f":{where[1]}:{where[2]}", str(e)[: where.start()]) if where else ("", str(e))
+        raise UsageError(f"{path}{at}: not TOML: {message}") from e
+    except RecursionError as e:
+        raise UsageError(f"{path}: nested too deeply for a list of slots") from e
+    return parsed
+
+
+def _flags(slot: _Slot) -> int:
+    return slot.flags | MemslotFlag.READONLY * slot.readonly | MemslotFlag.LOG_DIRTY * slot.log_dirty
+
+
+def _key(loc: tuple[int | str, ...]) -> str:
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc).lstrip(".")
+
+
+def _line_of(text: str, loc: tuple[int | str, ...]) -> str:
+    # TOML's parser keeps no positions, but a list is simple enough to find the table and its key again.
+    tables = [m.start() for m in re.finditer(r"^[ \t]*\[\[[ \t]*slot[ \t]*\]\]", text, re.MULTILINE)]
+    n, key_name = next(iter(loc[1:]), None), str(next(reversed(loc), ""))
+    if not isinstance(n, int) or n >= len(tables):
+        return ""
+    start, end = [*tables, len(text)][n : n + 2]
+    key = re.compile(rf"^[ \t]*{re.escape(key_name)}[ \t]*=", re.MULTILINE).search(text, start, end)
+    return f":{text.count(chr(10), 0, key.start() if key else start) + 1}"
+
+
+# -- a recording -------------------------------------------------------------------------------------
+
+
+def _read_recording(source: _Again, stats: ReadStats) -> SlotSource:
+    changes: list[SlotEvent] = []
+    pointers: list[int | None] = []
+    tasks: list[int] = []
+    open_change: dict[int, int] = {}
+    for event, fields in read_fields(source, _PATTERNS, stats=stats, strict=True):
+        n = fields.numbers
+        if event.name == "memslot":
+            open_change[event.pid] = len(changes)
+            gpa, hva = Gpa(n["gpa"]), Hva(n["hva"])
+            changes.append(SlotEvent(event.line, event.time, "", n["slot"], n["flags"], gpa, n["size"], hva, None))
+            pointers.append(n.get("kvm"))
+            tasks.append(event.pid)
+        elif (i := open_change.pop(event.pid, None)) is not None:
+            changes[i] = replace(changes[i], ret=n["ret"], end=event.time)
+    if not changes:
+        message = "the recording holds no memslot event (kprobe on __kvm_set_memory_region)"
+        raise TraceError(message, path=source.name, line=1)
+    vms = _Vms()
+    named = tuple(replace(c, vm=vms.of(c, p, t)) for c, p, t in zip(changes, pointers, tasks, strict=True))
+    return SlotSource(source.name, named, timed=True, notes=tuple(_notes(named, stats)))
+
+
+def _notes(changes: tuple[SlotEvent, ...], stats: ReadStats) -> list[str]:
+    notes = [f"{len(changes)} changes of memslots, VMs: {len({c.vm for c in changes})}"]
+    if refused := sum(bool(c.ret) for c in changes):
+        notes.append(f"{refused} of them refused")
+    if unknown := sum(c.ret is None for c in changes):
+        notes.append(f"{unknown} without a return value, taken as accepted")
+    if lost := stats.lost.total() + stats.lost_unknown:
+        notes.append(f"{lost} events lost: slots may be wrong")
+    if stats.damage:
+        notes.append(stats.damage)
+    return notes
+
+
+class _Vms:
+    # Gives each change its VM; see the module for the rule.
+    def __init__(self) -> None:
+        self._slots: dict[str, dict[int, SlotEvent]] = {}
+        self._pointers: dict[str, int | None] = {}
+        self._last: dict[int | None, str] = {}
+        self._by_task: dict[tuple[int | None, int], str] = {}
+
+    def of(self, change: SlotEvent, pointer: int | None, task: int) -> str:
+        candidates = dict.fromkeys((self._by_task.get((pointer, task)), self._last.get(pointer)))
+        fits = (vm for vm in candidates if vm is not None and (change.ret or _possible(self._slots[vm], change)))
+        vm = next(fits, None) or self._new(pointer)
+        self._last[pointer] = self._by_task[pointer, task] = vm
+        if not change.ret:
+            if change.size:
+                self._slots[vm][change.slot] = change
+            else:
+                self._slots[vm].pop(change.slot, None)
+        return vm
+
+    def _new(self, pointer: int | None) -> str:
+        count = sum(p == pointer for p in self._pointers.values()) + 1
+        name = f"vm{count}" if pointer is None else f"{pointer:#x}" + f"#{count}" * (count > 1)
+        self._slots[name], self._pointers[name] = {}, pointer
+        return name
+
+
+def _possible(slots: Mapping[int, SlotEvent], change: SlotEvent) -> bool:
+    # Whether a VM with these slots could accept the change, as far as the slots tell.
+    old = slots.get(change.slot)
+    if not change.size:
+        return old is not None
+    if old and ((old.size, old.hva) != (change.size, change.hva) or (old.flags ^ change.flags) & MemslotFlag.READONLY):
+        return False
+    others = (s for s in slots.values() if s.slot >> 16 == change.slot >> 16 and s.slot != change.slot)
+    return all(s.gpa + s.size <= change.gpa or change.gpa + change.size <= s.gpa for s in others)

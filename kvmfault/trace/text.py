@@ -1,0 +1,320 @@
+"""Recordings in text form, read as a stream: lines to `TextEvent`, bodies to `Fields`.
+
+Understood are tracefs ``trace``, ``trace-cmd report`` (with -l, -t, -R, -N, several files) and
+``perf script``, plain or gzipped, in bounded memory. Which events exist, and how their bodies read,
+is declared by the caller (`Pattern`); this module knows no event.
+
+>>> from io import BytesIO
+>>> lines = BytesIO(b"        vcpu 0-7-12    [001] d....    14.194088: fault: ipa 0x180000, hsr 0x82000084\\n")
+>>> [(event, fields)] = read_fields(lines, {"fault": Pattern("ipa {ipa:x}, hsr {hsr:x}")})
+>>> event.comm, event.pid, event.cpu, event.time, hex(fields.numbers["ipa"])
+('vcpu 0-7', 12, 1, 14194088000, '0x180000')
+"""
+
+from __future__ import annotations
+
+import codecs
+import re
+import sys
+import zlib
+from collections import Counter
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, Protocol, TypeAlias
+
+from kvmfault.errors import TraceError, UsageError
+from kvmfault.trace.pattern import Fields, Pattern
+
+MAX_LINE: Final = 64 * 1024
+"""Longer lines are dropped and counted as unreadable; the kernel's own limit is one page."""
+_CHUNK: Final = 1 << 18
+_SAMPLES: Final = 5
+# Where reading stops: lines without one event among them, characters without the end of a line.
+_HOPELESS_LINES: Final = 10_000
+_HOPELESS_LINE: Final = 1 << 26
+
+
+class ByteStream(Protocol):
+    """A file opened for reading bytes."""
+
+    def read(self, n: int = -1, /) -> bytes:
+        """Up to *n* bytes; nothing at the end."""
+        ...
+
+
+Source: TypeAlias = str | Path | ByteStream
+"""A path ("-" is standard input) or an open binary stream."""
+
+
+@dataclass(frozen=True, slots=True)
+class TextEvent:
+    """One event of a recording, its body still text.
+
+    ``time`` is in ns; where the recording's clock prints no point (cycle counters, ``--raw-ts``) it is
+    that clock's ticks. ``line`` and ``column`` (where the body begins) count from 1.
+    """
+
+    line: int
+    comm: str
+    pid: int
+    cpu: int
+    time: int
+    name: str
+    column: int
+    body: str
+
+
+@dataclass(slots=True)
+class ReadStats:
+    """What a reader met, complete once its iterator is exhausted. Line numbers are the first few."""
+
+    bytes: int = 0
+    """Bytes taken from the file, compressed if it is: for a progress bar."""
+    lines: int = 0
+    events: Counter[str] = field(default_factory=Counter)
+    """Every event met, by name, asked for or not."""
+    skipped: Counter[str] = field(default_factory=Counter)
+    """Events nobody asked for."""
+    misfits: Counter[str] = field(default_factory=Counter)
+    """Events asked for whose body fits no pattern, where that is counted and not an error."""
+    misfit_lines: list[int] = field(default_factory=list)
+    unreadable: int = 0
+    unreadable_lines: list[int] = field(default_factory=list)
+    lost: Counter[int] = field(default_factory=Counter)
+    """Events that the kernel says it dropped, by CPU."""
+    lost_unknown: int = 0
+    """Marks of lost events without a number."""
+    ticks: bool = False
+    """A stamp had no point, so times are ticks of the recording's clock, not ns."""
+    damage: str | None = None
+    """Why reading ended early (a compressed file cut short or corrupt)."""
+
+
+# After the task: tgid column, [cpu], flag characters, stamp, --ts-diff column, system, name. Groups of
+# every form: comm, pid, cpu, seconds or ticks, fraction, name. A comm is at most 16 columns wide, and
+# anything may stand in it, so the last "-pid" within those columns counts.
+_STAMP: Final = r" *(\d{1,20})(?:\.(\d{1,9}))?: +(?:\(\+?\d+\) +)?(?:[\w-]+:)?([\w.-]+):(?: +|$)"
+_CPU: Final = r" +(?:\([ \d-]+\) +)?\[(\d{1,6})\] *(?:[^\s\d]\S{3,} )?"
+_FORMS: Final = tuple(
+    re.compile(source, re.ASCII).match
+    for source in (
+        r"(.{16})-(\d{1,10})" + _CPU + _STAMP,
+        r"\S{1,255}: (.{16})-(\d{1,10})" + _CPU + _STAMP,  # of several files
+        r"(.{1,16})-(\d{1,10})" + _CPU + _STAMP,  # padded to 16 bytes, not characters
+        r"(?:\S{1,255}: )?(.{8})-(\d{1,10}) +(\d{1,6})[^\s\d]\S{3,}" + _STAMP,
+        r"(.{1,16}) +(?:\d{1,10}/)?(\d{1,10})" + _CPU + _STAMP,
+    )
+)
+_QUIET: Final = re.compile(r"(?:\S{1,255}: )?(?:#|cpus=\d|CPU \d+ is empty|version = )|\s+=> ").match
+_LOST: Final = re.compile(r"(?:\S{1,255}: )?CPU:(\d{1,6}) \[(?:LOST )?(?:(\d{1,20}) )?EVENTS(?: DROPPED)?\]").match
+_EXPECTED: Final = "'task-pid [cpu] flags seconds: event: text' of tracefs, trace-cmd report or perf script"
+_BINARY: Final = {
+    b"\x17\x08\x44tracing": "a binary trace.dat: give the output of `trace-cmd report -R` instead",
+    b"PERFILE2": "a binary perf.data: give the output of `perf script --ns` instead",
+}
+
+
+def read_text(
+    source: Source,
+    *,
+    wanted: Collection[str] | None = None,
+    stats: ReadStats | None = None,
+    strict: bool = False,
+) -> Iterator[TextEvent]:
+    """The events of *source* in file order; only those named in *wanted*, if given. All are counted.
+
+    Raises `UsageError` if the file cannot be opened, `TraceError` if it is no recording (nothing in it
+    reads as an event, and no header says that it is empty), and with *strict* also at the first line
+    that is neither event nor header, where it is otherwise counted.
+    """
+    stats = ReadStats() if stats is None else stats
+    path = source_name(source)
+    match, header = _FORMS[0], False
+    events, skipped, number = stats.events, stats.skipped, 0
+    for line in _lines(source, stats):
+        number += 1
+        if (m := match(line)) is None or len(line) > MAX_LINE:
+            stats.lines = number
+            if len(line) > MAX_LINE:
+                _unreadable(path, line, stats, strict=strict)
+                continue
+            match = next((form for form in _FORMS if form(line)), match)
+            if (m := match(line)) is None:
+                if _header(line, stats):
+                    header = True
+                elif line and not line.isspace():
+                    _unreadable(path, line, stats, strict=strict)
+                    if not events and stats.unreadable >= _HOPELESS_LINES:
+                        break
+                continue
+        fraction, name = m[5], m[6]
+        events[name] += 1
+        if fraction is None:
+            stats.ticks = True
+        if wanted is not None and name not in wanted:
+            skipped[name] += 1
+            continue
+        stats.lines = number
+        yield _event(m, number, line)
+    stats.lines = number
+    if not events and (stats.unreadable or not header):
+        found = stats.damage or (f"{number} lines that are not" if number else "nothing")
+        raise TraceError(f"not a recording: expected {_EXPECTED}, found {found}", path=path, line=1)
+
+
+def parse_line(line: str, number: int = 0) -> TextEvent | None:
+    """One line as an event, or None: a header, a mark, or no event at all. Never raises."""
+    for form in _FORMS:
+        if m := form(line[: MAX_LINE + 1]):
+            return _event(m, number, line)
+    return None
+
+
+def _event(m: re.Match[str], number: int, line: str) -> TextEvent:
+    comm, pid, cpu, seconds, fraction, name = m.groups()
+    time = int(seconds if fraction is None else seconds + fraction.ljust(9, "0"))
+    return TextEvent(number, comm.strip(" "), int(pid), int(cpu), time, name, m.end() + 1, line[m.end() :].rstrip())
+
+
+def read_fields(
+    source: Source,
+    patterns: Mapping[str, Pattern],
+    *,
+    stats: ReadStats | None = None,
+    strict: bool = True,
+) -> Iterator[tuple[TextEvent, Fields]]:
+    """The events named in *patterns* with their fields. A body that fits none raises `TraceError`, or is counted."""
+    stats = ReadStats() if stats is None else stats
+    path = source_name(source)
+    for event in read_text(source, wanted=patterns.keys(), stats=stats, strict=strict):
+        fields = patterns[event.name].read(event.body)
+        if isinstance(fields, Fields):
+            yield event, fields
+            continue
+        if strict:
+            column = event.column + fields.at
+            raise TraceError(f"{event.name}: {fields}", path=path, line=event.line, column=column)
+        stats.misfits[event.name] += 1
+        if len(stats.misfit_lines) < _SAMPLES:
+            stats.misfit_lines.append(event.line)
+
+
+def looks_recorded(content: bytes) -> bool:
+    """Whether *content*, the beginning of a file, is of a recording: text that can be read, or binary that cannot."""
+    if content.startswith(tuple(_BINARY)):
+        return True
+    lines = content[:MAX_LINE].decode(errors="replace").split("\n")
+    return any(line.startswith(("# tracer:", "cpus=")) or any(form(line) for form in _FORMS) for line in lines)
+
+
+def source_name(source: Source) -> str:
+    """How errors name *source*."""
+    if isinstance(source, str | Path):
+        return "<stdin>" if str(source) == "-" else str(source)
+    return str(getattr(source, "name", "<stream>"))
+
+
+def _header(line: str, stats: ReadStats) -> bool:
+    if m := _LOST(line):
+        if m[2]:
+            stats.lost[int(m[1])] += int(m[2])
+        else:
+            stats.lost_unknown += 1
+        return True
+    return _QUIET(line) is not None
+
+
+def _unreadable(path: str, line: str, stats: ReadStats, *, strict: bool) -> None:
+    if strict:
+        what = f"longer than {MAX_LINE} characters" if len(line) > MAX_LINE else repr(line[:60])
+        raise TraceError(f"expected {_EXPECTED}, found {what}", path=path, line=stats.lines, column=1)
+    stats.unreadable += 1
+    if len(stats.unreadable_lines) < _SAMPLES:
+        stats.unreadable_lines.append(stats.lines)
+
+
+# -- bytes -------------------------------------------------------------------------------------------
+
+
+def open_bytes(source: Source, stats: ReadStats) -> Generator[bytes, None, None]:
+    """The content of *source* in pieces, decompressed if it is gzip (told by its first bytes).
+
+    What can be read of a damaged file is given, then ``stats.damage`` says what was wrong. Raises `UsageError` if
+    the file cannot be opened or read.
+    """
+    try:
+        with _open(source) as stream:
+            # read1 gives what a pipe has now; read would wait for a full chunk.
+            read: Callable[[int], bytes] = getattr(stream, "read1", stream.read)
+            first = read(_CHUNK)
+            while 0 < len(first) < 2 and (more := read(_CHUNK)):
+                first += more
+            stats.bytes += len(first)
+            yield from (_inflate if first.startswith(b"\x1f\x8b") else _plain)(first, read, stats)
+    except OSError as e:
+        raise UsageError(f"{source_name(source)}: {e.strerror or e}") from e
+
+
+def _open(source: Source) -> AbstractContextManager[ByteStream]:
+    if not isinstance(source, str | Path):
+        return nullcontext(source)
+    return nullcontext(sys.stdin.buffer) if str(source) == "-" else Path(source).open("rb")
+
+
+def _plain(piece: bytes, read: Callable[[int], bytes], stats: ReadStats) -> Iterator[bytes]:
+    while piece:
+        yield piece
+        piece = read(_CHUNK)
+        stats.bytes += len(piece)
+
+
+def _inflate(piece: bytes, read: Callable[[int], bytes], stats: ReadStats) -> Iterator[bytes]:
+    # zlib and not gzip: the module's reader loses what it had when the file ends early.
+    inflate = zlib.decompressobj(31)
+    try:
+        while piece or not inflate.eof:
+            if out := inflate.decompress(piece, _CHUNK):
+                yield out
+            piece = inflate.unconsumed_tail
+            if inflate.eof:
+                piece = inflate.unused_data.lstrip(b"\0")
+            if not piece:
+                piece = read(_CHUNK)
+                stats.bytes += len(piece)
+            if inflate.eof and piece:
+                inflate = zlib.decompressobj(31)  # files joined by cat are one
+            elif not inflate.eof and not piece:
+                stats.damage = f"the compressed file ends early, after {stats.bytes} bytes"
+                yield inflate.flush()
+                return
+    except zlib.error as e:
+        stats.damage = f"the compressed file is corrupt: {e}"
+
+
+def _lines(source: Source, stats: ReadStats) -> Iterator[str]:
+    # Lines without their end. One that is too long comes once, cut just above the limit.
+    decode = codecs.getincrementaldecoder("utf-8")("replace").decode
+    rest, dropped = "", 0
+    for n, piece in enumerate(open_bytes(source, stats)):
+        if n == 0 and (what := next((w for magic, w in _BINARY.items() if piece.startswith(magic)), None)):
+            raise TraceError(what, path=source_name(source), line=1)
+        lines = (rest + decode(piece)).split("\n")
+        rest = lines.pop()
+        if dropped and lines:
+            del lines[0]
+            dropped = 0
+        for line in lines:
+            yield line[: MAX_LINE + 1]
+        if not dropped and len(rest) > MAX_LINE:
+            yield rest[: MAX_LINE + 1]
+            dropped = 1
+        if dropped:
+            dropped, rest = dropped + len(rest), ""
+            if dropped > _HOPELESS_LINE:
+                stats.damage = f"no end of line in {dropped} characters"
+                return
+    rest += decode(b"", final=True)
+    if rest and not dropped and not stats.damage:  # what is left of a line that was cut is no line
+        yield rest
