@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from enum import IntFlag
+from functools import reduce
 from itertools import accumulate
 from typing import Final, NamedTuple
 
@@ -166,3 +168,12 @@ class SlotSet:
         if self._hash is None:
             self._hash = hash(self.slots())
         return self._hash
+
+    def __reduce__(self) -> tuple[Callable[[tuple[Memslot, ...]], SlotSet], tuple[tuple[Memslot, ...]]]:
+        # Built anew in another process, where the hash of an equal set is a different number.
+        return slot_set, (self.slots(),)
+
+
+def slot_set(slots: tuple[Memslot, ...]) -> SlotSet:
+    """The set of *slots*, which do not overlap and have different ids."""
+    return reduce(lambda made, slot: made.replace(None, slot), slots, SlotSet())

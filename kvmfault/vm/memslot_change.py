@@ -60,7 +60,9 @@ class ChangeResult:
     """The rule that was broken."""
     why: str = ""
     old: Memslot | None = None
+    """The slot named, as it was before; never the INVALID copy."""
     new: Memslot | None = None
+    """The slot as it is afterwards: None where there is none, ``old`` where nothing changed."""
 
     def __str__(self) -> str:
         done = self.kind.value if self.kind else "nothing to change"

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, replace
 from errno import EINVAL
-from types import MappingProxyType
 from typing import Final, NamedTuple
 
 from kvmfault.errors import ModelError
@@ -69,7 +68,7 @@ class Memslots:
         """Pages of all slots together; follows a change at its COMMIT (nr_memslot_pages)."""
         self.warnings = 0
         """Kernel warnings: page counts that do not add up."""
-        self.files: Mapping[int, GuestMemfd | None] = MappingProxyType({})
+        self.files: Mapping[int, GuestMemfd | None] = {}
         """Open files by descriptor; None stands for a file that is no guest_memfd. A descriptor is not used twice."""
         self._pending: _Pending | None = None
         self._stages: tuple[Stage, ...] = ()
@@ -139,7 +138,7 @@ class Memslots:
         """Make *fd* an open file: a guest_memfd, of this VM or another, or (None) anything else."""
         if fd in self.files:
             raise ModelError(f"file descriptor {fd} is in use")
-        self.files = MappingProxyType({**self.files, fd: file})
+        self.files = {**self.files, fd: file}
 
     # Changes.
 
