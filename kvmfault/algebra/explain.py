@@ -42,12 +42,12 @@ def _deciding(pred: Pred, registers: Mapping[str, int]) -> list[Field]:
 
 
 def spell(pred: Pred) -> str:
-    """The expression as text: ``~S1PTW & EC in {0x24, 0x25}``; `parse` reads it back."""
+    """The expression as text: ``~S1PTW & (EC in {0x24, 0x25})``; `parse` reads it back, given fields by these names."""
 
     def leaf(p: Among) -> str:
-        if p.field.width == 1:
-            return p.field.name if p.values == {1} else f"~{p.field.name}"
         values = sorted(p.values)
+        if p.field.width == 1 and len(values) == 1:
+            return p.field.name if values == [1] else f"~{p.field.name}"
         if len(values) == 1:
             return f"{p.field.name} == {values[0]:#x}"
         return f"{p.field.name} in {{{', '.join(map(hex, values))}}}"

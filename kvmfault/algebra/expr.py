@@ -108,6 +108,9 @@ class Maybe:
         """The value on one set of registers, or None."""
         return self.word.on(registers) if self.valid.on(registers) else None
 
+    def __bool__(self) -> bool:
+        raise TypeError("a Maybe is not a truth value: use .on(registers) or .valid")
+
 
 class Pred:
     """A truth about registers. Combine with ``& | ~``; there is no ``and``, ``or``, ``not`` and no ``==``."""

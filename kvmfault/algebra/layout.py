@@ -9,6 +9,7 @@ from typing import Final
 
 from kvmfault.algebra.expr import Among, Pred, Term, Word
 from kvmfault.errors import LayoutError
+from kvmfault.types import U64
 
 Bits = int | tuple[int, int]
 """A bit number, or (high, low) inclusive, as the manuals print it."""
@@ -57,7 +58,7 @@ class Field(Word):
             if value < 0 or value >> self.width:
                 raise LayoutError(f"{self.register}.{self.name}: {value:#x} does not fit {self.width} bits")
         if not values:
-            raise LayoutError(f"{self.register}.{self.name}: one_of needs at least one value")
+            raise LayoutError(f"{self.register}.{self.name}: no value is given")
         return Among(self, frozenset(values))
 
     def table(self, values: Mapping[int, int]) -> Word:
@@ -65,6 +66,9 @@ class Field(Word):
         if self.width > 8:
             raise LayoutError(f"{self.name} has {self.width} bits: a table takes up to 8")
         self.one_of(tuple(values))
+        for value in values.values():
+            if not 0 <= value <= U64:
+                raise LayoutError(f"{self.register}.{self.name}: a table holds words of 64 bits, not {value:#x}")
         row = tuple(values.get(i, 0) for i in range(1 << self.width))
         return Word((Term(self.register, self.mask, self.lo, row),))
 
@@ -111,8 +115,11 @@ def register(
     """Declare a register. Fields are ``NAME=bit`` or ``NAME=(hi, lo)``; *meanings* names values of fields.
 
     A second reading of the same bits (another exception class) is a second declaration of the same name.
-    Raises LayoutError on overlap, hi < lo, a bit beyond *width*, or a meaning that does not fit.
+    Raises LayoutError on overlap, hi < lo, a bit beyond *width*, a meaning that does not fit, a *width* that is not
+    1 to 64, or a *name* that is no identifier (generated code spells it).
     """
+    if not name.isidentifier() or not 0 < width <= 64:
+        raise LayoutError(f"{name!r}, {width} bits: a register has an identifier for a name, and 1 to 64 bits")
     meanings = meanings or {}
     made: dict[str, Field] = {}
     taken: dict[int, str] = {}

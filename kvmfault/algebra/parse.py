@@ -11,6 +11,8 @@ from kvmfault.algebra.layout import Field
 from kvmfault.errors import LayoutError, UsageError
 
 MAX_LENGTH = 10_000
+MAX_DEPTH = 60
+"""Operators inside operators; ``a & b & c`` counts as one."""
 
 
 def parse(text: str, names: Mapping[str, Pred | Word]) -> Pred | Word:
@@ -19,13 +21,23 @@ def parse(text: str, names: Mapping[str, Pred | Word]) -> Pred | Word:
         raise UsageError(f"expression of {len(text)} characters: at most {MAX_LENGTH}")
     try:
         tree = ast.parse(text.strip(), mode="eval").body
-        return _build(tree, names)
+        built = _build(tree, names)
+        if isinstance(built, Pred) and _depth(built) > MAX_DEPTH:
+            raise RecursionError
+        return built
     except SyntaxError as e:
-        raise UsageError(f"{text!r}: column {e.offset}: not an expression ({e.msg})") from None
+        column = e.offset or len(text.strip()) + 1  # 0: the text ended too early
+        raise UsageError(f"{text!r}: column {column}: not an expression ({e.msg})") from None
     except (RecursionError, MemoryError, ValueError):
         raise UsageError(f"{text[:40]!r}...: nested too deeply, or not text") from None
     except LayoutError as e:
         raise UsageError(f"{text!r}: {e}") from None
+
+
+def _depth(pred: Pred) -> int:
+    return pred.fold(
+        lambda _: 0, lambda parts: max(parts, default=0) + 1, lambda parts: max(parts, default=0) + 1, lambda n: n + 1
+    )
 
 
 def _build(node: ast.expr, names: Mapping[str, Pred | Word]) -> Pred | Word:

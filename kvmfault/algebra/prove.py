@@ -21,7 +21,8 @@ MAX_BITS = 28
 CHUNK = 1 << 18
 
 Witness: TypeAlias = dict[str, int]
-"""Register name -> value: a smallest set of registers (fewest bits set, then lowest) that shows something."""
+"""Register name -> value: the smallest that shows something (fewest bits set, then lowest, register by register)."""
+Rank: TypeAlias = tuple[int, tuple[int, ...]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +66,7 @@ def relate(a: Pred, b: Pred, within: Pred = ALWAYS) -> Relation:
     """
     reads = union(a.reads, b.reads, within.reads)
     counts = {"both": 0, "only_a": 0, "only_b": 0, "neither": 0}
-    best: dict[str, tuple[tuple[int, int], Witness]] = {}
+    best: dict[str, tuple[Rank, Witness]] = {}
     cases = 0
     for columns in combinations(reads):
         inside = pred_column(within, columns)
@@ -83,21 +84,22 @@ def relate(a: Pred, b: Pred, within: Pred = ALWAYS) -> Relation:
 
 
 def words_differ(a: Word, b: Word) -> Witness | None:
-    """Registers on which the two words differ, or None: they are equal (exact, see the module text)."""
+    """The smallest registers on which the two words differ, or None: they are equal (exact, see the module text)."""
     tables: dict[str, int] = {}
     for term in (*a.terms, *b.terms):
         if term.table is not None:
             tables[term.register] = tables.get(term.register, 0) | term.mask
     reads = union(a.reads, b.reads)
     linear = {name: mask & ~tables.get(name, 0) for name, mask in reads.items()}
+    found: list[tuple[Rank, Witness]] = []
     for columns in combinations(tables or {next(iter(reads), "none"): 0}):
         rows = len(next(iter(columns.values())))
         for name, bit in [("", 0)] + [(n, 1 << i) for n, m in linear.items() for i in range(64) if m >> i & 1]:
             probe = {n: columns.get(n, np.zeros(rows, np.uint64)) | np.uint64(bit * (n == name)) for n in reads}
             hit = word_column(a, probe) != word_column(b, probe) if probe else np.array([a.const != b.const])
             if hit.any():
-                return _smallest(probe, hit)[1] if probe else {}
-    return None
+                found.append(_smallest(probe, hit) if probe else ((0, ()), {}))
+    return min(found, key=lambda c: c[0])[1] if found else None
 
 
 def bits_read(reads: dict[str, int]) -> int:
@@ -117,9 +119,11 @@ def combinations(reads: dict[str, int]) -> Iterator[dict[str, U64Col]]:
         for name, mask in reads.items():
             word = np.zeros_like(index)
             for term in _deposit(name, mask, used):
-                word |= (index & np.uint64(term.mask)) >> np.uint64(term.shift) if term.shift >= 0 else (
-                    index & np.uint64(term.mask)
-                ) << np.uint64(-term.shift)
+                word |= (
+                    (index & np.uint64(term.mask)) >> np.uint64(term.shift)
+                    if term.shift >= 0
+                    else (index & np.uint64(term.mask)) << np.uint64(-term.shift)
+                )
             columns[name] = word
             used += mask.bit_count()
         yield columns or {"none": np.zeros_like(index)}
@@ -138,11 +142,14 @@ def _deposit(name: str, mask: int, used: int) -> Iterator[Term]:
         bit += run
 
 
-def _smallest(columns: dict[str, U64Col], hit: BoolCol) -> tuple[tuple[int, int], Witness]:
+def _smallest(columns: dict[str, U64Col], hit: BoolCol) -> tuple[Rank, Witness]:
     rows = np.flatnonzero(hit)
     ones = np.zeros(len(rows), np.uint64)
     for column in columns.values():
         ones += np.bitwise_count(column[rows])
     rows = rows[ones == ones.min()]
+    for column in columns.values():
+        values = column[rows]
+        rows = rows[values == values.min()]
     witness = {name: int(column[rows[0]]) for name, column in columns.items() if name != "none"}
-    return (int(ones.min()), sum(witness.values())), witness
+    return (int(ones.min()), tuple(witness.values())), witness

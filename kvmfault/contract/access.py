@@ -122,8 +122,8 @@ def losses(wanted: Access, got: Access, reasons: Mapping[str, str]) -> dict[str,
     lost: dict[str, str] = {}
     for name in wanted.differs(got):
         before, after = getattr(wanted, name), getattr(got, name)
-        default = f"{show(before)} became {show(after)}"
-        lost[name] = f"{default}: {reasons[name]}" if name in reasons else default
+        why = reasons.get(name, "the registers cannot leave it open" if before is None else "")
+        lost[name] = f"{show(before)} became {show(after)}" + (f": {why}" if why else "")
     return lost
 
 

@@ -7,7 +7,7 @@ accessor functions. ``map_accessors`` turns one into another; mypy keeps the sor
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Generic, TypeAlias, TypeVar
 
@@ -148,6 +148,19 @@ Answers: TypeAlias = Accessors[bool | Gap, int]
 
 FACTS: tuple[str, ...] = tuple(f.name for f in fields(Accessors))
 """Names of all members, in order."""
+VALUES: Mapping[str, tuple[str, str]] = {
+    "kvm_get_fault_gpa": ("gpa_valid", "gpa_page"),
+    "gpa_offset": ("gpa_offset_valid", "gpa_offset_bits"),
+    "gva": ("gva_valid", "gva_bits"),
+    "granule": ("granule_valid", "granule_bytes"),
+    "mmio_size": ("mmio_valid", "mmio_bytes"),
+    "mmio_register": ("mmio_valid", "mmio_register_number"),
+}
+"""The optional facts of a PageFault: name -> the members that say whether it has a value, and which."""
+TRUTHS: tuple[str, ...] = tuple(
+    n for n in FACTS if n.startswith(("is_", "mmio_")) and n not in sum(VALUES.values(), ())
+)
+"""The facts of a PageFault that are plain bools."""
 
 
 def map_accessors(r: Accessors[B, U], b: Callable[[B], B2], u: Callable[[U], U2]) -> Accessors[B2, U2]:

@@ -23,7 +23,6 @@ from kvmfault.algebra.expr import ALWAYS, Maybe, Pred, Word
 from kvmfault.algebra.layout import Register
 from kvmfault.contract.access import Access
 from kvmfault.contract.accessors import Definition
-from kvmfault.vm.caps import HostCaps
 from kvmfault.contract.fault import MmioFault
 from kvmfault.contract.format import Stage2Format
 from kvmfault.contract.outcome import Outcome
@@ -31,6 +30,7 @@ from kvmfault.contract.policy import Policy
 from kvmfault.contract.ports import Ports, VmFacts
 from kvmfault.contract.progress import Progress
 from kvmfault.contract.tracepoints import Tracepoints
+from kvmfault.vm.caps import HostCaps
 
 Joint: TypeAlias = Callable[[Ports, MmioFault, Progress], Outcome | None]
 """A step that only one architecture has: an outcome ends the path, None goes on. It installs no mapping."""

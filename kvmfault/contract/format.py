@@ -180,6 +180,14 @@ class Stage2Format(Protocol):
         ...
 
 
+def size_text(size: int) -> str:
+    """``2M`` for 0x200000; hex where it is no round size."""
+    for shift, unit in ((40, "T"), (30, "G"), (20, "M"), (10, "K")):
+        if size and size % (1 << shift) == 0:
+            return f"{size >> shift}{unit}"
+    return f"{size:#x}"
+
+
 def level_of(fmt: Stage2Format, size: int) -> Level:
     """The level whose entries map *size* bytes. Raises ValueError naming the sizes there are."""
     for level in fmt.levels:

@@ -61,7 +61,7 @@ class Done(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Resume:
-    """The guest goes on; nothing was mapped. When a bus device took the access, *completion* finishes it with *value*."""
+    """The guest goes on, nothing mapped. Where a bus device took the access, *completion* finishes it with *value*."""
 
     done: Done
     why: str = field(default="", compare=False)

@@ -148,7 +148,7 @@ class Policy:
     unexplained_permission: int | None
     """explain_permission: errno for a permission fault that is neither write nor fetch. (user_mem_abort)"""
     area_sizes: Mapping[int, int] | None
-    """bound_size: host area block size -> largest block tried; None: the area is not looked at. (the vma_shift switch)"""
+    """bound_size: host area block size -> largest block tried; None: no look at the area. (the vma_shift switch)"""
     unknown_area: UnknownArea
     """bound_size."""
     check_geometry: bool

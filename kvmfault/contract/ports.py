@@ -16,7 +16,18 @@ from kvmfault.types import Gfn, Gpa, Hva, Pfn
 from kvmfault.vm.area import Pin, PinError
 from kvmfault.vm.memslot import Memslot
 
-__all__ = ["Area", "GuestTranslation", "GuestWalkFault", "Invalidations", "MapResult", "Memslot", "MmioNote", "Pin", "PinError", "Ports"]
+__all__ = [
+    "Area",
+    "GuestTranslation",
+    "GuestWalkFault",
+    "Invalidations",
+    "MapResult",
+    "Memslot",
+    "MmioNote",
+    "Pin",
+    "PinError",
+    "Ports",
+]
 __all__ += ["Repair", "VmFacts", "VmView"]
 
 
@@ -240,7 +251,9 @@ class Ports(VmView, Protocol):
     def map(
         self, gpa: Gpa, size: int, pfn: Pfn, prot: int, memory: Memory, *, host_writable: bool, young: bool, tag: int
     ) -> MapResult | int:
-        """Install a leaf for *size* bytes at *gpa*; an int is a positive errno. *young*: somebody waits for it, so it counts as used."""
+        """Install a leaf for *size* bytes at *gpa*; an int is a positive errno.
+
+        *young*: somebody waits for it, so it counts as used."""
         ...
 
     def relax(self, gpa: Gpa, prot: int) -> MapResult | int:

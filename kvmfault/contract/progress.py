@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from kvmfault.contract.format import Memory
 from kvmfault.contract.outcome import Outcome
 from kvmfault.contract.policy import Policy
-from kvmfault.contract.ports import Area, GuestTranslation, Pin, Memslot
+from kvmfault.contract.ports import Area, GuestTranslation, Memslot, Pin
 from kvmfault.types import Gfn, Gpa, Hva, Pfn
 
 if TYPE_CHECKING:

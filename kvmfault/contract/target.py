@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache, cached_property
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 
-from kvmfault.algebra.expr import Maybe, Pred, Word
 from kvmfault.algebra.explain import explain
+from kvmfault.algebra.expr import Maybe, Pred, Word
 from kvmfault.algebra.scalar import Regs, compile_pred, compile_word
 from kvmfault.contract.access import Access, access_of, losses
 from kvmfault.contract.accessors import FACTS, Accessors, Answers, Definition, Gap, Snapshot, map_accessors, stand_in
@@ -18,7 +18,6 @@ from kvmfault.contract.format import Stage2Format
 from kvmfault.contract.policy import Policy
 from kvmfault.contract.shapes import Ops, Raw, View, snapshot
 from kvmfault.errors import DecodeError, UsageError
-from kvmfault.types import U64
 
 GROUP = "kvmfault.backends"
 
@@ -51,9 +50,7 @@ class Target:
     def ops(self) -> Ops[Regs]:
         """Every fact as a compiled function of the registers; a Gap as what it assumes."""
         cached_pred: Callable[[Pred], Callable[[Regs], bool]] = cache(lambda p: compile_pred(p, self.order))
-        return map_accessors(
-            self.definition, lambda p: cached_pred(stand_in(p)), lambda w: compile_word(w, self.order)
-        )
+        return map_accessors(self.definition, lambda p: cached_pred(stand_in(p)), lambda w: compile_word(w, self.order))
 
     @cached_property
     def accessors(self) -> Named:
@@ -189,18 +186,24 @@ def _gaps_by_member(definition: Definition) -> dict[str, Gap]:
 
 
 @cache
+def _installed() -> Mapping[str, EntryPoint]:
+    return {entry.name: entry for entry in sorted(entry_points(group=GROUP), key=lambda e: e.name)}
+
+
+@cache
+def _load(entry: EntryPoint) -> Backend:
+    try:
+        loaded: object = entry.load()
+    except (ImportError, AttributeError) as e:
+        raise UsageError(f"backend {entry.name}: {entry.value} cannot be loaded: {e}") from e
+    if not isinstance(loaded, Backend):
+        raise UsageError(f"backend {entry.name}: {entry.value} is a {type(loaded).__name__}, not a Backend")
+    return loaded
+
+
 def backends() -> Mapping[str, Backend]:
     """All installed backends by name, found through the entry-point group. Raises UsageError for a broken one."""
-    found: dict[str, Backend] = {}
-    for entry in sorted(entry_points(group=GROUP), key=lambda e: e.name):
-        try:
-            loaded: object = entry.load()
-        except (ImportError, AttributeError) as e:
-            raise UsageError(f"backend {entry.name}: {entry.value} cannot be loaded: {e}") from e
-        if not isinstance(loaded, Backend):
-            raise UsageError(f"backend {entry.name}: {entry.value} is a {type(loaded).__name__}, not a Backend")
-        found[entry.name] = loaded
-    return found
+    return {name: _load(entry) for name, entry in _installed().items()}
 
 
 @cache
@@ -211,15 +214,22 @@ def backend(target: str) -> Target:
     """
     rest, _, kernel = target.partition("@")
     name, _, format_name = rest.partition(":")
-    return resolve(backends(), name, format_name, kernel, target)
+    installed = _installed()
+    if name not in installed:
+        raise UsageError(_no_backend(name, installed, target))
+    return resolve({name: _load(installed[name])}, name, format_name, kernel, target)
+
+
+def _no_backend(name: str, known: Iterable[str], spelled: str) -> str:
+    near = get_close_matches(name, known, 1)
+    hint = f" (did you mean {near[0]}?)" if near else ""
+    return f"no backend {name!r} in target {spelled!r}{hint}; there is: {', '.join(known) or 'none'}"
 
 
 def resolve(known: Mapping[str, Backend], name: str, format_name: str, kernel: str, spelled: str) -> Target:
     """A target out of *known* backends; an empty part means its default."""
     if name not in known:
-        near = get_close_matches(name, known, 1)
-        hint = f" (did you mean {near[0]}?)" if near else ""
-        raise UsageError(f"no backend {name!r} in target {spelled!r}{hint}; there is: {', '.join(known) or 'none'}")
+        raise UsageError(_no_backend(name, known, spelled))
     source = known[name]
     format_name = format_name or next(iter(source.formats))
     kernel = kernel or source.kernels[-1]

@@ -17,7 +17,7 @@ from kvmfault.errors import ModelError
 from kvmfault.machine.stage2 import Stage2
 from kvmfault.path.run import Run, bind
 from kvmfault.types import Gfn, Gpa, Hva, Pfn
-from kvmfault.vm.area import AreaKind, HvaRange
+from kvmfault.vm.area import AreaKind, HvaRange, Vma
 from kvmfault.vm.caps import HostCaps
 from kvmfault.vm.cowset import CowSet
 from kvmfault.vm.hostmem import HostMemory
@@ -59,6 +59,7 @@ class Vm:
         self.devices: tuple[tuple[Gpa, int, int], ...] = ()
         """Ranges that devices inside the kernel serve: (gpa, size, value that loads give)."""
         self._mmio_note: tuple[Gfn, int] | None = None
+        self._area_of: tuple[Vma | None, Area] = (None, Area(0))
         self._path = bind(target)
 
     # Building and changing.
@@ -97,7 +98,9 @@ class Vm:
         try:
             area = AreaKind(kind)
         except ValueError:
-            raise ModelError(f"no kind of host memory {kind!r}; there is: {', '.join(k.value for k in AreaKind)}") from None
+            raise ModelError(
+                f"no kind of host memory {kind!r}; there is: {', '.join(k.value for k in AreaKind)}"
+            ) from None
         self.invalidate(self.host.back(Hva(hva), size, area, readonly=readonly))
         return self
 
@@ -198,7 +201,12 @@ class Vm:
     def area(self, hva: Hva) -> Area | None:
         """See Ports."""
         vma = self.host.vma(hva)
-        return None if vma is None else Area(vma.block_at(hva), vma.tags, vma.any_uncached)
+        if vma is None:
+            return None
+        if vma is not self._area_of[0]:  # the facts of the last area: most faults come from the same one
+            self._area_of = vma, Area(vma.unit, vma.tags, vma.any_uncached)
+        block = vma.block_at(hva) if vma.block != vma.unit else vma.unit
+        return self._area_of[1] if block == vma.unit else Area(block, vma.tags, vma.any_uncached)
 
     def mapping_size(self, hva: Hva) -> int:
         """See Ports."""
@@ -206,7 +214,7 @@ class Vm:
 
     def block_allowed(self, slot: Memslot, gfn: Gfn, size: int) -> bool:
         """See Ports."""
-        if not self.private and not self.tracked:
+        if not self.private.items and not self.tracked.items:
             return True
         pages = size >> self.page_shift
         first = gfn & -pages

@@ -8,7 +8,7 @@ from kvmfault.contract.fault import MmioFault
 from kvmfault.contract.format import W, X
 from kvmfault.contract.outcome import Emulate, Error, Fixed, Outcome, Retry, Spurious, WriteProtected, fixed
 from kvmfault.contract.policy import DirtyMark, RetryTest, Unchanged
-from kvmfault.contract.ports import MapResult, Ports, Memslot
+from kvmfault.contract.ports import MapResult, Ports
 from kvmfault.contract.progress import Progress
 from kvmfault.path.resolve import fits
 from kvmfault.types import Gpa, Pfn
@@ -51,33 +51,27 @@ def fit_size(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
         if fault.is_permission and (fault.granule or 0) > page:
             at.wanted = at.size = fault.granule or page
             return None
-    size = _host_block(vm, at, slot, page)
-    if size < 0:
-        return Error(-size, "the host's page table could not be read")
+    allowed = page
+    for size in policy.fit_sizes:  # smallest first
+        if size <= at.max_size and fits(vm, slot, at.hva, size) and vm.block_allowed(slot, at.gfn, size):
+            allowed = size
+    if allowed == page:
+        return None
+    # private memory is not in the host's page table
+    host = allowed if at.private else vm.mapping_size(at.hva)
+    if host < 0:
+        return Error(-host, "the host's page table could not be read")
+    if host > page:
+        _take_block(vm, fault, at, min(allowed, max((s for s in policy.fit_sizes if s <= host), default=page)), page)
+    return None
+
+
+def _take_block(vm: Ports, fault: MmioFault, at: Progress, size: int, page: int) -> None:
     at.wanted = size
     if size > page and not (fault.is_exec and vm.facts.small_exec):
         at.size = size
         at.at = Gpa(at.at & -size)
         at.pfn = Pfn(at.pfn & -(size >> vm.page_shift))
-    return None
-
-
-def _host_block(vm: Ports, at: Progress, slot: Memslot, page: int) -> int:
-    allowed = page
-    sizes = at.policy.fit_sizes  # smallest first
-    for size in sizes:
-        if size <= at.max_size and fits(vm, slot, at.hva, size) and vm.block_allowed(slot, at.gfn, size):
-            allowed = size
-    if allowed == page or at.private:
-        return allowed  # private memory is not in the host's table
-    host = vm.mapping_size(at.hva)
-    if host < 0:
-        return host
-    mapped = page
-    for size in sizes:
-        if size <= host:
-            mapped = size
-    return min(allowed, mapped)
 
 
 def prepare_page(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 
-from kvmfault.contract.format import PROTS
+from kvmfault.contract.format import PROTS, size_text
 from kvmfault.contract.outcome import Fixed, Outcome
 from kvmfault.contract.ports import Area, GuestTranslation, Memslot, Pin
 from kvmfault.contract.progress import Progress
@@ -83,11 +83,3 @@ def tell(key: str, value: object) -> str:
             return "none"
         case _:
             return str(value)
-
-
-def size_text(size: int) -> str:
-    """``2M`` for 0x200000; hex where it is no round size."""
-    for shift, unit in ((40, "T"), (30, "G"), (20, "M"), (10, "K")):
-        if size and size % (1 << shift) == 0:
-            return f"{size >> shift}{unit}"
-    return f"{size:#x}"

@@ -22,7 +22,7 @@ from kvmfault.contract.outcome import (
 from kvmfault.contract.policy import InvalidSlot, Topup
 from kvmfault.contract.ports import Pin, PinError, Ports
 from kvmfault.contract.progress import Progress
-from kvmfault.types import Gfn, Gpa, Hva, Pfn
+from kvmfault.types import Gfn, Gpa, Hva
 
 _AS_NONE = InvalidSlot.AS_NONE
 _ALWAYS, _UNLESS_PERMISSION = Topup.ALWAYS, Topup.UNLESS_PERMISSION
@@ -178,4 +178,3 @@ def memory_fault(vm: Ports, at: Progress, errno: int, why: str) -> Exit:
     page = 1 << vm.page_shift
     detail = MemoryFault(Gpa(at.gfn << vm.page_shift), page, PRIVATE_FLAG if at.private else 0)
     return Exit(Reason.MEMORY_FAULT, detail, errno, why=why)
-

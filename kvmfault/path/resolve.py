@@ -16,7 +16,7 @@ from kvmfault.contract.policy import (
     ReadMaps,
     UnknownArea,
 )
-from kvmfault.contract.ports import Pin, PinError, Ports, Memslot
+from kvmfault.contract.ports import Memslot, Pin, PinError, Ports
 from kvmfault.contract.progress import Progress
 from kvmfault.path.lookup import become_mmio, memory_fault
 from kvmfault.types import Gfn, Gpa, Hva
@@ -119,9 +119,7 @@ def pin(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
     source = at.policy.memfd_source
     if (source is _PRIVATE_ACCESS and at.private) or (source is _MEMFD_SLOT and slot.gmem is not None):
         return _pin_memfd(vm, at, slot)
-    got = vm.pin(
-        slot, at.gfn, at.hva, write=fault.is_write, nowait=at.policy.nowait_first, interruptible=False
-    )
+    got = vm.pin(slot, at.gfn, at.hva, write=fault.is_write, nowait=at.policy.nowait_first, interruptible=False)
     _take(at, got)
     return None
 

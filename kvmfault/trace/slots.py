@@ -4,7 +4,8 @@ Events do not tell the slots; they tell which pages were memory. The rules of in
 on recordings that also hold the true slots:
 
 * A fault answered by an emulated access to its page, before the vCPU enters the guest again, or by an
-  emulation that failed (a fetch), hit no memory; any other fault did. A recording of several VMs gives the union of their memory.
+  emulation that failed (a fetch), hit no memory; any other fault did. A recording of several VMs gives
+  the union of their memory.
 * Memory pages join into one slot over a gap of 2 MiB, or as large as the slot has become (a guest
   that uses much memory uses it sparsely) up to 1 GiB, but never over a page that was only emulated.
 * An edge lies where memory was touched, with two exceptions. A first run of under 64 pages starts at

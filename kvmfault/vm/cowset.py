@@ -11,50 +11,51 @@ T = TypeVar("T", bound=Hashable)
 class CowSet(Generic[T]):
     """Mutable set; ``fork`` is O(1), the first write after one copies."""
 
-    __slots__ = ("_items", "_shared")
+    __slots__ = ("_shared", "items")
 
     def __init__(self, items: Iterable[T] = ()) -> None:
-        self._items = set(items)
+        self.items = set(items)
+        """Read only; changed through the methods."""
         self._shared = False
 
     def add(self, item: T) -> None:
         """Put *item* in."""
-        if item not in self._items:
+        if item not in self.items:
             self._own().add(item)
 
     def discard(self, item: T) -> bool:
         """Take *item* out; whether it was in."""
-        found = item in self._items
+        found = item in self.items
         if found:
             self._own().discard(item)
         return found
 
     def take(self) -> frozenset[T]:
         """Everything, leaving the set empty."""
-        taken = frozenset(self._items)
-        self._items, self._shared = set(), False
+        taken = frozenset(self.items)
+        self.items, self._shared = set(), False
         return taken
 
     def _own(self) -> set[T]:
         if self._shared:
-            self._items, self._shared = set(self._items), False
-        return self._items
+            self.items, self._shared = set(self.items), False
+        return self.items
 
     def fork(self) -> CowSet[T]:
         """An independent copy."""
         new: CowSet[T] = CowSet()
-        new._items, new._shared, self._shared = self._items, True, True
+        new.items, new._shared, self._shared = self.items, True, True
         return new
 
     def key(self) -> frozenset[T]:
         """The content, hashable."""
-        return frozenset(self._items)
+        return frozenset(self.items)
 
     def __contains__(self, item: object) -> bool:
-        return item in self._items
+        return item in self.items
 
     def __iter__(self) -> Iterator[T]:
-        return iter(self._items)
+        return iter(self.items)
 
     def __len__(self) -> int:
-        return len(self._items)
+        return len(self.items)

@@ -1,0 +1,1 @@
+"""Backends, one folder for each architecture, found by entry point (group ``kvmfault.backends``)."""

@@ -1,0 +1,226 @@
+"""The steps that only x86 has, for the places of the path that no policy value can fill.
+
+Kernel: kvm_mmu_page_fault and kvm_mmu_do_page_fault around the fault machinery, page_fault_can_be_fast,
+the APIC page and async page faults inside kvm_faultin_pfn, kvm_mmu_write_protect_fault after it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from errno import EFAULT, EINVAL
+from typing import Final
+
+from arch.x86.pferr import FETCH, GPT_WRITE, PRESENT, USER, WRITE
+from kvmfault.contract.backend import Conclude, Joints
+from kvmfault.contract.fault import MmioFault, PageFault
+from kvmfault.contract.format import PROTS, R, W, X
+from kvmfault.contract.outcome import (
+    Emulate,
+    Error,
+    Exit,
+    Fixed,
+    Inject,
+    NeedsGuestWalk,
+    Outcome,
+    Retry,
+    Spurious,
+    WriteProtected,
+)
+from kvmfault.contract.ports import GuestWalkFault, MmioNote, Ports, Repair, VmView
+from kvmfault.contract.progress import Progress
+from kvmfault.path.lookup import memory_fault
+from kvmfault.types import Gfn, Gpa, Gva
+
+APIC_ACCESS_PAGE: Final = 32764 + 1
+"""Slot id of the page that KVM maps behind the local APIC (APIC_ACCESS_PAGE_PRIVATE_MEMSLOT)."""
+
+
+def _address(fault: PageFault) -> Gpa:
+    # what KVM calls cr2_or_gpa: the physical address, or the virtual one of a shadow fault
+    gpa = fault.kvm_get_fault_gpa()
+    return gpa if gpa is not None else Gpa(fault.gva or 0)
+
+
+def check_root(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
+    """A vCPU without a root cannot have faulted; the kernel warns and lets it run on. (kvm_mmu_page_fault)"""
+    if vm.facts.root_valid or fault.is_prefetch:
+        return None
+    vm.warn("a fault without a valid root page")
+    return Retry("the vCPU has no valid root page")
+
+
+def known_mmio(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
+    """A reserved bit marks MMIO: emulate what vCPU or table remember, unless it is out of date.
+
+    Kernel: head of kvm_mmu_page_fault, handle_mmio_page_fault.
+    """
+    if not fault.is_reserved or fault.is_prefetch:
+        return None
+    if fault.is_private:
+        vm.warn("a reserved-bit fault on a private access")
+        return Error(EFAULT, "MMIO is shared only, yet the access is private")
+    address = _address(fault)
+    match vm.find_mmio(address):
+        case MmioNote.CACHED:
+            return Emulate(why="the vCPU remembers the address as MMIO")
+        case MmioNote.CURRENT:
+            vm.note_mmio(Gfn(address >> vm.page_shift), fault.gva)
+            return Emulate(why="the entry says MMIO, of the current memslot generation")
+        case MmioNote.STALE:
+            return None
+        case MmioNote.ABSENT if fault.kvm_get_fault_gpa() is None and vm.walk_guest(address) is None:
+            return NeedsGuestWalk("without the guest's tables there is no shadow table to look the address up in")
+        case MmioNote.ABSENT:
+            return Retry("the entry that faulted is no MMIO entry any more")
+        case MmioNote.BROKEN:
+            vm.warn("reserved bits in an entry that is not MMIO")
+            return Error(EINVAL, "reserved bits in an entry that is not MMIO")
+
+
+def walk_guest(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
+    """CR2 to a guest frame through the guest's own tables, or the #PF that the guest gets.
+
+    Kernel: FNAME(walk_addr) and FNAME(page_fault).
+    """
+    gva = fault.gva
+    guest = vm.walk_guest(Gpa(gva)) if gva is not None else None
+    if gva is None or guest is None:
+        return NeedsGuestWalk("the address is virtual: CR2 and the guest's tables are needed to go on")
+    if isinstance(guest, GuestWalkFault):
+        return _inject(fault, gva, guest.status, "the guest's own tables do not map the address", guest.errno)
+    if not (guest.executable if fault.is_exec else guest.writable if fault.is_write else guest.readable):
+        return _inject(fault, gva, PRESENT, "the guest's own tables forbid the access")
+    at.guest = guest
+    at.at = Gpa(gva & -(1 << vm.page_shift))  # the shadow table is indexed by virtual address
+    return None
+
+
+def _inject(fault: PageFault, gva: Gva, status: int, why: str, errno: int = 0) -> Outcome:
+    if fault.is_prefetch:
+        return Retry(f"{why}; nobody waits for the page")
+    access = (WRITE if fault.is_write else 0) | (USER if fault.is_user else 0) | (FETCH if fault.is_exec else 0)
+    return Inject("#PF", gva, status | access, errno, why=why)
+
+
+def can_fast(fault: PageFault, vm: VmView, private: bool, gfn: Gfn) -> bool:
+    """Whether a fault may be fixed without the lock: a write to a present entry, or with software accessed bits an
+    entry that is not present. The kind of access must be the frame's. Fetches do not count. (page_fault_can_be_fast)
+    """
+    if fault.is_reserved or (vm.facts.private_memory and private != vm.is_private(gfn)):
+        return False
+    if fault.is_permission:
+        return fault.is_write
+    return not vm.facts.hardware_access_dirty
+
+
+def fast_page_fault(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
+    """Give back write permission or the accessed state by compare-and-swap. (fast_page_fault)"""
+    if not can_fast(fault, vm, at.private, at.gfn):
+        return None
+    match vm.repair_fast(at.at, write=fault.is_write, execute=fault.is_exec):
+        case Repair.FIXED:
+            prot, size = vm.entry_prot(at.at) or (R | W | X, 1 << vm.page_shift)
+            return Fixed(size, PROTS[prot], "fixed without the lock")
+        case Repair.SPURIOUS:
+            return Spurious("the entry already allows the access")
+        case Repair.NOT_HERE:
+            return None
+
+
+def apic_page(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
+    """KVM's own page behind the local APIC: no memory for a nested guest, emulated without APIC virtualisation.
+
+    Kernel: kvm_faultin_pfn.
+    """
+    if at.slot is None or at.slot.id != APIC_ACCESS_PAGE:
+        return None
+    if vm.facts.nested:
+        at.slot = None  # KVM does not expose its APIC page to the guest's guest
+        return None
+    if not vm.facts.apic_virtualised:
+        return Emulate(private=at.private, why="APIC accesses are not virtualised: nothing is cached")
+    return None
+
+
+def async_page_fault(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
+    """Let the guest run something else while the page is read in. A read-only slot never can: the address that is
+    queued is asked for with write semantics. (kvm_arch_setup_async_pf, kvm_setup_async_pf)"""
+    if at.slot is None or at.slot.readonly or not vm.defer(at.gfn):
+        return None
+    return Retry("the page is fetched in the background")
+
+
+def emulate_private(vm: Ports, fault: MmioFault, at: Progress, outcome: Outcome) -> Outcome:
+    """Private memory cannot be emulated: the VMM is told instead. (kvm_mmu_do_page_fault)"""
+    if isinstance(outcome, Emulate) and at.private:
+        return memory_fault(vm, at, EFAULT, "the access has to be emulated, but is private")
+    return outcome
+
+
+def unprotect_direct(gpt_write: Callable[[PageFault], bool]) -> Conclude:
+    """What follows WRITE_PROTECTED under nested paging; *gpt_write*: see ``GPT_WRITE``."""
+
+    def conclude(vm: Ports, fault: MmioFault, at: Progress, outcome: Outcome) -> Outcome:
+        """Kernel: kvm_mmu_write_protect_fault with a direct root."""
+        return _write_protect_fault(vm, fault, at, outcome, unprotects=gpt_write(fault))
+
+    return conclude
+
+
+def unprotect_indirect(vm: Ports, fault: MmioFault, at: Progress, outcome: Outcome) -> Outcome:
+    """Kernel: kvm_mmu_write_protect_fault with an indirect root: an event in flight cannot wait for the emulator."""
+    return _write_protect_fault(vm, fault, at, outcome, unprotects=vm.facts.event_reinjected)
+
+
+def _write_protect_fault(vm: Ports, fault: MmioFault, at: Progress, outcome: Outcome, *, unprotects: bool) -> Outcome:
+    if not isinstance(outcome, WriteProtected) or fault.is_prefetch:
+        return outcome
+    if vm.facts.repeats_unprotect:
+        return Emulate(why="unprotecting did not help last time")
+    if vm.find_mmio(_address(fault)) is MmioNote.CACHED:
+        vm.warn("a write-protected frame is remembered as MMIO")
+        return Emulate(why="the vCPU remembers the address as MMIO")
+    if unprotects and vm.unprotect(at.gfn):
+        return Retry("the frame is not write-protected any more")
+    return Emulate(allow_retry=not vm.facts.nested, why="the write is emulated")
+
+
+def _npf_gpt_write(fault: PageFault) -> bool:
+    return fault.syndrome & GPT_WRITE == GPT_WRITE
+
+
+def _ept_gpt_write(fault: PageFault) -> bool:
+    return fault.is_permission and fault.is_write and fault.is_table_walk
+
+
+def huge_page_disallowed(fault: PageFault, vm: VmView) -> bool:
+    """Whether the workaround for a CPU erratum keeps a fetch from being given a block (fault->huge_page_disallowed)."""
+    return fault.is_exec and vm.facts.small_exec
+
+
+def rmp_handler_runs(fault: PageFault, outcome: Outcome) -> bool:
+    """Whether npf_interception goes on to the handler of RMP faults: after any fault that KVM_RUN survives, whether or
+    not the guest is encrypted (the handler gives up by itself where the frame is shared)."""
+    return bool(fault.syndrome >> 31 & 1) and not (isinstance(outcome, Error | Exit | Inject) and outcome.errno)
+
+
+def _nested(gpt_write: Callable[[PageFault], bool]) -> Joints:
+    return Joints(
+        screen=(check_root, known_mmio),
+        repair=(fast_page_fault,),
+        special_slot=(apic_page,),
+        defer=(async_page_fault,),
+        conclude=(emulate_private, unprotect_direct(gpt_write)),
+    )
+
+
+EPT_JOINTS: Final = _nested(_ept_gpt_write)
+NPT_JOINTS: Final = _nested(_npf_gpt_write)
+SHADOW_JOINTS: Final = Joints(
+    screen=(check_root, known_mmio),
+    translate=(walk_guest,),
+    special_slot=(apic_page,),
+    defer=(async_page_fault,),
+    conclude=(emulate_private, unprotect_indirect),
+)
+"""No lockless repair: page tables that belong to a guest table may only change under the lock."""

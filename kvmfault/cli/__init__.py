@@ -1,0 +1,1 @@
+"""The command line: parse, one library call, render. The only place that prints or exits."""

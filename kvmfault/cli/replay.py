@@ -1,0 +1,103 @@
+"""``kvmfault replay``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from kvmfault.cli.render import columns, to_json
+from kvmfault.contract.format import size_text
+from kvmfault.replay.run import Report, replay
+from kvmfault.replay.verdict import outcome_text
+from kvmfault.trace.slotfile import read_slots
+
+
+def run(recording: str, targets: Sequence[str], slots: str | None, *, strict: bool, json: bool) -> int:
+    """Replay and print; status 1 if an outcome contradicts the recording."""
+    known = read_slots(slots) if slots is not None else None
+    console = Console(stderr=True)
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+    size = Path(recording).stat().st_size if recording != "-" and Path(recording).is_file() else None
+    with bar:
+        passes = {name: bar.add_task(name, total=size) for name in ("survey", "replay")}
+        report = replay(
+            recording, targets, known, strict=strict, progress=lambda n, b: bar.update(passes[n], completed=b)
+        )
+    print(to_json(as_data(report)) if json else render(report))
+    return 1 if report.unexplained else 0
+
+
+def render(report: Report) -> str:
+    """The report as text."""
+    first = report.results[0]
+    parts = [
+        f"{report.recording}: {first.faults} faults of {report.own.name}, "
+        f"memslots: {report.slots.origin} ({len(report.slots.changes)} changes)"
+    ]
+    parts.append(
+        "kinds\n" + columns([(str(n), k) for k, n in report.kinds.most_common()], indent="  ", right=frozenset({0}))
+    )
+    names = sorted(
+        {o for r in report.results for o in r.outcomes}, key=lambda o: (-sum(r.outcomes[o] for r in report.results), o)
+    )
+    head = ("outcome", *(r.target.name for r in report.results))
+    rows = [head, *((o, *(str(r.outcomes[o] or "-") for r in report.results)) for o in names)]
+    rows.append(("mapped", *(size_text(sum(1 << e.shift for e in r.vm.table.entries())) for r in report.results)))
+    rows.append(("table pages", *(str(r.vm.table.tables()) for r in report.results)))
+    rows.append(("unexplained", *(str(r.unexplained_count) if r.is_own else "n/a" for r in report.results)))
+    parts.append(columns(rows, right=frozenset(range(1, len(head)))))
+    for result in report.results:
+        if result.lost:
+            told = ", ".join(f"{name} ({count})" for name, count in result.lost.most_common())
+            parts.append(f"not carried over to {result.target.name}: {told}")
+        parts += [f"line {f.line}: {outcome_text(f.outcome)}: {f.why}" for f in result.unexplained]
+    if report.inference is not None:
+        c = report.inference
+        true = c.matched + c.missed
+        parts.append(
+            f"inferred slots would hold {c.matched} of {true} pages, missing {c.missed} and inventing {c.invented}"
+        )
+        for what, ranges in (("missed", c.missed_ranges), ("invented", c.invented_ranges)):
+            spans = [f"{gpa:#x}-{gpa + size - 1:#x} ({size_text(size)})" for gpa, size in ranges]
+            shown = ", ".join(spans[:6]) + (f" and {len(spans) - 6} more" if len(spans) > 6 else "")
+            parts += [f"  {what}: {shown}"] * bool(spans)
+    parts.extend(f"note: {note}" for note in report.notes)
+    return "\n".join(parts)
+
+
+def as_data(report: Report) -> dict[str, object]:
+    """The report as JSON data."""
+    return {
+        "recording": report.recording,
+        "own": report.own.name,
+        "events": dict(report.read.events),
+        "faults": dict(report.assembled.faults),
+        "kinds": dict(report.kinds),
+        "slots": {"origin": report.slots.origin, "changes": list(report.slots.changes)},
+        "results": [
+            {
+                "target": r.target.name,
+                "own": r.is_own,
+                "faults": r.faults,
+                "outcomes": dict(r.outcomes),
+                "mapped_bytes": sum(1 << e.shift for e in r.vm.table.entries()),
+                "table_pages": r.vm.table.tables(),
+                "lost": dict(r.lost),
+                "unexplained": r.unexplained_count,
+                "findings": [{"line": f.line, "outcome": outcome_text(f.outcome), "why": f.why} for f in r.unexplained],
+            }
+            for r in report.results
+        ],
+        "inference": report.inference,
+        "notes": report.notes,
+    }

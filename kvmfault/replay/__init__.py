@@ -1,0 +1,1 @@
+"""Replay: the faults of a recording, through the path, on their own architecture and on others."""

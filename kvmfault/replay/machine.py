@@ -1,0 +1,151 @@
+"""One target that a recording is replayed on: its VMs, their slots and memory, and what came of each fault."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from errno import errorcode
+from functools import lru_cache
+
+from kvmfault.contract.outcome import Outcome
+from kvmfault.contract.shapes import Raw
+from kvmfault.contract.target import Target
+from kvmfault.errors import ModelError
+from kvmfault.machine.vm import Vm
+from kvmfault.replay.verdict import Evidence, Unexplained, judge, outcome_text
+from kvmfault.trace.events import AgeEvent, FaultEvent, SlotEvent, UnmapEvent
+from kvmfault.types import Gpa, Hva
+from kvmfault.vm.area import AreaKind, HvaRange
+from kvmfault.vm.memslot_request import MemslotRequest
+
+KEPT = 20
+"""Unexplained outcomes kept with their lines; all are counted."""
+
+
+class ReplayTarget:
+    """A target under replay. *own*: the backend whose faults the recording holds; None for that target itself."""
+
+    def __init__(self, target: Target, own: Target) -> None:
+        self.target = target
+        self.is_own = target.backend is own.backend
+        self.vm = Vm.on(target)
+        self.faults = 0
+        self.outcomes: Counter[str] = Counter()
+        self.lost: Counter[str] = Counter()
+        self.refused_slots: Counter[str] = Counter()
+        self.unexplained: list[Unexplained] = []
+        self.unexplained_count = 0
+        self.invalidated = 0
+        self._label: str | None = None
+        self._pending: dict[str, tuple[FaultEvent, Outcome, Gpa | None, Evidence]] = {}
+        self._translate = _translator(own, target)
+
+    # What user space and the host did.
+
+    def set_slot(self, event: SlotEvent) -> None:
+        """Apply a memslot change, and put anonymous memory under it. A new VM label starts an empty VM."""
+        if event.vm != self._label:
+            self._label = event.vm
+            self.vm = Vm.on(self.target)
+        page = 1 << self.vm.page_shift
+        start, end = event.gpa & -page, -(-(event.gpa + event.size) // page) * page
+        hva = event.hva - (event.gpa - start)
+        if event.size and hva & (page - 1):
+            hva &= -page  # recorded on smaller pages: keep the order, give up congruence
+        try:
+            request = MemslotRequest(
+                slot=event.slot, flags=event.flags, gpa=Gpa(start), size=end - start if event.size else 0, hva=Hva(hva)
+            )
+        except ModelError:
+            self.refused_slots["out of range"] += 1
+            return
+        result = self.vm.set_region(request)
+        if result.errno:
+            self.refused_slots[f"{errorcode.get(result.errno, result.errno)} ({result.rule})"] += 1
+        elif event.size:
+            self._back(hva, end - start)
+
+    def _back(self, start: int, size: int) -> None:
+        at = start
+        for area in self.vm.host.areas(Hva(start), Hva(start + size)):
+            if area.start > at:
+                self.vm.host.back(Hva(at), area.start - at, AreaKind.ANON)
+            at = area.end
+        if at < start + size:
+            self.vm.host.back(Hva(at), start + size - at, AreaKind.ANON)
+
+    def unmap(self, event: UnmapEvent) -> None:
+        """The host unmaps a range: drop what maps it."""
+        span = self._span(event.start, event.end)
+        self.invalidated += 1
+        self.vm.invalidate(span)
+
+    def age(self, event: AgeEvent) -> None:
+        """The host looks at access flags of a range."""
+        self.vm.age(self._span(event.start, event.end), test_only=event.test_only)
+
+    def _span(self, start: int, end: int) -> HvaRange:
+        page = 1 << self.vm.page_shift
+        return HvaRange(Hva(start & -page), Hva(-(-end // page) * page))
+
+    # A fault and what followed it.
+
+    def fault(self, event: FaultEvent) -> None:
+        """Run the path on one recorded fault."""
+        self.settle(event.vcpu)
+        fault, lost = self._translate(tuple(event.registers.items()))
+        outcome = self.vm.resolve(fault)
+        self.faults += 1
+        self.outcomes[outcome_text(outcome)] += 1
+        for member in lost:
+            self.lost[member] += 1
+        self._pending[event.vcpu] = event, outcome, fault.kvm_get_fault_gpa(), Evidence()
+
+    def device(self, vcpu: str, gpa: int, *, undecoded: bool) -> None:
+        """The recording shows a device access; it counts if it is to the page that faulted."""
+        pending = self._pending.get(vcpu)
+        if pending is not None:
+            page = pending[2]
+            if page is None or gpa >> 12 == page >> 12:
+                pending[3].device = True
+                pending[3].undecoded |= undecoded
+
+    def returned(self, vcpu: str, errno: int, reason: str) -> None:
+        """The recording shows that KVM_RUN returned."""
+        pending = self._pending.get(vcpu)
+        if pending is not None:
+            pending[3].errno = errno or pending[3].errno
+            pending[3].gave_up |= not errno and "INTERNAL_ERROR" in reason
+
+    def settle(self, vcpu: str, *, ended: bool = True) -> None:
+        """The vCPU runs again, or nothing follows: judge its last fault."""
+        pending = self._pending.pop(vcpu, None)
+        if pending is None or not self.is_own:
+            return
+        event, outcome, _, seen = pending
+        seen.ended = ended
+        finding = judge(event.line, outcome, seen)
+        if finding is not None:
+            self.unexplained_count += 1
+            if len(self.unexplained) < KEPT:
+                self.unexplained.append(finding)
+
+    def finish(self) -> None:
+        """The recording is over."""
+        for vcpu in list(self._pending):
+            self.settle(vcpu, ended=False)
+
+
+_Translate = Callable[[tuple[tuple[str, int], ...]], tuple[Raw, tuple[str, ...]]]
+
+
+def _translator(own: Target, target: Target) -> _Translate:
+    # equal faults in a row are common: a small cache saves most of the work
+    @lru_cache(maxsize=4096)
+    def translate(registers: tuple[tuple[str, int], ...]) -> tuple[Raw, tuple[str, ...]]:
+        if own.backend is target.backend:
+            return target.decode(**dict(registers)), ()
+        moved = target.encode(own.access(own.decode(**dict(registers))))
+        return moved.fault, tuple(moved.lost)
+
+    return translate

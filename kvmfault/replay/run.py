@@ -1,0 +1,246 @@
+"""Replay a recording: read it, find or take its memslots, run every fault on every target."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from sys import stdin
+
+from kvmfault.contract.access import Access
+from kvmfault.contract.shapes import Raw
+from kvmfault.contract.target import Target, backend, backends
+from kvmfault.errors import TraceError, UsageError
+from kvmfault.replay.machine import ReplayTarget
+from kvmfault.trace.assemble import Assembler, AssembleStats, assemble
+from kvmfault.trace.events import (
+    AgeEvent,
+    EntryEvent,
+    Event,
+    ExitEvent,
+    FaultEvent,
+    MmioEvent,
+    SlotEvent,
+    UnmapEvent,
+    UserspaceExitEvent,
+)
+from kvmfault.trace.slots import SlotComparison, SlotSource, compare_slots, infer_slots
+from kvmfault.trace.text import ReadStats, source_name
+
+Progress = Callable[[str, int], None]
+"""Called now and then with the name of the pass and the bytes read so far."""
+
+
+@dataclass(slots=True)
+class Report:
+    """What a replay found."""
+
+    recording: str
+    own: Target
+    kinds: Counter[str] = field(default_factory=Counter)
+    """Faults by cause and access."""
+    read: ReadStats = field(default_factory=ReadStats)
+    assembled: AssembleStats = field(default_factory=AssembleStats)
+    slots: SlotSource = field(default_factory=lambda: SlotSource("none", ()))
+    results: list[ReplayTarget] = field(default_factory=list)
+    inference: SlotComparison | None = None
+    """What inference would have found, beside the slots that were given."""
+    foreign: Counter[str] = field(default_factory=Counter)
+    """Faults of another backend than ``own``: not replayed."""
+    host_events: int = 0
+    """Unmappings and agings in the recording."""
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def unexplained(self) -> int:
+        """Outcomes on the own backend that contradict the recording."""
+        return sum(r.unexplained_count for r in self.results)
+
+
+def replay(
+    source: str,
+    targets: Sequence[str] = (),
+    slots: SlotSource | None = None,
+    *,
+    strict: bool = False,
+    progress: Progress | None = None,
+) -> Report:
+    """Replay the recording *source* ("-" for standard input) on *targets*; its own backend always comes first.
+
+    Without *slots* the inferred ones are used; with them, the report says what inference would have missed or invented.
+    Raises UsageError, TraceError.
+    """
+    chosen = [backend(t) for t in targets]
+    with _seekable(source) as path:
+        own, inferred = _survey(path, source, chosen, strict=strict, progress=progress)
+        if not any(t.backend is own.backend for t in chosen):
+            chosen.insert(0, own)
+        report = Report(source_name(source), own, slots=slots or inferred)
+        if slots is not None:
+            report.inference = compare_slots(inferred, slots, page_size=1 << own.format.page_shift)
+        report.results = [ReplayTarget(t, own) for t in chosen]
+        _run(path, report, strict=strict, progress=progress)
+    _remark(report)
+    return report
+
+
+def _survey(
+    path: str, source: str, chosen: list[Target], *, strict: bool, progress: Progress | None
+) -> tuple[Target, SlotSource]:
+    # the first pass: whose faults these are, and which memory they need
+    assembler = _assembler(chosen)
+    stats = ReadStats()
+    events = _watched(assemble(path, assembler, stats=stats, strict=strict), stats, progress, "survey")
+    decoders = {name: _named(name, chosen) or backend(name) for name in backends()}
+    highest = 0
+
+    def decode(event: FaultEvent) -> Raw:
+        nonlocal highest
+        fault = decoders[event.target].decode(**event.registers)
+        highest = max(highest, fault.kvm_get_fault_gpa() or 0)
+        return fault
+
+    page = 1 << max((t.format.page_shift for t in chosen), default=12)
+    inferred = infer_slots(events, decode, page_size=page)
+    counted = assembler.stats.faults
+    if not counted:
+        raise TraceError(_no_faults(assembler.stats, stats), path=source_name(source), line=1)
+    own = counted.most_common(1)[0][0]
+    return _named(own, chosen) or _wide_enough(backend(own), highest), inferred
+
+
+def _wide_enough(target: Target, gpa: int) -> Target:
+    # nobody named the format: the first with this page size whose table reaches the highest address
+    for name, fmt in target.backend.formats.items():
+        if fmt.page_shift == target.format.page_shift and gpa >> fmt.gpa_bits == 0:
+            return backend(f"{target.backend.name}:{name}@{target.kernel}")
+    return target
+
+
+def _no_faults(made: AssembleStats, read: ReadStats) -> str:
+    if made.unclaimed:
+        name, count = made.unclaimed.most_common(1)[0]
+        return (
+            f"{count} {name} events, but no exit before them tells how their error code is encoded: "
+            f"say what they are with --backend (first at line {made.unclaimed_lines[0]})"
+        )
+    seen = ", ".join(name for name, _ in read.events.most_common(4)) or "none"
+    return f"no guest fault in this recording; events: {seen}"
+
+
+def _named(name: str, chosen: Iterable[Target]) -> Target | None:
+    return next((t for t in chosen if t.backend.name == name), None)
+
+
+def _assembler(chosen: Sequence[Target]) -> Assembler:
+    return Assembler(backends().values(), told=chosen[0].backend.name if chosen else None)
+
+
+def _run(path: str, report: Report, *, strict: bool, progress: Progress | None) -> None:
+    assembler = _assembler([r.target for r in report.results])
+    report.assembled = assembler.stats
+    waiting = iter(report.slots.changes)
+    change = next(waiting, None)
+    own = report.own
+    read = assemble(path, assembler, stats=report.read, strict=strict)
+    for event in _watched(read, report.read, progress, "replay"):
+        while change is not None and (not report.slots.timed or change.time <= event.time):
+            _apply(report, change)
+            change = next(waiting, None)
+        _dispatch(report, own, event)
+    for result in report.results:
+        result.finish()
+
+
+def _apply(report: Report, change: SlotEvent) -> None:
+    if not change.ret:  # refused ones changed nothing
+        for result in report.results:
+            result.set_slot(change)
+
+
+def _dispatch(report: Report, own: Target, event: Event) -> None:
+    if isinstance(event, FaultEvent):
+        if event.target != own.backend.name:
+            report.foreign[event.target] += 1
+            return
+        report.kinds[kind(own.access(own.decode(**event.registers)))] += 1
+    report.host_events += isinstance(event, UnmapEvent | AgeEvent)
+    for result in report.results:
+        match event:
+            case FaultEvent():
+                result.fault(event)
+            case MmioEvent():
+                result.device(event.vcpu, event.gpa, undecoded=event.size == 0)
+            case UserspaceExitEvent():
+                result.returned(event.vcpu, event.errno, event.reason)
+            case EntryEvent() | ExitEvent():
+                result.settle(event.vcpu)
+            case UnmapEvent() if not report.slots.made_up:
+                result.unmap(event)
+            case AgeEvent() if not report.slots.made_up:
+                result.age(event)
+            case _:
+                pass
+
+
+def kind(access: Access) -> str:
+    """A fault's kind in a few words: what was tried, by whom, and why it stopped."""
+    tried = "+".join(w for w, on in (("read", access.read), ("write", access.write), ("fetch", access.exec)) if on)
+    walk = " on walk" if access.on_walk else ""
+    cause = access.cause.name.lower().replace("_", " ") if access.cause is not None else "unknown"
+    return f"{tried or 'access'}{walk}, {cause}"
+
+
+def _remark(report: Report) -> None:
+    notes = report.notes
+    read, made = report.read, report.assembled
+    notes.extend(report.slots.notes)
+    notes.append("host memory is assumed anonymous, in pages of the host")
+    if report.slots.made_up and report.host_events:
+        text = f"{report.host_events} unmappings and agings of host memory were not replayed"
+        notes.append(f"{text}: the slots' user addresses are not known")
+    if read.lost or read.lost_unknown:
+        notes.append(f"the kernel lost {sum(read.lost.values()) or 'some'} events of this recording")
+    if read.unreadable:
+        notes.append(f"{read.unreadable} lines could not be read, first at line {read.unreadable_lines[0]}")
+    if read.misfits:
+        notes.append(f"{sum(read.misfits.values())} events read differently, first at line {read.misfit_lines[0]}")
+    if read.damage:
+        notes.append(f"the file is damaged: {read.damage}")
+    if made.unclaimed:
+        where = f"first at line {made.unclaimed_lines[0]}"
+        notes.append(f"{sum(made.unclaimed.values())} faults of unknown encoding were not replayed, {where}")
+    if made.without_address:
+        notes.append(f"{made.without_address} faults had no address in the recording and were not replayed")
+    for name, count in report.foreign.items():
+        notes.append(f"{count} faults of {name} were not replayed")
+    for result in report.results:
+        for why, count in result.refused_slots.items():
+            notes.append(f"{result.target.name}: {count} memslot changes refused: {why}")
+
+
+def _watched(events: Iterable[Event], stats: ReadStats, progress: Progress | None, name: str) -> Iterator[Event]:
+    for number, event in enumerate(events):
+        if progress is not None and number % 512 == 0:
+            progress(name, stats.bytes)
+        yield event
+    if progress is not None:
+        progress(name, stats.bytes)
+
+
+@contextmanager
+def _seekable(source: str) -> Iterator[str]:
+    # two passes need a file; standard input is kept in a temporary one
+    if source != "-":
+        if not Path(source).is_file():
+            raise UsageError(f"{source}: no such file" if not Path(source).exists() else f"{source}: not a file")
+        yield source
+        return
+    with tempfile.NamedTemporaryFile(prefix="kvmfault-") as kept:
+        shutil.copyfileobj(stdin.buffer, kept)
+        kept.flush()
+        yield kept.name

@@ -1,0 +1,263 @@
+"""Decisions as the vectors write them: ``python -m tests.kernel.arm64_decide < lines``.
+
+A line is ``esr far hpfar [key=value ...]``, hexadecimal, keys as tests/vectors/PROVENANCE.md lists them; its answer one
+JSON object: ``ret`` (negative errno, 0 exit, 1 resume), ``events`` in order, ``exit``, ``rd`` and ``reg``.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Final
+
+from arch.arm64 import BACKEND
+from arch.arm64.stage2 import Stage2
+from kvmfault.contract.format import Memory
+from kvmfault.contract.outcome import (
+    ZERO_REGISTER,
+    Completion,
+    Done,
+    Error,
+    Exit,
+    Inject,
+    MmioAccess,
+    Outcome,
+    Resume,
+    Signal,
+    UndecodedMmio,
+)
+from kvmfault.contract.ports import Area, GuestTranslation, GuestWalkFault, MapResult, Memslot, Pin, PinError, VmFacts
+from kvmfault.contract.target import Target
+from kvmfault.path.run import bind
+from kvmfault.types import U64, Gfn, Gpa, Hva, Pfn
+from kvmfault.vm.memslot import MemslotFlag
+from tests.kernel.scripted import ScriptedPorts
+
+DEFAULTS: Final = {
+    "ipa_limit": 0x30, "ia_bits": 0x28, "nested": 0, "walk": 0, "walkfsc": 0, "out": 0, "tsz": 0x1000, "tr": 1,
+    "tw": 1, "tx": 1, "tlevel": 3, "slot": 1, "base": 0x40000, "npages": 0x40000, "uaddr": 0x7F00_0000_0000,
+    "logging": 0, "vmashift": 12, "mteok": 1, "anyuc": 0, "vma": 1, "pfn": 0, "pfnkind": 0, "mapw": 1, "retry": 0,
+    "mte": 0, "dic": 0, "mapsz": 0x1000, "topup": 0, "mapret": 0, "bus": 1, "be": 0, "val": 0, "prot": 0, "nisv": 0,
+    "apei": 1, "busval": 0, "user": 0, "el0": 0,
+}  # fmt: skip
+_EAGAIN, _NORMAL, _DEVICE, _POISON = 11, 0, 1, 2
+_PROT_BIT: Final = {Memory.NORMAL: 0, Memory.DEVICE: 8, Memory.NONCACHEABLE: 16}
+_TARGETS: Final = {kernel: Target(BACKEND, "4k", kernel) for kernel in BACKEND.kernels}
+
+
+class Surroundings(ScriptedPorts):
+    """What the keys say about the world around the fault."""
+
+    def __init__(self, env: Mapping[str, int]) -> None:
+        self.env = env
+        facts = VmFacts(
+            ipa_limit_bits=env["ipa_limit"],
+            table_bits=env["ia_bits"],
+            nested=bool(env["nested"]),
+            tagging=bool(env["mte"]),
+            coherent_icache=bool(env["dic"]),
+            protected=bool(env["prot"]),
+            undecoded_mmio_exits=bool(env["nisv"]),
+            host_claims_aborts=not env["apei"],
+            big_endian=bool(env["be"]),
+        )
+        super().__init__(Stage2("4k", 12), facts)
+        flags = MemslotFlag.READONLY if env["slot"] == 2 else MemslotFlag(0)
+        self.slot = Memslot(
+            id=0,
+            as_id=0,
+            base_gfn=Gfn(env["base"]),
+            npages=env["npages"],
+            hva=Hva(env["uaddr"]),
+            flags=flags | (MemslotFlag.LOG_DIRTY if env["logging"] else MemslotFlag(0)),
+            page_shift=12,
+        )
+
+    def find_slot(self, gfn: Gfn) -> Memslot | None:
+        return self.slot if self.env["slot"] and self.slot.contains(gfn) else None
+
+    def walk_guest(self, gpa: Gpa) -> GuestTranslation | GuestWalkFault | None:
+        env = self.env
+        self.events.append(f"walk_s2 ipa={gpa:x}")
+        if env["walk"]:
+            return GuestWalkFault(env["walkfsc"], max(0, -env["walk"]))
+        return GuestTranslation(
+            Gpa(env["out"]), env["tsz"], bool(env["tr"]), bool(env["tw"]), bool(env["tx"]), env["tlevel"]
+        )
+
+    def repair_young(self, gpa: Gpa) -> None:
+        self.events.append(f"mkyoung ipa={gpa:x}")
+
+    def topup(self) -> int:
+        self.events.append("topup")
+        return -self.env["topup"]
+
+    def area(self, hva: Hva) -> Area | None:
+        env = self.env
+        return Area(1 << env["vmashift"], bool(env["mteok"]), bool(env["anyuc"])) if env["vma"] else None
+
+    def pin(self, slot: Memslot, gfn: Gfn, hva: Hva, *, write: bool, nowait: bool, interruptible: bool) -> Pin:
+        env = self.env
+        self.events.append(f"faultin gfn={gfn:x} write={write:d}")
+        if env["retry"]:
+            self.invalidations.begin()
+            self.invalidations.add(gfn, Gfn(gfn + 1))
+            self.invalidations.end()
+        if env["pfnkind"] not in (_NORMAL, _DEVICE):
+            return Pin(None, PinError.HWPOISON if env["pfnkind"] == _POISON else PinError.FAULT)
+        pfn = Pfn(env["pfn"] or gfn + 0x100000)
+        return Pin(pfn, writable=bool(env["mapw"]), device=env["pfnkind"] == _DEVICE)
+
+    def mapping_size(self, hva: Hva) -> int:
+        return self.env["mapsz"]
+
+    def prepare_page(self, pfn: Pfn, size: int) -> None:
+        self.events.append(f"mte_sanitise pfn={pfn:x} size={size:x}")
+
+    def map(
+        self, gpa: Gpa, size: int, pfn: Pfn, prot: int, memory: Memory, *, host_writable: bool, young: bool, tag: int
+    ) -> MapResult | int:
+        bits = prot | _PROT_BIT[memory] | tag << 55
+        self.events.append(f"map addr={gpa:x} size={size:x} phys={pfn << 12:x} prot={bits:x}")
+        return self._mapped()
+
+    def relax(self, gpa: Gpa, prot: int) -> MapResult | int:
+        self.events.append(f"relax addr={gpa:x} prot={prot:x}")
+        return self._mapped()
+
+    def _mapped(self) -> MapResult | int:
+        errno = -self.env["mapret"]
+        return MapResult.FIXED if not errno else MapResult.LOST if errno == _EAGAIN else errno
+
+    def mark_dirty(self, slot: Memslot, gfn: Gfn, pfn: Pfn) -> None:
+        self.events += [f"pfn_dirty pfn={pfn:x}", f"mark_dirty gfn={gfn:x}"]
+
+    def signal(self, signal: Signal) -> None:
+        self.events.append(f"hwpoison hva={signal.hva:x} lsb={signal.lsb}")
+
+    def warn(self, text: str) -> None:
+        self.events.append("warn")
+
+    def bus(self, access: MmioAccess) -> int | None:
+        data = f" data={_number(access):x}" if access.is_write else ""
+        direction = "write" if access.is_write else "read"
+        self.events.append(f"bus_{direction} addr={access.gpa:x} len={access.size}{data}")
+        return None if self.env["bus"] else self.env["busval"] & U64
+
+    def register(self, number: int) -> int:
+        return 0 if number == ZERO_REGISTER else self.env["val"] & U64
+
+
+def _number(access: MmioAccess) -> int:
+    return int.from_bytes(access.data, "little")
+
+
+def decide(esr: int, far: int, hpfar: int, script: Mapping[str, int], kernel: str = "6.12") -> dict[str, object]:
+    """What the vectors record of one fault in the surroundings that *script* describes. KeyError: unknown key."""
+    for key in script:
+        DEFAULTS[key]
+    target = _TARGETS[kernel]
+    vm = Surroundings({**DEFAULTS, **script})
+    fault = target.decode(ESR_EL2=esr, FAR_EL2=far, HPFAR_EL2=hpfar)
+    outcome = bind(target).handle(vm, fault).outcome
+    named = target.named(fault)
+    register = target.accessors["kvm_vcpu_dabt_get_rd"].on(named) or 0
+    iabt = target.accessors["kvm_vcpu_trap_is_iabt"].on(named) or 0
+    told = _Told(vm, register, int(iabt), hpfar)
+    told.outcome(outcome)
+    answer: dict[str, object] = {"ret": told.ret, "events": vm.events, "exit": told.exit}
+    if register != ZERO_REGISTER:
+        answer |= {"rd": register, "reg": told.value}
+    return answer
+
+
+class _Told:
+    # an outcome in the vectors' words: injections and exits are events there
+    def __init__(self, vm: Surroundings, register: int, iabt: int, hpfar: int) -> None:
+        self.vm = vm
+        self.iabt = iabt
+        self.hpfar = hpfar
+        self.value = vm.register(register)
+        self.ret = 1
+        self.exit = 0
+
+    def outcome(self, outcome: Outcome) -> None:
+        events = self.vm.events
+        match outcome:
+            case Inject():
+                self.inject(outcome)
+            case Exit():
+                self.leave(outcome)
+            case Error(errno):
+                self.ret = -errno
+            case Resume(Done.CLAIMED):
+                events.append(self.asked_host())
+            case Resume(Done.SKIPPED):
+                events.append("incr_pc")
+            case Resume(Done.BUS, completion=Completion() as completion):
+                self.complete(completion, outcome.value)
+
+    def asked_host(self) -> str:
+        # the host is asked through a VM fact, which leaves no trace of its own
+        return f"apei addr={(self.hpfar >> 4) << 12:x}"
+
+    def inject(self, outcome: Inject) -> None:
+        address = f"addr={outcome.address:x}"
+        match outcome.what:
+            case "vabt":
+                self.vm.events += [self.asked_host(), "inject_vabt"]
+            case "size_fault":
+                self.vm.events.append(f"inject_size_fault iabt={self.iabt} {address}")
+            case "s2_fault":
+                saved = f"esr={outcome.syndrome:x} far={outcome.address:x} hpfar={self.hpfar:x}"
+                self.vm.events.append(f"inject_s2_fault {saved}")
+            case what:
+                self.vm.events.append(f"inject_{what} {address}")
+        if outcome.errno:
+            self.ret = -outcome.errno
+
+    def leave(self, outcome: Exit) -> None:
+        self.ret, self.exit = -outcome.errno, outcome.reason.value
+        match outcome.detail:
+            case MmioAccess() as access:
+                address = f"addr={access.gpa:x} len={access.size} write={access.is_write:d}"
+                self.vm.events.append(f"exit_mmio {address} data={_number(access):x}")
+                if self.vm.env["user"] and outcome.completion is not None:
+                    self.complete(outcome.completion, self.vm.env["busval"] & U64)
+            case UndecodedMmio(syndrome, gpa):
+                self.vm.events.append(f"exit_nisv esr_iss={syndrome:x} ipa={gpa:x}")
+
+    def complete(self, completion: Completion, bus_value: int) -> None:
+        value = completion.finish(bus_value)
+        self.value = self.value if value is None else value
+        self.vm.events.append("incr_pc")
+
+
+def answers(lines: Iterable[str]) -> Iterator[dict[str, object]]:
+    """The answer to each line. Raises ValueError, with the number of the line, for one that does not read."""
+    for number, line in enumerate(lines, 1):
+        if words := line.split():
+            try:
+                esr, far, hpfar = (int(word, 16) for word in words[:3])
+                script = {key: int(value, 16) for key, value in (word.split("=") for word in words[3:])}
+                yield decide(esr, far, hpfar, script)
+            except KeyError as error:
+                raise ValueError(f"line {number}: no such key: {error.args[0]}") from error
+            except ValueError as error:
+                raise ValueError(f"line {number}: expected 'esr far hpfar [key=value ...]': {error}") from error
+
+
+def main() -> int:
+    """Answer standard input."""
+    try:
+        for answer in answers(sys.stdin):
+            print(json.dumps(answer))
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

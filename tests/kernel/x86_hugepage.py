@@ -1,0 +1,128 @@
+"""Mapping size as the vectors write it: ``python -m tests.kernel.x86_hugepage < lines``.
+
+A line is ``key=value ...`` with the keys of the hugepage vectors: levels are PG_LEVEL_* (1 is 4K, 2 is 2M, 3 is 1G),
+dis2m and dis1g a veto by lpage_info, slotflags bit 0 dirty logging. Its answer is one JSON object. A bad line ends the
+run with status 2.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from typing import Final
+
+from arch.x86 import SHADOW
+from arch.x86.joints import huge_page_disallowed
+from arch.x86.pferr import FETCH
+from arch.x86.registers import KVM
+from kvmfault.contract.format import Memory, Stage2Format
+from kvmfault.contract.ports import GuestTranslation, MapResult, Memslot, Pin
+from kvmfault.contract.target import Target
+from kvmfault.path.run import bind
+from kvmfault.types import Gfn, Gpa, Hva, Pfn
+from kvmfault.vm.memslot import MemslotFlag
+from tests.kernel.scripted_x86 import X86Ports, level, size
+
+KEYS: Final = ("exec", "nxwa", "max", "host", "dis2m", "dis1g", "private", "slotflags", "gfn", "pfn")
+LARGEST: Final = 3
+_MISALIGNED: Final = 1000
+_TARGET: Final = Target(SHADOW, "4k", "6.12")
+"""Shadow paging: only there the largest size comes in from outside, as that of the guest's own block."""
+
+
+class SizePorts(X86Ports):
+    """The guest's and the host's blocks, and the vetoes, are what the keys say."""
+
+    def __init__(self, fmt: Stage2Format, keys: Mapping[str, int]) -> None:
+        private = keys["private"]
+        super().__init__(
+            fmt, {"slot": 5 if private else 1, "hasprv": private, "attr": private}, small_exec=bool(keys["nxwa"])
+        )
+        self.sizes = keys
+        self.limit = size(min(keys["max"], keys.get("hw", LARGEST)))
+        self.mapped = (Gpa(0), 0, Pfn(0))
+        if self.slot is not None and keys["slotflags"] & 1:
+            self.slot = replace(self.slot, flags=self.slot.flags | MemslotFlag.LOG_DIRTY)
+
+    def walk_guest(self, gpa: Gpa) -> GuestTranslation:
+        return GuestTranslation(gpa, self.limit)
+
+    def pin(self, slot: Memslot, gfn: Gfn, hva: Hva, *, write: bool, nowait: bool, interruptible: bool) -> Pin:
+        return Pin(Pfn(self.sizes["pfn"]), writable=True)
+
+    def pin_memfd(self, slot: Memslot, gfn: Gfn) -> Pin:
+        return Pin(Pfn(self.sizes["pfn"]), writable=True, max_size=self.limit)
+
+    def mapping_size(self, hva: Hva) -> int:
+        return size(self.sizes["host"])
+
+    def block_allowed(self, slot: Memslot, gfn: Gfn, size: int) -> bool:
+        return not self.sizes[{2: "dis2m", 3: "dis1g"}[level(size)]]
+
+    def map(
+        self, gpa: Gpa, size: int, pfn: Pfn, prot: int, memory: Memory, *, host_writable: bool, young: bool, tag: int
+    ) -> MapResult | int:
+        self.mapped = (gpa, size, pfn)
+        return MapResult.FIXED
+
+
+def run(keys: Mapping[str, int]) -> dict[str, int]:
+    """The answer to one scripted fault."""
+    fault = _TARGET.decode(
+        ERROR_CODE=FETCH if keys["exec"] else 0,
+        CR2=keys["gfn"] << 12,
+        KVM=KVM["PRIVATE"].mask if keys["private"] else 0,
+    )
+    vm = SizePorts(_TARGET.format, keys)
+    at = bind(_TARGET).handle(vm, fault).progress
+    gpa, mapped, pfn = vm.mapped
+    return {
+        "req": level(at.wanted),
+        "goal": level(mapped),
+        "disallowed": int(huge_page_disallowed(fault, vm)),
+        "pfn": pfn,
+        "bug": _MISALIGNED * bool((gpa | pfn << 12) & mapped - 1),
+    }
+
+
+def parse(line: str) -> dict[str, int]:
+    """``key=value`` pairs; ``hw`` (what the hardware allows) may be missing. Raises ValueError saying what is wrong."""
+    keys = {}
+    for word in line.split():
+        name, equals, value = word.partition("=")
+        if not equals or name not in (*KEYS, "hw"):
+            raise ValueError(f"{word!r}: expected key=value with a key of {', '.join(KEYS)}, hw")
+        keys[name] = int(value, 0)
+    if missing := [name for name in KEYS if name not in keys]:
+        raise ValueError(f"no {missing[0]}=")
+    for name in ("max", "host", "hw"):
+        if not 1 <= keys.get(name, 1) <= LARGEST:
+            raise ValueError(f"{name}={keys[name]}: a level is 1 to {LARGEST}")
+    return keys
+
+
+def answers(lines: Iterable[str]) -> Iterator[str]:
+    """The answer to each line. Raises ValueError with the number of a bad line."""
+    for number, line in enumerate(lines, 1):
+        try:
+            if line.strip():
+                yield json.dumps(run(parse(line)))
+        except ValueError as error:
+            raise ValueError(f"line {number}: {error}") from error
+
+
+def main() -> int:
+    """Answer standard input."""
+    try:
+        for answer in answers(sys.stdin):
+            print(answer)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
