@@ -26,6 +26,7 @@ from kvmfault.contract.policy import (
     ReadMaps,
     RetryTest,
     SignExtension,
+    SlotFlush,
     SmallerOverBlock,
     Topup,
     Unbacked,
@@ -200,6 +201,7 @@ POLICY = Policy(
     memfd_source=MemfdSource.NONE,
     unchanged=Unchanged.SPURIOUS,
     smaller_over_block=SmallerOverBlock.DROP,
+    slot_flush=SlotFlush.SLOT,
     mmio_sign_extension=SignExtension.KEPT,
 )
 

@@ -162,7 +162,8 @@ MAPPED = Fixed(4096, backend("arm64").format.entry(0, 12).prot)
         (Error(14), Evidence(), False),
         (Error(14), Evidence(errno=14), True),
         (Error(38), Evidence(undecoded=True), True),
-        (Retry(), Evidence(device=True), True),
+        (Retry(), Evidence(device=True), False),
+        (Retry(), Evidence(), True),
         (Exit(Reason.MEMORY_FAULT, errno=14), Evidence(), False),
     ],
 )

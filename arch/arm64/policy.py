@@ -20,6 +20,7 @@ from kvmfault.contract.policy import (
     ReadMaps,
     RetryTest,
     SignExtension,
+    SlotFlush,
     SmallerOverBlock,
     Topup,
     Unbacked,
@@ -96,5 +97,6 @@ def _policy(
         memfd_source=memfd_source,
         unchanged=Unchanged.RETRY,
         smaller_over_block=SmallerOverBlock.DROP,
+        slot_flush=SlotFlush.SLOT,
         mmio_sign_extension=mmio_sign_extension,
     )

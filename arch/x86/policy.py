@@ -22,6 +22,7 @@ from kvmfault.contract.policy import (
     ReadMaps,
     RetryTest,
     SignExtension,
+    SlotFlush,
     SmallerOverBlock,
     Topup,
     Unbacked,
@@ -65,6 +66,7 @@ POLICY: Final = Policy(
     memfd_source=MemfdSource.PRIVATE_ACCESS,
     unchanged=Unchanged.SPURIOUS,
     smaller_over_block=SmallerOverBlock.SPLIT,
+    slot_flush=SlotFlush.TABLE,
     mmio_sign_extension=SignExtension.KEPT,
 )
 

@@ -103,7 +103,7 @@ def _explain(report: Report, event: FaultEvent) -> list[Explained]:
         world = ReplayTarget(result.target, own)
         for change in report.slots.changes:
             if not change.ret and (not report.slots.timed or change.time <= event.time):
-                world.set_slot(change)
+                world.set_slot(change, made_up=report.slots.made_up)
         met = fault if result.is_own else result.target.encode(own.access(fault)).fault
         explained.append(Explained(result.target, met, world.vm.handle(met)))
     return explained

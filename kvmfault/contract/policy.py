@@ -126,6 +126,13 @@ class SmallerOverBlock(Enum):
     DROP = "the block is dropped, its other pieces fault again"
 
 
+class SlotFlush(Enum):
+    """What deleting or moving a slot drops from the table."""
+
+    SLOT = "what maps the slot"
+    TABLE = "the whole table"
+
+
 class SignExtension(Enum):
     """Whether a sign-extending MMIO load does."""
 
@@ -191,6 +198,8 @@ class Policy:
     """install. (RET_PF_SPURIOUS; -EAGAIN of the stage-2 map walker)"""
     smaller_over_block: SmallerOverBlock
     """install. (tdp_mmu_split_huge_page; stage2_map_walk_leaf)"""
+    slot_flush: SlotFlush
+    """Vm.set_region. (kvm_arch_flush_shadow_memslot; kvm_mmu_zap_all_fast by the quirk SLOT_ZAP_ALL)"""
     mmio_sign_extension: SignExtension
     """completion. (kvm_handle_mmio_return; "KVM: arm64: Fix sign-extension of MMIO loads")"""
 

@@ -41,8 +41,6 @@ class Tracepoint:
     needs_exit: bool = False
     """The meaning of the registers is known only from the preceding exit. Without one the TARGET must say; then
     ``registers`` is called with no exit fields."""
-    vcpu: str = ""
-    """Field that numbers the vCPU; empty: only the task tells it."""
     awaits: str = ""
     """Role EXIT with registers: the register whose value is not in the exit; the next ADDRESS or MMIO event of the same
     vCPU brings it."""

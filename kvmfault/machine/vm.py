@@ -10,7 +10,7 @@ from os import strerror
 from kvmfault.contract.fault import MmioFault
 from kvmfault.contract.format import Kind, Memory, Stage2Format
 from kvmfault.contract.outcome import ZERO_REGISTER, MmioAccess, Outcome, Signal
-from kvmfault.contract.policy import SmallerOverBlock
+from kvmfault.contract.policy import SlotFlush, SmallerOverBlock
 from kvmfault.contract.ports import Area, GuestTranslation, MapResult, Memslot, MmioNote, Pin, PinError, Repair, VmFacts
 from kvmfault.contract.target import Target, backend
 from kvmfault.errors import ModelError
@@ -79,19 +79,31 @@ class Vm:
             raise ModelError(f"memslot {slot}: {result}")
         return self
 
-    def set_region(self, request: MemslotRequest) -> ChangeResult:
-        """Carry out a memslot request, with what the table loses on the way. Never raises; the result has the errno."""
+    def set_region(self, request: MemslotRequest, *, flush: SlotFlush | None = None) -> ChangeResult:
+        """Carry out a memslot request, with what the table loses on the way. Never raises; the result has the errno.
+
+        *flush*: what a deletion or move drops, if not as the target's policy says.
+        """
         done = self.slots.begin(request)
         while done is None:
             if self.slots.next_stage is Stage.FLUSH:
-                self._flush_changing()
+                self._flush_changing(flush or self.target.policy.slot_flush)
             done = self.slots.step(self.host)
+        if done.kind is not None and not done.errno:
+            self._start_logging(done.old, done.new)
         return done
 
-    def _flush_changing(self) -> None:
+    def _flush_changing(self, flush: SlotFlush) -> None:
         old, _ = self.slots.changing
-        if old is not None:
+        if flush is SlotFlush.TABLE:
+            self.table.clear()
+        elif old is not None:
             self.table.unmap(Gpa(old.base_gfn << self.page_shift), Gpa(old.end_gfn << self.page_shift))
+
+    def _start_logging(self, old: Memslot | None, new: Memslot | None) -> None:
+        # from now on the first write to each page has to fault (kvm_mmu_slot_apply_flags; kvm_mmu_wp_memory_region)
+        if new is not None and new.logs_dirty and old is not None and not old.logs_dirty:
+            self.table.write_protect(Gpa(new.base_gfn << self.page_shift), Gpa(new.end_gfn << self.page_shift))
 
     def back(self, hva: int, size: int, kind: str = "anon", *, readonly: bool = False) -> Vm:
         """Put host memory under a range: anon, thp, hugetlb-2m, hugetlb-1g, pfnmap. Invalidates what was there."""

@@ -8,6 +8,7 @@ from errno import errorcode
 from functools import lru_cache
 
 from kvmfault.contract.outcome import Outcome
+from kvmfault.contract.policy import SlotFlush
 from kvmfault.contract.shapes import Raw
 from kvmfault.contract.target import Target
 from kvmfault.errors import ModelError
@@ -42,8 +43,11 @@ class ReplayTarget:
 
     # What user space and the host did.
 
-    def set_slot(self, event: SlotEvent) -> None:
-        """Apply a memslot change, and put anonymous memory under it. A new VM label starts an empty VM."""
+    def set_slot(self, event: SlotEvent, *, made_up: bool) -> None:
+        """Apply a memslot change, and put anonymous memory under it. A new VM label starts an empty VM.
+
+        *made_up*: when the change really was is not known, so nothing but the slot itself leaves the table.
+        """
         if event.vm != self._label:
             self._label = event.vm
             self.vm = Vm.on(self.target)
@@ -59,7 +63,7 @@ class ReplayTarget:
         except ModelError:
             self.refused_slots["out of range"] += 1
             return
-        result = self.vm.set_region(request)
+        result = self.vm.set_region(request, flush=SlotFlush.SLOT if made_up else None)
         if result.errno:
             self.refused_slots[f"{errorcode.get(result.errno, result.errno)} ({result.rule})"] += 1
         elif event.size:

@@ -159,7 +159,7 @@ def _run(path: str, report: Report, *, strict: bool, progress: Progress | None) 
 def _apply(report: Report, change: SlotEvent) -> None:
     if not change.ret:  # refused ones changed nothing
         for result in report.results:
-            result.set_slot(change)
+            result.set_slot(change, made_up=report.slots.made_up)
 
 
 def _dispatch(report: Report, own: Target, event: Event) -> None:

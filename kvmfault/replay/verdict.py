@@ -68,7 +68,10 @@ def judge(line: int, outcome: Outcome, seen: Evidence) -> Unexplained | None:
         case Exit(_, _, errno):
             if errno and seen.errno != errno:
                 return Unexplained(line, outcome, "the model leaves with an error, the recording does not show it")
-        case Inject() | Retry() | NeedsGuestWalk():
+        case Retry():
+            if seen.device or seen.undecoded:
+                return Unexplained(line, outcome, "the model retries, the recording shows a device access")
+        case Inject() | NeedsGuestWalk():
             pass  # leave no trace event of their own
     return None
 
