@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Final
 
 import pytest
@@ -50,6 +51,21 @@ def test_what_a_fault_tells_comes_back(target: Target, esr: int, far: int | None
     encoded = target.encode(access)
     assert encoded.lost == {}
     assert target.access(encoded.fault) == access
+
+
+@pytest.mark.parametrize("fmt", ["4k", "16k"])
+def test_every_kind_of_fault_comes_back(fmt: str) -> None:
+    target = TARGETS[fmt, "7.4"]
+    tried = 0
+    described = (0, *(1 << 24 | sas << 22 | rest for sas in range(4) for rest in (0, 0x3F << 15, 1 << 14)))
+    flags = (0, 1 << 6, 1 << 7, 1 << 7 | 1 << 6, 1 << 8 | 1 << 6, 1 << 10)
+    for ec, status, flag, syndrome in product((0x20, 0x24), range(64), flags, described):
+        esr = ec << 26 | 1 << 25 | syndrome | flag | status
+        if is_reachable((esr, *(0,) * (len(ORDER) - 1))):
+            access = target.access(target.decode(ESR_EL2=esr, FAR_EL2=0xFFFF_8000_1234_5678, HPFAR_EL2=0x40_0120))
+            assert target.encode(access).lost == {}, hex(esr)
+            tried += 1
+    assert tried > 900
 
 
 @st.composite
@@ -108,6 +124,9 @@ def test_what_is_lost_has_a_reason(target: Target, access: Access) -> None:
         (Access(gva=Gva(0x5678), on_walk=True, offset=0xABC), {"FAR_EL2": 0x5678, "ESR_EL2": 0x92000087}),
         (Access(size=4, register=3, sign_extend=True, wide=True), {"ESR_EL2": 0x93A38007}),
         (Access(size=3, register=3), {"ESR_EL2": 0x92000007}),
+        (Access(size=4, register=32), {"ESR_EL2": 0x92000007}),
+        (Access(gpa=Gpa(0x1000), offset=0xABC), {"FAR_EL2": 0xABC, "KVM": 0xC}),
+        (Access(offset=0xABC, on_walk=True), {"FAR_EL2": 0, "KVM": 0}),
         (Access(cause=Cause.EXTERNAL), {"ESR_EL2": 0x92000010}),
         (Access(cause=Cause.EXTERNAL, on_walk=True), {"ESR_EL2": 0x92000094}),
         (Access(cause=Cause.RESERVED), {"ESR_EL2": 0x92000007}),

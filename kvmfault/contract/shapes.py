@@ -216,6 +216,9 @@ class Hybrid(View[Regs]):
     _exec: bool
     _permission: bool
 
+    def __reduce__(self) -> tuple[type[Hybrid], tuple[Ops[Regs], Regs]]:
+        return Hybrid, (self.ops, self.of)  # a copy computes its four again
+
     def kvm_get_fault_gpa(self) -> Gpa | None:
         """Stored."""
         return self._gpa

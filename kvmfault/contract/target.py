@@ -194,7 +194,7 @@ def _installed() -> Mapping[str, EntryPoint]:
 def _load(entry: EntryPoint) -> Backend:
     try:
         loaded: object = entry.load()
-    except (ImportError, AttributeError) as e:
+    except Exception as e:  # a foreign module may raise anything when it is imported
         raise UsageError(f"backend {entry.name}: {entry.value} cannot be loaded: {e}") from e
     if not isinstance(loaded, Backend):
         raise UsageError(f"backend {entry.name}: {entry.value} is a {type(loaded).__name__}, not a Backend")
