@@ -1,0 +1,321 @@
+"""Markdown made from declarations: each function gives one part of a page; ``BLOCKS`` names them."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import tomllib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import fields
+from enum import Enum
+from itertools import groupby
+from pathlib import Path
+from typing import Final, get_args
+
+from kvmfault.algebra.explain import spell
+from kvmfault.algebra.expr import ALWAYS, NEVER, Pred, Term, Word
+from kvmfault.algebra.prove import bits_read
+from kvmfault.contract.accessors import FACTS, Accessors, Gap
+from kvmfault.contract.backend import Backend, Joints
+from kvmfault.contract.format import size_text
+from kvmfault.contract.outcome import Outcome
+from kvmfault.contract.policy import Policy
+from kvmfault.contract.target import Target, backend, backends
+from kvmfault.path.run import PATH, Locked, Step
+
+ROOT: Final = Path(__file__).parents[1]
+WIDE: Final = 160
+"""Columns beyond which a table is not padded."""
+
+
+def ours() -> list[Backend]:
+    """The backends of this repository, in the order of pyproject.toml; others may be installed beside them."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    return [backends()[name] for name in project["entry-points"]["kvmfault.backends"]]
+
+
+def targets() -> list[Target]:
+    """Every backend and kernel with the backend's first format."""
+    return [backend(f"{b.name}@{kernel}") for b in ours() for kernel in b.kernels]
+
+
+def newest() -> list[Target]:
+    """Every backend with its newest kernel."""
+    return [backend(b.name) for b in ours()]
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table, aligned unless that would make it wide."""
+    cells = [[cell.replace("|", "\\|") for cell in row] for row in (head, *rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
+    if sum(widths) > WIDE:
+        widths = [1] * len(head)
+    lines = ["| " + " | ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() + " |" for row in cells]
+    return "\n".join([lines[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *lines[1:]])
+
+
+def documented(cls: type) -> dict[str, str]:
+    """Members of a class with the docstrings below them, as one line each; a run of members shares the next one."""
+    body = ast.parse(inspect.getsource(cls)).body[0]
+    assert isinstance(body, ast.ClassDef)
+    found: dict[str, str] = {}
+    waiting: list[str] = []
+    for node in body.body:
+        match node:
+            case ast.AnnAssign(target=ast.Name(id=name)):
+                waiting.append(name)
+            case ast.Expr(value=ast.Constant(value=str(text))):
+                found |= dict.fromkeys(waiting, " ".join(text.split()))
+                waiting.clear()
+    return {f.name: found.get(f.name, "") for f in fields(cls)}
+
+
+# -- facts -------------------------------------------------------------------------------------------
+
+
+def facts() -> str:
+    """Name and meaning of every fact."""
+    return table(("fact", "meaning"), [(f"`{name}`", text) for name, text in documented(Accessors).items()])
+
+
+def answers() -> str:
+    """Which backend answers which fact."""
+    rows = [(f"`{name}`", *(_answer(t.backend, name) for t in newest())) for name in FACTS]
+    return table(("fact", *(f"`{t.backend.name}`" for t in newest())), rows)
+
+
+def _answer(source: Backend, name: str) -> str:
+    of_kernels = [_fact_text(backend(f"{source.name}@{kernel}"), name) for kernel in source.kernels]
+    fact = getattr(backend(source.name).definition, name)
+    if isinstance(fact, Gap):
+        answer = "gap"
+    elif isinstance(fact, Word) and not fact.terms:
+        answer = "-"
+    else:
+        answer = "never" if fact is NEVER else "always" if fact is ALWAYS else "yes"
+    return answer + " *" * (len(set(of_kernels)) > 1)
+
+
+def expressions() -> str:
+    """Every fact of every backend spelled out, with the bits it reads; a gap with its reason and stand-in."""
+    parts: list[str] = []
+    for source in ours():
+        parts.append(f"### {source.name}\n\nRegisters: {', '.join(f'`{r.name}`' for r in source.registers)}.\n")
+        alike: dict[str, list[str]] = {}
+        for name in FACTS:
+            texts = {kernel: _fact_text(backend(f"{source.name}@{kernel}"), name) for kernel in source.kernels}
+            if len(set(texts.values())) == 1:
+                alike.setdefault(texts[source.kernels[0]], []).append(f"`{name}`")
+            else:
+                for kernel, text in texts.items():
+                    alike.setdefault(text, []).append(f"`{name}` in {kernel}")
+        parts += [f"- {', '.join(named)}: {text}" for text, named in alike.items() if text]
+        parts.append("")
+    return "\n".join(parts).rstrip()
+
+
+def _fact_text(target: Target, name: str) -> str:
+    fact: Pred | Gap | Word = getattr(target.definition, name)
+    if isinstance(fact, Gap):
+        return f"*gap*: {fact.reason}." + ("" if fact.assume is NEVER else f" Assumed: `{spell(fact.assume)}`.")
+    if isinstance(fact, Word):
+        return f"`{spell_word(fact, target.backend)}`" if fact.terms or fact.const else ""
+    text = "always" if fact is ALWAYS else "never" if fact is NEVER else f"`{spell(fact)}`"
+    return f"{text} ({_reads(fact)})" if fact.reads else text
+
+
+def _reads(fact: Pred) -> str:
+    runs = [f"{register} {_bits(mask)}" for register, mask in fact.reads.items()]
+    count = bits_read(fact.reads)
+    return f"reads {count} bit{'s' * (count > 1)}: {', '.join(runs)}"
+
+
+def _bits(mask: int) -> str:
+    numbers = [bit for bit in range(63, -1, -1) if mask >> bit & 1]
+    runs = [[bit for _, bit in run] for _, run in groupby(enumerate(numbers), lambda pair: pair[0] + pair[1])]
+    return " ".join(f"{run[0]}:{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs)
+
+
+def spell_word(word: Word, source: Backend) -> str:
+    """A word as text: fields by name, shifts as written, tables with their entries."""
+    return " | ".join(_term(term, source) for term in word.terms) + (f" | {word.const:#x}" if word.const else "")
+
+
+def _term(term: Term, source: Backend) -> str:
+    layout = next(r for r in source.registers if r.name == term.register)
+    low = (term.mask & -term.mask).bit_length() - 1
+    names = [f"{term.register}.{f.name}" for f in layout if f.mask == term.mask]
+    name = names[0] if names else f"{term.register}[{_bits(term.mask)}]"
+    if term.table is None:
+        return f"{name} << {low - term.shift}" if low > term.shift else name
+    sizes = ", ".join(f"{value:#x}: {size_text(got)}" for value, got in enumerate(term.table) if got)
+    return f"{name} -> {{{sizes}}}"
+
+
+def names() -> str:
+    """The kernel's own accessors that each backend has."""
+    lines = []
+    for source in ours():
+        by_kernel = {kernel: dict.fromkeys(backend(f"{source.name}@{kernel}").accessors) for kernel in source.kernels}
+        common = [n for n in by_kernel[source.kernels[0]] if all(n in have for have in by_kernel.values())]
+        lines.append(f"- `{source.name}`: {', '.join(f'`{n}`' for n in common)}")
+        for kernel, have in by_kernel.items():
+            if own := [n for n in have if n not in common]:
+                lines.append(f"  - only {kernel}: {', '.join(f'`{n}`' for n in own)}")
+    return "\n".join(lines)
+
+
+# -- backends, formats, policies, path ---------------------------------------------------------------
+
+
+def overview() -> str:
+    """Every backend."""
+    rows = [
+        (f"`{b.name}`", ", ".join(b.formats), ", ".join(b.kernels), f"`{b.code}`", f"`{b.registers[-1].name}`", b.about)
+        for b in ours()
+    ]
+    return table(("backend", "formats", "kernels", "a lone code is", "synthetic", "about"), rows)
+
+
+def registers() -> str:
+    """What ``decode`` takes, by backend."""
+    rows = []
+    for source in ours():
+        for register in source.registers:
+            mark = source.given.get(register.name)
+            default = source.defaults.get(register.name)
+            notes = [f"`{mark}` notes that it was given"] if mark else []
+            notes += [f"{default:#x} if not given"] if default else []
+            rows.append((f"`{source.name}`", f"`{register.name}`", register.source, ", ".join(notes)))
+    return table(("backend", "register", "source of the layout", ""), rows)
+
+
+def formats() -> str:
+    """Every format with its levels; a size in brackets is one that no leaf has."""
+    rows = []
+    for source in ours():
+        for name, fmt in source.formats.items():
+            levels = (size_text(1 << lv.shift) if lv.leaf else f"({size_text(1 << lv.shift)})" for lv in fmt.levels)
+            mmio = str(fmt.mmio_generation_bits() or "no MMIO entries")
+            page = size_text(1 << fmt.page_shift)
+            rows.append((f"`{source.name}:{name}`", page, " ".join(levels), str(fmt.gpa_bits), mmio))
+    return table(("format", "host page", "levels, root first", "gpa bits", "MMIO generation bits"), rows)
+
+
+def _merged(show: Callable[[Target], object], every: Sequence[Target]) -> dict[str, Target]:
+    """Targets that look alike, under one heading: ``x86-ept, x86-npt``; a kernel is named where kernels differ."""
+    alike: dict[object, list[Target]] = {}
+    for target in every:
+        alike.setdefault(repr(show(target)), []).append(target)
+    heads: dict[str, Target] = {}
+    for group in alike.values():
+        found = {t.backend.name: [u.kernel for u in group if u.backend is t.backend] for t in group}
+        words = [n if len(ks) == len(backends()[n].kernels) else f"{n}@{','.join(ks)}" for n, ks in found.items()]
+        heads[", ".join(f"`{w}`" for w in words)] = group[0]
+    return heads
+
+
+def policies() -> str:
+    """Every decision that is data, side by side."""
+    columns = _merged(lambda t: t.policy, targets())
+    rows = [(f"`{f.name}`", *(_value(getattr(t.policy, f.name)) for t in columns.values())) for f in fields(Policy)]
+    return table(("policy", *columns), rows)
+
+
+def policy_meanings() -> str:
+    """What each policy decides, and who reads it."""
+    return "\n".join(f"- `{name}`: {text}" for name, text in documented(Policy).items())
+
+
+def by_format() -> str:
+    """Policies whose value follows from the page size."""
+    rows = []
+    for source in ours():
+        per = {name: backend(f"{source.name}:{name}").policy for name in source.formats}
+        for policy in (f.name for f in fields(Policy)):
+            alike: dict[str, list[str]] = {}
+            for name, found in per.items():
+                alike.setdefault(_value(getattr(found, policy)), []).append(f"`{source.name}:{name}`")
+            if len(alike) > 1:
+                rows += [(f"`{policy}`", ", ".join(named), value) for value, named in alike.items()]
+    return table(("policy", "formats", "value"), rows)
+
+
+def _value(value: object) -> str:
+    match value:
+        case bool():
+            return "yes" if value else "no"
+        case None:
+            return "none"
+        case Enum():
+            return str(value.value)
+        case Mapping():
+            if all(isinstance(key, int) for key in value):
+                pairs = ((size_text(k), size_text(v)) for k, v in value.items())
+                return ", ".join(k if k == v else f"{k} as {v}" for k, v in pairs)
+            return ", ".join(f"{key.value}: {_value(v)}" for key, v in value.items())
+        case tuple():
+            return ", ".join(size_text(size) for size in value) or "none"
+        case _:
+            return str(value)
+
+
+def steps() -> str:
+    """PATH in order: what each step decides, and where the kernels do it."""
+    rows = []
+    for number, (step, locked) in enumerate(_flat(), 1):
+        decides, _, kernel = " ".join(step.doc.split()).partition(" Kernel: ")
+        rows.append((str(number), f"`{step.name}`" + " L" * locked, decides.replace("``", "`"), kernel.rstrip(".")))
+    return table(("no.", "step", "decides", "kernel"), rows)
+
+
+def presence() -> str:
+    """Which target has which step."""
+
+    def has(target: Target) -> list[bool]:
+        return [bool(step.functions(target.policy, target.joints)) for step, _ in _flat()]
+
+    columns = _merged(has, targets())
+    marks = zip(*(has(target) for target in columns.values()), strict=True)
+    rows = [
+        (f"`{step.name}`" + " L" * locked, *("yes" if mark else "-" for mark in row))
+        for (step, locked), row in zip(_flat(), marks, strict=True)
+    ]
+    return table(("step", *columns), rows)
+
+
+def joints() -> str:
+    """The steps that only one architecture has, by place."""
+    lines = []
+    for place, text in documented(Joints).items():
+        lines.append(f"- `{place}`: {text}")
+        for head, target in _merged(lambda t, place=place: _functions(t, place), targets()).items():  # type: ignore[misc]
+            if found := _functions(target, place):
+                lines.append(f"  - {head}: {', '.join(f'`{name}`' for name in found)}")
+    return "\n".join(lines)
+
+
+def _functions(target: Target, place: str) -> list[str]:
+    return [function.__qualname__.partition(".")[0] for function in getattr(target.joints, place)]
+
+
+def outcomes() -> str:
+    """How a fault can end."""
+    rows = [(f"`{cls.__name__}`", _one_line(cls), ", ".join(f.name for f in fields(cls))) for cls in get_args(Outcome)]
+    return table(("outcome", "meaning", "members"), rows)
+
+
+def _one_line(thing: object) -> str:
+    return " ".join((inspect.getdoc(thing) or "").split())
+
+
+def _flat() -> list[tuple[Step, bool]]:
+    flat: list[tuple[Step, bool]] = []
+    for entry in PATH:
+        flat += [(step, True) for step in entry.steps] if isinstance(entry, Locked) else [(entry, False)]
+    return flat
+
+
+_PARTS: Final = (facts, answers, expressions, names, overview, registers, formats)
+_DECISIONS: Final = (policies, policy_meanings, by_format, steps, presence, joints, outcomes)
+BLOCKS: Final[Mapping[str, Callable[[], str]]] = {block.__name__: block for block in (*_PARTS, *_DECISIONS)}
