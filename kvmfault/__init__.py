@@ -84,13 +84,15 @@ _MODULES = {name: f"kvmfault.{module}" for module, names in _HOMES.items() for n
 __all__ = sorted(_MODULES)  # pyright: ignore[reportUnsupportedDunderAll]  # the same names as above; a test compares them
 
 
-def __getattr__(name: str) -> object:
-    module = _MODULES.get(name)
-    if module is None:
-        raise AttributeError(f"module 'kvmfault' has no attribute {name!r}")
-    value: object = getattr(import_module(module), name)
-    globals()[name] = value
-    return value
+if not TYPE_CHECKING:  # seen by a type checker, it would make every misspelt name an object
+
+    def __getattr__(name: str) -> object:
+        module = _MODULES.get(name)
+        if module is None:
+            raise AttributeError(f"module 'kvmfault' has no attribute {name!r}")
+        value: object = getattr(import_module(module), name)
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

@@ -9,7 +9,6 @@ from typing import Final
 from hypothesis import strategies as st
 
 from arch.arm64.codes import STATUS
-from kvmfault.algebra.layout import Register
 from kvmfault.contract.shapes import Raw
 from kvmfault.contract.target import Target, backend, backends
 
@@ -17,15 +16,18 @@ BIT: Final = (0, 1)
 DECISIVE: Final[dict[str, dict[str, dict[str, tuple[int, ...]]]]] = {
     "arm64": {
         "ESR_EL2": {
-            **{"EC": (0x20, 0x21, 0x24, 0x25), "FSC": tuple(STATUS)},
+            "EC": (0x20, 0x21, 0x24, 0x25),
+            "FSC": tuple(STATUS),
             **dict.fromkeys(("ISV", "CM", "WnR", "FnV", "S1PTW"), BIT),
         }
     },
     "x86-ept": {
         "EXIT_REASON": {"REASON": (48, 49)},
         "EXIT_QUALIFICATION": dict.fromkeys(
-            ("ACC_READ", "ACC_WRITE", "ACC_INSTR", "READABLE", "WRITABLE", "EXECUTABLE", "GVA_IS_VALID")
-            + ("GVA_TRANSLATED", "ADV_USER", "ACC_SHADOW_STACK"),
+            (
+                *("ACC_READ", "ACC_WRITE", "ACC_INSTR", "READABLE", "WRITABLE", "EXECUTABLE"),
+                *("GVA_IS_VALID", "GVA_TRANSLATED", "ADV_USER", "ACC_SHADOW_STACK"),
+            ),
             BIT,
         ),
     },
@@ -49,14 +51,23 @@ def newest() -> tuple[Target, ...]:
     return tuple(backend(name) for name in backends())
 
 
-def _value(register: Register) -> st.SearchStrategy[int]:
-    few = st.sets(st.integers(0, register.width - 1), max_size=3).map(lambda s: sum(1 << b for b in s))
-    return few | st.integers(0, (1 << register.width) - 1)
+# Strategies are made once: making one costs more than drawing from it.
+
+
+@cache
+def _value(width: int) -> st.SearchStrategy[int]:
+    few = st.sets(st.integers(0, width - 1), max_size=3).map(lambda s: sum(1 << b for b in s))
+    return few | st.integers(0, (1 << width) - 1)
+
+
+@cache
+def _given(name: str) -> st.SearchStrategy[set[str]]:
+    return st.sets(st.sampled_from(tuple(backends()[name].given)))
 
 
 def any_registers(target: Target) -> st.SearchStrategy[dict[str, int]]:
     """Some of the target's registers with any value that fits."""
-    return st.fixed_dictionaries({}, optional={r.name: _value(r) for r in target.backend.registers})
+    return st.fixed_dictionaries({}, optional={r.name: _value(r.width) for r in target.backend.registers})
 
 
 @cache
@@ -75,6 +86,11 @@ def _shapes_of(name: str) -> tuple[dict[str, int], ...]:
 
 
 @cache
+def _shape(name: str) -> st.SearchStrategy[dict[str, int]]:
+    return st.sampled_from(_shapes_of(name))
+
+
+@cache
 def _free_bits(name: str) -> dict[str, int]:
     source = backends()[name]
     marks = {source.registers[-1][mark] for mark in source.given.values()}
@@ -89,12 +105,12 @@ def _free_bits(name: str) -> dict[str, int]:
 def reachable_registers(draw: st.DrawFn, target: Target) -> dict[str, int]:
     """Registers as hardware produces them: reserved bits 0, addresses captured or not."""
     source = target.backend
-    row = dict(draw(st.sampled_from(_shapes_of(source.name))))
+    row = dict(draw(_shape(source.name)))
     for register in source.registers:
         free = _free_bits(source.name)[register.name]
-        tried = row | {register.name: row[register.name] | draw(_value(register)) & free}
+        tried = row | {register.name: row[register.name] | draw(_value(register.width)) & free}
         row = tried if source.reachable.on(tried) else row
-    left_out = draw(st.sets(st.sampled_from(tuple(source.given))))
+    left_out = source.given.keys() - draw(_given(source.name))
     return {name: value for name, value in row.items() if name not in left_out}
 
 

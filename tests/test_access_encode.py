@@ -77,8 +77,10 @@ ACCESSES: Final = st.builds(
     register=st.none() | st.integers(0, 40),
     **{
         name: truths()
-        for name in ("read", "write", "exec", "user", "on_walk", "final", "cache_op", "protection_key")
-        + ("shadow_stack", "private", "prefetch", "sign_extend", "wide", "ordered")
+        for name in (
+            *("read", "write", "exec", "user", "on_walk", "final", "cache_op", "protection_key"),
+            *("shadow_stack", "private", "prefetch", "sign_extend", "wide", "ordered"),
+        )
     },
 )  # fmt: skip
 
@@ -103,7 +105,8 @@ def test_encoding_again_changes_nothing(target: Target, access: Access) -> None:
 def test_every_member_can_be_lost_to_somebody_and_some_to_nobody() -> None:
     # the property above is empty for members that no pair ever carries
     full = Access(
-        gpa=Gpa(0x4000_0000), offset=0x18, gva=Gva(0xFFFF_8000_0000_0018), read=True, write=False, exec=False, user=True,
+        gpa=Gpa(0x4000_0000), offset=0x18, gva=Gva(0xFFFF_8000_0000_0018),
+        read=True, write=False, exec=False, user=True,
         cause=Cause.ACCESS_FLAG, on_walk=False, final=True, granule=1 << 21, cache_op=True, protection_key=True,
         shadow_stack=True, private=True, prefetch=True, size=8, register=3, sign_extend=True, wide=True, ordered=True,
     )  # fmt: skip

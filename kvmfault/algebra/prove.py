@@ -13,16 +13,18 @@ from typing import TypeAlias
 import numpy as np
 
 from kvmfault.algebra.columns import BoolCol, U64Col, pred_column, word_column
-from kvmfault.algebra.expr import ALWAYS, Pred, Term, Word, union
-from kvmfault.errors import UsageError
+from kvmfault.algebra.domain import MAX_BITS, cases, every_value, with_representatives
+from kvmfault.algebra.expr import ALWAYS, Pred, Word, union
 
-MAX_BITS = 28
-"""More bits than this are refused: 2**28 cases take about a minute."""
-CHUNK = 1 << 18
+FEW_BITS = 20
+"""Up to so many bits every combination is tried, even of those that only narrow the question."""
 
 Witness: TypeAlias = dict[str, int]
 """Register name -> value: the smallest that shows something (fewest bits set, then lowest, register by register)."""
 Rank: TypeAlias = tuple[int, tuple[int, ...]]
+
+
+__all__ = ["MAX_BITS", "Relation", "Witness", "bits_read", "combinations", "relate", "words_differ"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,15 +64,18 @@ class Relation:
 def relate(a: Pred, b: Pred, within: Pred = ALWAYS) -> Relation:
     """Compare two predicates on every combination of the bits read, where *within* holds.
 
-    Raises UsageError if together they read more than MAX_BITS bits.
+    Bits that only *within* reads are enumerated in full while that is possible, else by representatives
+    (``domain.with_representatives``). Raises UsageError if there are more than 2**MAX_BITS cases even so.
     """
-    reads = union(a.reads, b.reads, within.reads)
+    asked = union(a.reads, b.reads)
+    reads = union(asked, within.reads)
+    digits = every_value(reads) if bits_read(reads) <= FEW_BITS else with_representatives(asked, within)
     counts = {"both": 0, "only_a": 0, "only_b": 0, "neither": 0}
     best: dict[str, tuple[Rank, Witness]] = {}
-    cases = 0
-    for columns in combinations(reads):
+    count = 0
+    for columns in cases(digits):
         inside = pred_column(within, columns)
-        cases += int(inside.sum())
+        count += int(inside.sum())
         va, vb = pred_column(a, columns), pred_column(b, columns)
         cells = {"both": va & vb, "only_a": va & ~vb, "only_b": vb & ~va, "neither": ~va & ~vb}
         for name, hit in cells.items():
@@ -80,7 +85,7 @@ def relate(a: Pred, b: Pred, within: Pred = ALWAYS) -> Relation:
             if found:
                 candidate = _smallest(columns, hit)
                 best[name] = min(best.get(name, candidate), candidate, key=lambda c: c[0])
-    return Relation(reads, cases, **counts, witnesses={name: w for name, (_, w) in best.items()})
+    return Relation(reads, count, **counts, witnesses={name: w for name, (_, w) in best.items()})
 
 
 def words_differ(a: Word, b: Word) -> Witness | None:
@@ -108,38 +113,8 @@ def bits_read(reads: dict[str, int]) -> int:
 
 
 def combinations(reads: dict[str, int]) -> Iterator[dict[str, U64Col]]:
-    """Every combination of the bits of *reads*, as columns of up to CHUNK rows."""
-    total = bits_read(reads)
-    if total > MAX_BITS:
-        raise UsageError(f"{total} bits are read, at most {MAX_BITS} can be enumerated: narrow the expression")
-    for start in range(0, 1 << total, CHUNK):
-        index = np.arange(start, min(start + CHUNK, 1 << total), dtype=np.uint64)
-        columns: dict[str, U64Col] = {}
-        used = 0
-        for name, mask in reads.items():
-            word = np.zeros_like(index)
-            for term in _deposit(name, mask, used):
-                word |= (
-                    (index & np.uint64(term.mask)) >> np.uint64(term.shift)
-                    if term.shift >= 0
-                    else (index & np.uint64(term.mask)) << np.uint64(-term.shift)
-                )
-            columns[name] = word
-            used += mask.bit_count()
-        yield columns or {"none": np.zeros_like(index)}
-
-
-def _deposit(name: str, mask: int, used: int) -> Iterator[Term]:
-    # each run of ones in the mask takes the next run of bits of the counter
-    bit = 0
-    while mask >> bit:
-        if not mask >> bit & 1:
-            bit += 1
-            continue
-        run = (~(mask >> bit) & ((mask >> bit) + 1)).bit_length() - 1
-        yield Term(name, ((1 << run) - 1) << used, used - bit, None)
-        used += run
-        bit += run
+    """Every combination of the bits of *reads*, as columns of limited length. UsageError if they are too many."""
+    return cases(every_value(reads))
 
 
 def _smallest(columns: dict[str, U64Col], hit: BoolCol) -> tuple[Rank, Witness]:

@@ -10,7 +10,7 @@ from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from kvmfault.contract.format import Kind, Memory, Stage2Format, level_of
+from kvmfault.contract.format import Kind, Memory, Stage2Format, block_sizes
 from kvmfault.contract.ports import MapResult, Repair
 from kvmfault.errors import ModelError
 from kvmfault.types import Gpa, Hpa, Pfn
@@ -58,13 +58,14 @@ class Removed:
 class Stage2:
     """Map, change and walk. Each call is what one vCPU does under mmu_lock, one compare-and-swap per entry."""
 
-    __slots__ = ("_levels", "_next_hpa", "_owner", "_root", "format", "split_blocks")
+    __slots__ = ("_levels", "_next_hpa", "_owner", "_root", "_sizes", "format", "split_blocks")
 
     def __init__(self, fmt: Stage2Format, *, split_blocks: bool) -> None:
         self.format = fmt
         self.split_blocks = split_blocks
         """Mapping a piece of a block keeps the other pieces (else they are dropped and fault again)."""
         self._levels = tuple((level.shift, (1 << level.index_bits) - 1) for level in fmt.levels)
+        self._sizes = block_sizes(fmt)
         self._owner = object()
         self._next_hpa = _TABLES_AT
         self._root = self._new_table()
@@ -120,8 +121,13 @@ class Stage2:
     def map(
         self, gpa: Gpa, size: int, pfn: Pfn, prot: int, memory: Memory, *, host_writable: bool, young: bool, tag: int
     ) -> MapResult:
-        """Install a leaf of *size* bytes over *gpa*. ModelError for a size that is no level's."""
+        """Install a leaf of *size* bytes over *gpa*; a size that no leaf has is mapped from *gpa* on by those that fit.
+
+        ModelError for a size that is not of whole pages.
+        """
         fmt = self.format
+        if size not in self._sizes:
+            return self._map_run(gpa, size, pfn, prot, memory, host_writable=host_writable, young=young, tag=tag)
         shift = size.bit_length() - 1
         table, index = self._descend(gpa, shift)
         new = fmt.leaf(
@@ -145,8 +151,23 @@ class Stage2:
         entries[index] = new
         return _FIXED
 
+    def _map_run(
+        self, gpa: Gpa, size: int, pfn: Pfn, prot: int, memory: Memory, *, host_writable: bool, young: bool, tag: int
+    ) -> MapResult:
+        page = 1 << self.format.page_shift
+        if size <= 0 or size % page:
+            raise ModelError(f"{size:#x} bytes are not whole pages of {page:#x}")
+        result, end = _UNCHANGED, gpa + size
+        while gpa < end:
+            frame = pfn * page
+            step = max(s for s in self._sizes if s == page or (s <= end - gpa and not (gpa | frame) % s))
+            done = self.map(gpa, step, pfn, prot, memory, host_writable=host_writable, young=young, tag=tag)
+            result = _FIXED if done is _FIXED else result
+            gpa, pfn = Gpa(gpa + step), Pfn(pfn + step // page)
+        return result
+
     def put(self, gpa: Gpa, size: int, desc: int) -> MapResult:
-        """Write a descriptor as it is (an MMIO entry, a recorded one) at the level of *size* bytes."""
+        """Write a descriptor as it is (an MMIO entry, a recorded one) at the level of *size* bytes, or ModelError."""
         table, index = self._descend(gpa, size.bit_length() - 1)
         if table.entries.get(index, self.format.empty) == desc and index not in table.children:
             return _UNCHANGED
@@ -170,8 +191,7 @@ class Stage2:
             elif child.owner is not owner:
                 child = table.children[index] = child.copy(owner)
             table = child
-        level_of(self.format, 1 << target)  # says which sizes there are
-        raise ModelError(f"no level maps {1 << target:#x} bytes")
+        raise ModelError(f"no level of {self.format.name} maps {1 << target:#x} bytes")
 
     def _grow(self, table: _Table, index: int, shift: int) -> _Table:
         fmt = self.format
@@ -235,8 +255,24 @@ class Stage2:
         for entry in found:
             table, index = self._descend(entry.gpa, entry.shift)
             del table.entries[index]
+            if not table.entries:
+                self._drop_empty(entry.gpa)
         leaves = [e for e in found if self.format.kind(e.desc, e.shift) is Kind.LEAF]
         return Removed(len(leaves), sum(1 << e.shift for e in leaves))
+
+    def _drop_empty(self, gpa: Gpa) -> None:
+        # every table on the way belongs to this fork: _descend was there
+        way: list[tuple[_Table, int]] = []
+        table: _Table | None = self._root
+        for shift, mask in self._levels:
+            if table is None:
+                break
+            way.append((table, gpa >> shift & mask))
+            table = table.children.get(way[-1][1])
+        for (above, index), (below, _) in zip(way[-2::-1], way[:0:-1], strict=True):
+            if below.entries:
+                break
+            del above.entries[index], above.children[index]
 
     def write_protect(self, start: Gpa, end: Gpa) -> int:
         """Take write permission from every leaf in the range; the number changed."""
@@ -261,7 +297,8 @@ class Stage2:
 
     def in_range(self, start: Gpa, end: Gpa) -> Iterator[Found]:
         """Every leaf and MMIO entry that covers an address in ``[start, end)``; costs what is mapped there."""
-        yield from self._in_range(self._root, 0, 0, start, end)
+        if start < end:
+            yield from self._in_range(self._root, 0, 0, start, end)
 
     def _in_range(self, table: _Table, depth: int, base: int, start: int, end: int) -> Iterator[Found]:
         shift, mask = self._levels[depth]
@@ -289,7 +326,8 @@ class Stage2:
     def fork(self) -> Stage2:
         """An independent copy in constant time."""
         new = Stage2.__new__(Stage2)
-        new.format, new.split_blocks, new._levels = self.format, self.split_blocks, self._levels
+        new.format, new.split_blocks = self.format, self.split_blocks
+        new._levels, new._sizes = self._levels, self._sizes
         new._root, new._next_hpa = self._root, self._next_hpa
         new._owner, self._owner = object(), object()  # neither owns the shared tables any more
         return new

@@ -1,0 +1,1 @@
+"""The speed budgets, measured: ``python -m bench``, or ``make bench``."""
