@@ -12,7 +12,7 @@ from kvmfault.algebra.expr import NEVER
 from kvmfault.algebra.layout import ZERO, register
 from kvmfault.contract.access import Access, Cause
 from kvmfault.contract.accessors import Accessors, Definition, Gap
-from kvmfault.contract.backend import Backend, Joints
+from kvmfault.contract.backend import Backend, Behaviour, Joints
 from kvmfault.contract.format import PROTS, Entry, Kind, Level, Memory, R, Stage2Format, W
 from kvmfault.contract.policy import (
     DirtyMark,
@@ -211,6 +211,15 @@ def host(fmt: Stage2Format) -> HostCaps:
     return HostCaps(page_shift=12, max_gfn=Gfn((1 << 18) - 1), beyond_errno=EFAULT, user_top=Hva(1 << 47))
 
 
+BEHAVIOUR = Behaviour(
+    encode=encode,
+    policies={"1.0": lambda fmt: POLICY},
+    joints={"1.0": Joints()},
+    host=host,
+    vm=VmFacts(),
+    tracepoints={},
+)
+
 TOY = Backend(
     name="toy",
     about="a toy architecture in one file",
@@ -218,13 +227,8 @@ TOY = Backend(
     code="CAUSE",
     facts={"1.0": lambda fmt: FACTS},
     accessors={"1.0": lambda fmt: {}},
-    encode=encode,
+    behaviour=lambda: BEHAVIOUR,
     formats={"4k": ToyFormat()},
-    policies={"1.0": lambda fmt: POLICY},
-    joints={"1.0": Joints()},
-    host=host,
-    vm=VmFacts(),
-    tracepoints={},
 )
 
 

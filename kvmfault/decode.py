@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from kvmfault.algebra.explain import describe, explain
 from kvmfault.algebra.expr import Maybe, Pred, Word
@@ -21,8 +21,7 @@ MAX_INPUT = 64 * 1024
 """Longest line taken as input."""
 
 
-@dataclass(frozen=True, slots=True)
-class FieldText:
+class FieldText(NamedTuple):
     """One field of one register. *meaning* is empty where the value has no name."""
 
     name: str
@@ -33,8 +32,7 @@ class FieldText:
     """More than two bits: its value 0 may be a code of its own."""
 
 
-@dataclass(frozen=True, slots=True)
-class RegisterText:
+class RegisterText(NamedTuple):
     """One register that was given."""
 
     name: str
@@ -42,8 +40,7 @@ class RegisterText:
     fields: tuple[FieldText, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class FactText:
+class FactText(NamedTuple):
     """One fact: *answer* is a bool, a number, or None where there is none; *why* names what decides."""
 
     name: str
@@ -52,8 +49,7 @@ class FactText:
     why: str
 
 
-@dataclass(frozen=True, slots=True)
-class Description:
+class Description(NamedTuple):
     """A fault taken apart for people."""
 
     target: str
@@ -109,8 +105,11 @@ def parse_input(target: Target, words: Iterable[str]) -> dict[str, int]:
     return registers
 
 
-def describe_fault(target: Target, registers: Mapping[str, int]) -> Description:
-    """Everything that can be said about a fault with these registers. Raises DecodeError for bad ones."""
+def describe_fault(target: Target, registers: Mapping[str, int], *, accessors: bool = True) -> Description:
+    """Everything that can be said about a fault with these registers; without *accessors*, not the kernel's own names.
+
+    Raises DecodeError for bad registers.
+    """
     fault = target.decode(**registers)
     named = target.named(fault)
     access = target.access(fault)
@@ -120,7 +119,7 @@ def describe_fault(target: Target, registers: Mapping[str, int]) -> Description:
         access=access,
         registers=tuple(_register(target, name, named) for name in target.order if name in registers),
         facts=tuple(_facts(target, named)),
-        accessors=tuple(_named_fact(name, e, named) for name, e in target.accessors.items()),
+        accessors=tuple(_named_fact(n, e, named) for n, e in target.accessors.items()) if accessors else (),
         notes=target.backend.unusual(named) if target.backend.unusual is not None else (),
     )
 
@@ -195,8 +194,7 @@ def _named_fact(name: str, expression: Pred | Word | Maybe | Gap, named: Mapping
 # -- table entries -----------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class EntryText:
+class EntryText(NamedTuple):
     """A table entry taken apart, at one level."""
 
     target: str

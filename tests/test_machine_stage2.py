@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from arch.x86.spte import EPT_4K_5LEVEL, EPT_4K_NO_AD
-from kvmfault.contract.format import Kind, Memory, R, Stage2Format, W, X, block_sizes
+from kvmfault.contract.format import Kind, Memory, R, Stage2Format, W, block_sizes
 from kvmfault.contract.ports import MapResult, Repair
 from kvmfault.contract.target import backends
 from kvmfault.errors import ModelError
@@ -160,6 +160,14 @@ def apply(table: Stage2, naive: Naive, op: tuple[object, ...]) -> None:
             for at, _, _ in gone:
                 del naive.at[at]
             assert table.unmap(Gpa(start), Gpa(end)) == Removed(len(leaves), sum(1 << s for s in leaves))
+        case _:
+            change(table, naive, op)
+
+
+def change(table: Stage2, naive: Naive, op: tuple[object, ...]) -> None:
+    """One that only changes leaves."""
+    fmt = table.format
+    match op:
         case ("relax", int(gpa), int(prot)):
             found = leaf_over(naive, gpa)
             assert table.relax(Gpa(gpa), prot) is (MapResult.FIXED if found else MapResult.ABSENT)

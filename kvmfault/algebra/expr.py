@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import not_
 from typing import TYPE_CHECKING, Final, TypeVar, final
 
 from kvmfault.types import U64
@@ -37,6 +38,12 @@ class Term:
                 out |= value
             return out
         return self.mask >> self.shift if self.shift >= 0 else self.mask << -self.shift
+
+    def on(self, register: int) -> int:
+        """The value for one value of its register."""
+        bits = register & self.mask
+        moved = bits >> self.shift if self.shift >= 0 else bits << -self.shift
+        return moved if self.table is None else self.table[moved]
 
     def shifted(self, left: int) -> Term:
         """The term moved *left* bits up (down if negative); what leaves the 64 bits is dropped."""
@@ -83,10 +90,11 @@ class Word:
         return Maybe(self, valid)
 
     def on(self, registers: Mapping[str, int]) -> int:
-        """The value on one set of registers."""
-        from kvmfault.algebra.scalar import word_of_names  # scalar builds on this module
-
-        return word_of_names(self)(registers)
+        """The value on one set of registers; for many, compile it (``scalar.compile_word``)."""
+        value = self.const
+        for term in self.terms:
+            value |= term.on(registers[term.register])
+        return value
 
     def __bool__(self) -> bool:
         raise TypeError("a Word is not a truth value: use .on(registers) or a predicate over a field")
@@ -130,10 +138,8 @@ class Pred:
         raise TypeError("a Pred has no truth value: combine with & | ~, or evaluate with .on(registers)")
 
     def on(self, registers: Mapping[str, int]) -> bool:
-        """Whether it holds on one set of registers."""
-        from kvmfault.algebra.scalar import pred_of_names  # scalar builds on this module
-
-        return pred_of_names(self)(registers)
+        """Whether it holds on one set of registers; for many, compile it (``scalar.compile_pred``)."""
+        return self.fold(lambda leaf: leaf.field.on(registers) in leaf.values, all, any, not_)
 
     @property
     def reads(self) -> dict[str, int]:

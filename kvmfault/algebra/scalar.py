@@ -5,8 +5,7 @@ The generated text is built only from integers and from register names checked t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from functools import cache
+from collections.abc import Callable
 from typing import cast
 
 from kvmfault.algebra.expr import Among, Pred, Term, Word
@@ -23,19 +22,6 @@ def compile_pred(pred: Pred, order: tuple[str, ...]) -> Callable[[Regs], bool]:
 def compile_word(word: Word, order: tuple[str, ...]) -> Callable[[Regs], int]:
     """The word as a function of a register tuple in *order*. KeyError if it reads another register."""
     return cast("Callable[[Regs], int]", _function(word_source(word, _by_position(order))))
-
-
-@cache
-def pred_of_names(pred: Pred) -> Callable[[Mapping[str, int]], bool]:
-    """The predicate as a function of a mapping name -> value."""
-    source = pred_source(pred, _by_name) + " and True or False"
-    return cast("Callable[[Mapping[str, int]], bool]", _function(source))
-
-
-@cache
-def word_of_names(word: Word) -> Callable[[Mapping[str, int]], int]:
-    """The word as a function of a mapping name -> value."""
-    return cast("Callable[[Mapping[str, int]], int]", _function(word_source(word, _by_name)))
 
 
 def pred_source(pred: Pred, ref: Callable[[str], str]) -> str:
@@ -73,10 +59,6 @@ def word_source(word: Word, ref: Callable[[str], str]) -> str:
 def _by_position(order: tuple[str, ...]) -> Callable[[str], str]:
     places = {name: f"r[{i}]" for i, name in enumerate(order)}
     return places.__getitem__
-
-
-def _by_name(name: str) -> str:
-    return f"r[{name!r}]"
 
 
 def _function(body: str) -> Callable[..., object]:

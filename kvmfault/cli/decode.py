@@ -30,7 +30,7 @@ def one(target: str, words: Sequence[str], *, brief: bool, accessors: bool, json
     """Decode the words of the command line."""
     on = backend(target)
     given = [w for word in words for w in split_words(word)]
-    text = describe_fault(on, parse_input(on, given))
+    text = describe_fault(on, parse_input(on, given), accessors=accessors or json)
     print(_json(text) if json else text.headline if brief else render(text, accessors=accessors))
     return 0
 
@@ -44,7 +44,7 @@ def stream(target: str, lines: Iterable[str], *, brief: bool, accessors: bool, j
         if not words or words[0].startswith("#"):
             continue
         try:
-            text = describe_fault(on, parse_input(on, words))
+            text = describe_fault(on, parse_input(on, words), accessors=accessors or json)
         except KvmfaultError as e:
             bad += 1
             print(f"kvmfault: <stdin>:{number}: {e}", file=sys.stderr)

@@ -14,23 +14,10 @@ import typer
 
 from kvmfault.errors import KvmfaultError
 
-app = typer.Typer(
-    name="kvmfault",
-    help="Decode guest page faults, run them through one arch-neutral fault path, replay recordings of real kernels.",
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-backend_app = typer.Typer(help="The architectures that are installed.", no_args_is_help=True, rich_markup_mode=None)
-app.add_typer(backend_app, name="backend")
-
 JsonFlag = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 TargetArgument = Annotated[str, typer.Argument(metavar="TARGET", help="BACKEND[:FORMAT][@KERNEL]; see 'backend list'.")]
 
 
-@app.command("decode", context_settings={"ignore_unknown_options": True})
 def decode_command(
     target: TargetArgument,
     words: Annotated[
@@ -60,7 +47,6 @@ def decode_command(
         finish(decode.one(target, words or [], brief=brief, accessors=accessors, json=json))
 
 
-@app.command("annotate")
 def annotate_command(
     file: Annotated[str, typer.Argument(metavar="[FILE]", help="A log or recording; standard input if absent.")] = "-",
     backend: Annotated[str | None, typer.Option("--backend", metavar="TARGET", help="What its faults are.")] = None,
@@ -71,7 +57,6 @@ def annotate_command(
     finish(annotate.run(file, backend))
 
 
-@app.command("path")
 def path_command(
     target: TargetArgument,
     long: Annotated[
@@ -85,7 +70,6 @@ def path_command(
     finish(path.run(target, long=long, json=json))
 
 
-@app.command("prove")
 def prove_command(
     target: TargetArgument,
     a: Annotated[str, typer.Argument(metavar="EXPR", help="Over facts, accessors and fields: 'is_write & ~is_exec'.")],
@@ -106,7 +90,6 @@ def prove_command(
     finish(prove.run(target, a, b, within=within, reachable=reachable, expect=expect, json=json))
 
 
-@app.command("replay")
 def replay_command(
     recording: Annotated[
         str, typer.Argument(help="Text form of a trace (tracefs, trace-cmd report, .gz); - for stdin.")
@@ -124,7 +107,6 @@ def replay_command(
     finish(replay.run(recording, backend or [], slots, strict=strict, json=json))
 
 
-@backend_app.command("list")
 def backend_list_command(json: JsonFlag = False) -> None:
     """Every backend with its formats and kernel versions: what a TARGET may name."""
     from kvmfault.cli import backends
@@ -137,9 +119,46 @@ def finish(status: int) -> NoReturn:
     raise typer.Exit(status)
 
 
+_COMMANDS: dict[str, Callable[..., None]] = {
+    "decode": decode_command,
+    "annotate": annotate_command,
+    "path": path_command,
+    "prove": prove_command,
+    "replay": replay_command,
+}
+_BACKEND_COMMANDS: dict[str, Callable[..., None]] = {"list": backend_list_command}
+
+
+def _group(about: str) -> typer.Typer:
+    return typer.Typer(
+        help=about,
+        no_args_is_help=True,
+        add_completion=False,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+
+
+def build(wanted: str | None = None) -> typer.Typer:
+    """The command tree; with the name of a command, only that one: building all of them takes as long as a decode."""
+    app = _group("Decode guest page faults, run them through one arch-neutral path, replay recordings of real kernels.")
+    app.callback()(lambda: None)  # a tree with one command stays a tree
+    for name, command in _COMMANDS.items():
+        if wanted not in _COMMANDS or name == wanted:
+            app.command(name, context_settings={"ignore_unknown_options": name == "decode"})(command)
+    if wanted not in _COMMANDS:
+        backends = _group("The architectures that are installed.")
+        for name, command in _BACKEND_COMMANDS.items():
+            backends.command(name)(command)
+        app.add_typer(backends, name="backend")
+    return app
+
+
 def main(argv: list[str] | None = None) -> NoReturn:
     """Run the command line; errors become one line on standard error and status 2."""
-    sys.exit(_guarded(lambda: app(argv if argv is not None else sys.argv[1:], standalone_mode=False)))
+    words = sys.argv[1:] if argv is None else argv
+    sys.exit(_guarded(lambda: build(words[0] if words else None)(words, standalone_mode=False)))
 
 
 def _guarded(run: Callable[[], object]) -> int:
@@ -161,6 +180,9 @@ def _guarded(run: Callable[[], object]) -> int:
         message = getattr(e, "format_message", None)  # usage errors of typer and its parser
         if message is None:
             raise
+        if type(e).__name__ == "NoArgsIsHelpError":
+            print(message())
+            return 2
         return _complain(str(message()))
 
 

@@ -17,22 +17,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from kvmfault.algebra.expr import ALWAYS, Maybe, Pred, Word
 from kvmfault.algebra.layout import Register
-from kvmfault.contract.access import Access
 from kvmfault.contract.accessors import Definition
-from kvmfault.contract.fault import MmioFault
 from kvmfault.contract.format import Stage2Format
-from kvmfault.contract.outcome import Outcome
-from kvmfault.contract.policy import Policy
-from kvmfault.contract.ports import Ports, VmFacts
-from kvmfault.contract.progress import Progress
-from kvmfault.contract.tracepoints import Tracepoints
-from kvmfault.vm.caps import HostCaps
 
-Joint: TypeAlias = Callable[[Ports, MmioFault, Progress], Outcome | None]
+if TYPE_CHECKING:  # behaviour is loaded by whoever runs a fault
+    from kvmfault.contract.access import Access
+    from kvmfault.contract.fault import MmioFault
+    from kvmfault.contract.outcome import Outcome
+    from kvmfault.contract.policy import Policy
+    from kvmfault.contract.ports import Ports, VmFacts
+    from kvmfault.contract.progress import Progress
+    from kvmfault.contract.tracepoints import Tracepoints
+    from kvmfault.vm.caps import HostCaps
+
+Joint: TypeAlias = "Callable[[Ports, MmioFault, Progress], Outcome | None]"
 """A step that only one architecture has: an outcome ends the path, None goes on. It installs no mapping."""
 Named: TypeAlias = Mapping[str, Pred | Word | Maybe]
 
@@ -71,8 +73,22 @@ class Joints:
     """After the path."""
 
 
-Encode: TypeAlias = Callable[[Access, Stage2Format], tuple[Mapping[str, int], Mapping[str, str]]]
+Encode: TypeAlias = "Callable[[Access, Stage2Format], tuple[Mapping[str, int], Mapping[str, str]]]"
 """(registers by name, reasons by member of Access that they cannot say)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Behaviour:
+    """How kernel and host act on a fault. Apart from the facts, because decoding needs none of it and must be quick."""
+
+    encode: Encode
+    policies: Mapping[str, Callable[[Stage2Format], Policy]]
+    joints: Mapping[str, Joints]
+    host: Callable[[Stage2Format], HostCaps]
+    """What a usual host offers."""
+    vm: VmFacts
+    """What a usual VM is."""
+    tracepoints: Tracepoints
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,16 +109,10 @@ class Backend:
     facts: Mapping[str, Callable[[Stage2Format], Definition]]
     accessors: Mapping[str, Callable[[Stage2Format], Named]]
     """The kernel's own accessors under their own names."""
-    encode: Encode
     formats: Mapping[str, Stage2Format]
     """By name; the first is the default."""
-    policies: Mapping[str, Callable[[Stage2Format], Policy]]
-    joints: Mapping[str, Joints]
-    host: Callable[[Stage2Format], HostCaps]
-    """What a usual host offers."""
-    vm: VmFacts
-    """What a usual VM is."""
-    tracepoints: Tracepoints
+    behaviour: Callable[[], Behaviour]
+    """The rest, loaded by whoever runs a fault."""
     reachable: Pred = ALWAYS
     """Register values that hardware can produce, as far as facts depend on it."""
     layouts: Mapping[str, Callable[[Mapping[str, int]], Register]] = field(default_factory=dict)
@@ -115,4 +125,34 @@ class Backend:
     @property
     def kernels(self) -> tuple[str, ...]:
         """Kernel versions modelled, oldest first."""
-        return tuple(self.policies)
+        return tuple(self.facts)
+
+    @property
+    def encode(self) -> Encode:
+        """See Behaviour."""
+        return self.behaviour().encode
+
+    @property
+    def policies(self) -> Mapping[str, Callable[[Stage2Format], Policy]]:
+        """See Behaviour."""
+        return self.behaviour().policies
+
+    @property
+    def joints(self) -> Mapping[str, Joints]:
+        """See Behaviour."""
+        return self.behaviour().joints
+
+    @property
+    def host(self) -> Callable[[Stage2Format], HostCaps]:
+        """See Behaviour."""
+        return self.behaviour().host
+
+    @property
+    def vm(self) -> VmFacts:
+        """See Behaviour."""
+        return self.behaviour().vm
+
+    @property
+    def tracepoints(self) -> Tracepoints:
+        """See Behaviour."""
+        return self.behaviour().tracepoints

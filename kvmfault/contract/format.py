@@ -33,6 +33,8 @@ X, W, R = 1, 2, 4
 class Memory(Enum):
     """Memory type asked for in a mapping."""
 
+    __hash__ = object.__hash__  # a key of the formats' tables on every map: the one of Enum is written in Python
+
     NORMAL = "normal"
     NONCACHEABLE = "non-cacheable"
     DEVICE = "device"

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache, cached_property
-from importlib.metadata import EntryPoint, entry_points
+from typing import TYPE_CHECKING
 
 from kvmfault.algebra.explain import explain
 from kvmfault.algebra.expr import Maybe, Pred, Word
@@ -15,9 +15,12 @@ from kvmfault.contract.access import Access, access_of, losses
 from kvmfault.contract.accessors import FACTS, Accessors, Answers, Definition, Gap, Snapshot, map_accessors, stand_in
 from kvmfault.contract.backend import Backend, Joints, Named
 from kvmfault.contract.format import Stage2Format
-from kvmfault.contract.policy import Policy
+from kvmfault.contract.plugins import EntryPoint, entry_points
 from kvmfault.contract.shapes import Ops, Raw, View, snapshot
 from kvmfault.errors import DecodeError, UsageError
+
+if TYPE_CHECKING:
+    from kvmfault.contract.policy import Policy
 
 GROUP = "kvmfault.backends"
 
@@ -39,12 +42,20 @@ class Target:
         self.kernel = kernel
         self.name = f"{source.name}:{format_name}@{kernel}"
         self.definition: Definition = source.facts[kernel](self.format)
-        self.policy: Policy = source.policies[kernel](self.format)
-        self.joints: Joints = source.joints[kernel]
         self.order: tuple[str, ...] = tuple(r.name for r in source.registers)
 
     def __repr__(self) -> str:
         return f"<Target {self.name}>"
+
+    @cached_property
+    def policy(self) -> Policy:
+        """The kernel's decisions where architectures and versions differ."""
+        return self.backend.policies[self.kernel](self.format)
+
+    @cached_property
+    def joints(self) -> Joints:
+        """The truly architectural steps."""
+        return self.backend.joints[self.kernel]
 
     @cached_property
     def ops(self) -> Ops[Regs]:
@@ -62,23 +73,38 @@ class Target:
 
         Raises DecodeError for an unknown name or a value that does not fit.
         """
-        source = self.backend
+        places, filled = self._places, self._blank.copy()
+        marks = 0
         for name, value in values.items():
-            if name not in self.order:
-                near = get_close_matches(name.upper(), self.order, 1)
-                hint = f"did you mean {near[0]}? " if near else ""
-                message = f"{source.name} has no register {name}: {hint}it has {', '.join(self.order)}"
-                raise DecodeError(message, register=name, value=value)
-            width = source.registers[self.order.index(name)].width
-            if value < 0 or value >> width:
-                shown = hex(value) if abs(value) < 1 << 128 else "a number"
-                raise DecodeError(f"{name}={shown} does not fit {width} bits", register=name, value=value)
-        filled = {**dict.fromkeys(self.order, 0), **source.defaults, **values}
+            place = places.get(name)
+            if place is None or not 0 <= value < place[1]:
+                raise self._misfit(name, value)
+            filled[place[0]] = value
+            marks |= place[2]
+        filled[-1] |= marks
+        return tuple(filled)
+
+    @cached_property
+    def _places(self) -> dict[str, tuple[int, int, int]]:
+        # register -> its place, the first value that does not fit, the mark that it was given
+        source = self.backend
         synthetic = source.registers[-1]
-        for name, mark in source.given.items():
-            if name in values:
-                filled[synthetic.name] |= synthetic[mark].mask
-        return tuple(filled[name] for name in self.order)
+        marks = {name: synthetic[mark].mask for name, mark in source.given.items()}
+        return {r.name: (i, 1 << r.width, marks.get(r.name, 0)) for i, r in enumerate(source.registers)}
+
+    @cached_property
+    def _blank(self) -> list[int]:
+        return [self.backend.defaults.get(name, 0) for name in self.order]
+
+    def _misfit(self, name: str, value: int) -> DecodeError:
+        if name not in self.order:
+            near = get_close_matches(name.upper(), self.order, 1)
+            hint = f"did you mean {near[0]}? " if near else ""
+            message = f"{self.backend.name} has no register {name}: {hint}it has {', '.join(self.order)}"
+            return DecodeError(message, register=name, value=value)
+        width = self.backend.registers[self.order.index(name)].width
+        shown = hex(value) if abs(value) < 1 << 128 else "a number"
+        return DecodeError(f"{name}={shown} does not fit {width} bits", register=name, value=value)
 
     def decode(self, **registers: int) -> Raw:
         """A fault from its registers, shape b: every fact is computed from them when asked.
@@ -187,7 +213,7 @@ def _gaps_by_member(definition: Definition) -> dict[str, Gap]:
 
 @cache
 def _installed() -> Mapping[str, EntryPoint]:
-    return {entry.name: entry for entry in sorted(entry_points(group=GROUP), key=lambda e: e.name)}
+    return {entry.name: entry for entry in entry_points(GROUP)}
 
 
 @cache

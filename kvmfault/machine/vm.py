@@ -6,12 +6,24 @@ from collections.abc import Hashable
 from dataclasses import replace
 from errno import ENOENT, errorcode
 from os import strerror
+from typing import Self
 
 from kvmfault.contract.fault import MmioFault
 from kvmfault.contract.format import Kind, Memory, Stage2Format
 from kvmfault.contract.outcome import ZERO_REGISTER, MmioAccess, Outcome, Signal
 from kvmfault.contract.policy import SlotFlush, SmallerOverBlock
-from kvmfault.contract.ports import Area, GuestTranslation, MapResult, Memslot, MmioNote, Pin, PinError, Repair, VmFacts
+from kvmfault.contract.ports import (
+    Area,
+    GuestTranslation,
+    GuestWalkFault,
+    MapResult,
+    Memslot,
+    MmioNote,
+    Pin,
+    PinError,
+    Repair,
+    VmFacts,
+)
 from kvmfault.contract.target import Target, backend
 from kvmfault.errors import ModelError
 from kvmfault.machine.stage2 import Stage2
@@ -65,13 +77,13 @@ class Vm:
     # Building and changing.
 
     @classmethod
-    def on(cls, target: str | Target, *, caps: HostCaps | None = None, facts: VmFacts | None = None) -> Vm:
+    def on(cls, target: str | Target, *, caps: HostCaps | None = None, facts: VmFacts | None = None) -> Self:
         """An empty VM on a TARGET. Raises UsageError for an unknown one."""
         return cls(backend(target) if isinstance(target, str) else target, caps=caps, facts=facts)
 
     def add_memslot(
         self, slot: int, *, gpa: int, size: int, hva: int, readonly: bool = False, log_dirty: bool = False
-    ) -> Vm:
+    ) -> Self:
         """Create or change a slot (KVM_SET_USER_MEMORY_REGION); sizes in bytes. ModelError if KVM would refuse."""
         flags = (MemslotFlag.READONLY if readonly else 0) | (MemslotFlag.LOG_DIRTY if log_dirty else 0)
         result = self.set_region(MemslotRequest(slot=slot, flags=flags, gpa=Gpa(gpa), size=size, hva=Hva(hva)))
@@ -105,7 +117,7 @@ class Vm:
         if new is not None and new.logs_dirty and old is not None and not old.logs_dirty:
             self.table.write_protect(Gpa(new.base_gfn << self.page_shift), Gpa(new.end_gfn << self.page_shift))
 
-    def back(self, hva: int, size: int, kind: str = "anon", *, readonly: bool = False) -> Vm:
+    def back(self, hva: int, size: int, kind: str = "anon", *, readonly: bool = False) -> Self:
         """Put host memory under a range: anon, thp, hugetlb-2m, hugetlb-1g, pfnmap. Invalidates what was there."""
         try:
             area = AreaKind(kind)
@@ -152,9 +164,9 @@ class Vm:
 
     # Copies.
 
-    def fork(self) -> Vm:
+    def fork(self) -> Self:
         """An independent copy in constant time."""
-        new = object.__new__(Vm)
+        new = object.__new__(type(self))
         new.__dict__.update(self.__dict__)
         new.slots = self.slots.fork()
         new.host = self.host.fork()
@@ -187,7 +199,7 @@ class Vm:
 
     def find_slot(self, gfn: Gfn) -> Memslot | None:
         """See Ports."""
-        return self.slots.find(gfn, self.as_id)
+        return self.slots.active[self.as_id].find(gfn)
 
     def is_private(self, gfn: Gfn) -> bool:
         """See Ports."""
@@ -198,7 +210,7 @@ class Vm:
         leaf = self.table.leaf(gpa)
         return None if leaf is None else (self.format.prot(leaf.desc), 1 << leaf.shift)
 
-    def walk_guest(self, gpa: Gpa) -> GuestTranslation | None:
+    def walk_guest(self, gpa: Gpa) -> GuestTranslation | GuestWalkFault | None:
         """See Ports: this VM has no guest tables."""
         return None
 
@@ -344,7 +356,7 @@ class Vm:
         """See Ports."""
         self.warnings += (text,)
 
-    def with_facts(self, **facts: object) -> Vm:
+    def with_facts(self, **facts: object) -> Self:
         """This VM with some of its facts changed; returns itself. TypeError for an unknown fact."""
         self.facts = replace(self.facts, **facts)  # type: ignore[arg-type]  # names are checked at run time by replace
         return self

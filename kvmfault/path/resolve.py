@@ -119,8 +119,11 @@ def pin(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
     source = at.policy.memfd_source
     if (source is _PRIVATE_ACCESS and at.private) or (source is _MEMFD_SLOT and slot.gmem is not None):
         return _pin_memfd(vm, at, slot)
-    got = vm.pin(slot, at.gfn, at.hva, write=fault.is_write, nowait=at.policy.nowait_first, interruptible=False)
-    _take(at, got)
+    at.pin = got = vm.pin(
+        slot, at.gfn, at.hva, write=fault.is_write, nowait=at.policy.nowait_first, interruptible=False
+    )
+    if got.error is None and got.pfn is not None:
+        at.pfn, at.held, at.map_writable = got.pfn, True, got.writable
     return None
 
 
@@ -139,10 +142,8 @@ def _pin_memfd(vm: Ports, at: Progress, slot: Memslot) -> Outcome | None:
 
 def _take(at: Progress, got: Pin) -> None:
     at.pin = got
-    if got.pfn is not None:
-        at.pfn = got.pfn
-    at.held = got.error is None
-    at.map_writable = got.writable
+    if got.error is None and got.pfn is not None:
+        at.pfn, at.held, at.map_writable = got.pfn, True, got.writable
 
 
 def wait(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:

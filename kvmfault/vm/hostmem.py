@@ -120,7 +120,9 @@ class HostMemory:
 
     def mapping_size(self, hva: Hva) -> int:
         """Bytes of the leaf by which the host maps *hva*; 0 if none. (host_pfn_mapping_level, get_user_mapping_size)"""
-        vma = self.vma(hva)
+        vma: Vma | None = self._last
+        if vma is None or not vma.start <= hva < vma.end:
+            vma = self._find(hva)
         if vma is None:
             return 0
         if self._pages:

@@ -60,7 +60,7 @@ class Memslots:
     A change needs slots_lock, so a second one cannot begin before the first has ended.
     """
 
-    __slots__ = ("_active", "_pending", "_spaces", "_stages", "caps", "files", "total_pages", "warnings")
+    __slots__ = ("_pending", "_spaces", "_stages", "active", "caps", "files", "total_pages", "warnings")
 
     def __init__(self, caps: HostCaps) -> None:
         self.caps = caps
@@ -77,13 +77,14 @@ class Memslots:
 
     def _install(self, spaces: tuple[_Space, ...]) -> None:
         self._spaces = spaces
-        self._active = tuple(space.sets[space.active] for space in spaces)
+        self.active = tuple(space.sets[space.active] for space in spaces)
+        """The set of each address space that look-ups see."""
 
     # Look-ups. None of them depends on a cache or on what was asked before.
 
     def find(self, gfn: Gfn, as_id: int = 0) -> Memslot | None:
         """The slot that contains *gfn*, INVALID ones too, or None. O(log n). Never raises. (gfn_to_memslot)"""
-        return self._active[as_id].find(gfn)
+        return self.active[as_id].find(gfn)
 
     def find_cached(self, gfn: Gfn, cache: SlotCache, as_id: int = 0) -> tuple[Memslot | None, SlotCache]:
         """The same with a vCPU's cache; gives the cache as it is afterwards. (kvm_vcpu_gfn_to_memslot)"""
@@ -97,7 +98,7 @@ class Memslots:
 
     def by_id(self, slot_id: int, as_id: int = 0) -> Memslot | None:
         """The slot of that number, INVALID and internal ones too, or None. (id_to_memslot)"""
-        return self._active[as_id].by_id(slot_id)
+        return self.active[as_id].by_id(slot_id)
 
     def visible(self, slot_id: int, as_id: int = 0) -> Memslot | None:
         """The same, but only if user space made the slot and it is not INVALID. (kvm_is_visible_memslot)"""
@@ -106,11 +107,11 @@ class Memslots:
 
     def in_hva_range(self, start: Hva, end: Hva) -> tuple[HvaHit, ...]:
         """Slots of all address spaces that user addresses ``[start, end)`` mean, with frames. (kvm_handle_hva_range)"""
-        return tuple(hit for active in self._active for hit in active.in_hva_range(start, end))
+        return tuple(hit for active in self.active for hit in active.in_hva_range(start, end))
 
     def slots(self, as_id: int = 0) -> tuple[Memslot, ...]:
         """All slots of an address space by rising gfn, INVALID ones too."""
-        return self._active[as_id].slots()
+        return self.active[as_id].slots()
 
     def generation(self, as_id: int = 0) -> int:
         """Counts swaps in steps of the number of address spaces; with ``UPDATING`` while one is under way."""
@@ -159,11 +160,11 @@ class Memslots:
         """Judge *request*. Gives the result if that is all; None if a change is now under way (see :meth:`step`)."""
         if self._pending:
             raise ModelError("a memslot change is under way; slots_lock allows one at a time")
-        exists = request.as_id < len(self._active)
+        exists = request.as_id < len(self.active)
         asked = Asked(
             request=request,
             caps=self.caps,
-            spaces=self._active,
+            spaces=self.active,
             total_pages=self.total_pages,
             files=self.files,
             old=self.by_id(request.id, request.as_id) if exists else None,
@@ -269,7 +270,7 @@ class Memslots:
         """An independent copy, in constant time."""
         new = Memslots.__new__(Memslots)
         new.caps, new.total_pages, new.warnings = self.caps, self.total_pages, self.warnings
-        new.files, new._spaces, new._active = self.files, self._spaces, self._active
+        new.files, new._spaces, new.active = self.files, self._spaces, self.active
         new._pending, new._stages = self._pending, self._stages
         return new
 
