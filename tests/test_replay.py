@@ -159,6 +159,8 @@ MAPPED = Fixed(4096, backend("arm64").format.entry(0, 12).prot)
         (Emulate(), Evidence(), False),
         (MAPPED, Evidence(), True),
         (MAPPED, Evidence(device=True), False),
+        (MAPPED, Evidence(errno=14), False),
+        (MAPPED, Evidence(errno=4), True),  # a signal, after the fault
         (Error(14), Evidence(), False),
         (Error(14), Evidence(errno=14), True),
         (Error(38), Evidence(undecoded=True), True),

@@ -187,7 +187,7 @@ def size_text(size: int) -> str:
     for shift, unit in ((40, "T"), (30, "G"), (20, "M"), (10, "K")):
         if size and size % (1 << shift) == 0:
             return f"{size >> shift}{unit}"
-    return f"{size:#x}"
+    return f"{size:#x}" if size else "0"
 
 
 def level_of(fmt: Stage2Format, size: int) -> Level:

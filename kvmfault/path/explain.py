@@ -8,7 +8,7 @@ from enum import Enum
 
 from kvmfault.contract.format import PROTS, size_text
 from kvmfault.contract.outcome import Fixed, Outcome
-from kvmfault.contract.ports import Area, GuestTranslation, Memslot, Pin
+from kvmfault.contract.ports import Area, GuestTranslation, Memslot, Pin, PinError
 from kvmfault.contract.progress import Progress
 
 
@@ -61,8 +61,10 @@ def tell(key: str, value: object) -> str:
         case Enum():
             return str(value.value)
         case Pin():
+            if value.error is PinError.NO_SLOT:
+                return "no page, since there is no slot"
             if value.error is not None:
-                return f"failed: {value.error.value}"
+                return f"nothing: {value.error.value}"
             kind = "device " if value.device else ""
             return f"{kind}pfn {value.pfn or 0:#x}, {'writable' if value.writable else 'read-only'}"
         case Area():

@@ -12,7 +12,7 @@ from kvmfault.contract.backend import Joints
 from kvmfault.contract.fault import MmioFault
 from kvmfault.contract.outcome import Error, Outcome
 from kvmfault.contract.policy import DirtyMark, MemfdSource, Policy, Unbacked
-from kvmfault.contract.ports import Ports
+from kvmfault.contract.ports import PinError, Ports
 from kvmfault.contract.progress import Progress
 from kvmfault.contract.target import Target
 from kvmfault.path import commit, lookup, resolve
@@ -170,6 +170,8 @@ class BoundPath:
             before = dict(vars(at))
             outcome = function(vm, fault, at)
             settled = step.settled if step.run is not None else f"{function.__name__}: {step.settled}"
+            if at.pin is not None and at.pin.error is PinError.NO_SLOT:
+                settled = "no memory: an entry that remembers MMIO is on its way"
             steps.append(record(step.name, before, vars(at), outcome, settled))
             if outcome is not None:
                 break

@@ -15,7 +15,7 @@ from kvmfault.errors import ModelError
 from kvmfault.machine.vm import Vm
 from kvmfault.replay.verdict import Evidence, Unexplained, judge, outcome_text
 from kvmfault.trace.events import AgeEvent, FaultEvent, SlotEvent, UnmapEvent
-from kvmfault.types import Gpa, Hva
+from kvmfault.types import Gfn, Gpa, Hva
 from kvmfault.vm.area import AreaKind, HvaRange
 from kvmfault.vm.memslot_request import MemslotRequest
 
@@ -38,19 +38,20 @@ class ReplayTarget:
         self.unexplained_count = 0
         self.invalidated = 0
         self._label: str | None = None
+        self._vms: dict[str, Vm] = {}
         self._pending: dict[str, tuple[FaultEvent, Outcome, Gpa | None, Evidence]] = {}
         self._translate = _translator(own, target)
 
     # What user space and the host did.
 
     def set_slot(self, event: SlotEvent, *, made_up: bool) -> None:
-        """Apply a memslot change, and put anonymous memory under it. A new VM label starts an empty VM.
+        """Apply a memslot change, and put anonymous memory under it. Faults go to the VM that was changed last.
 
         *made_up*: when the change really was is not known, so nothing but the slot itself leaves the table.
         """
         if event.vm != self._label:
             self._label = event.vm
-            self.vm = Vm.on(self.target)
+            self.vm = self._vms.setdefault(event.vm, Vm.on(self.target))
         page = 1 << self.vm.page_shift
         start, end = event.gpa & -page, -(-(event.gpa + event.size) // page) * page
         hva = event.hva - (event.gpa - start)
@@ -94,16 +95,26 @@ class ReplayTarget:
 
     # A fault and what followed it.
 
-    def fault(self, event: FaultEvent) -> None:
-        """Run the path on one recorded fault."""
+    def fault(self, event: FaultEvent, *, no_memory: bool) -> None:
+        """Run the path on one recorded fault. *no_memory*: the recording shows that the host had none there."""
         self.settle(event.vcpu)
         fault, lost = self._translate(tuple(event.registers.items()))
-        outcome = self.vm.resolve(fault)
+        outcome = (self._without_memory(fault) if no_memory else self.vm).resolve(fault)
         self.faults += 1
         self.outcomes[outcome_text(outcome)] += 1
         for member in lost:
             self.lost[member] += 1
         self._pending[event.vcpu] = event, outcome, fault.kvm_get_fault_gpa(), Evidence()
+
+    def _without_memory(self, fault: Raw) -> Vm:
+        # as the VM is, but for the one page of the host; what the fault does to it is lost, and it does nothing
+        gpa = fault.kvm_get_fault_gpa()
+        vm = self.vm.fork()
+        gfn = Gfn((gpa or 0) >> vm.page_shift)
+        slot = vm.find_slot(gfn)
+        if slot is not None and vm.host.vma(slot.hva_of(gfn)) is not None:
+            vm.invalidate(vm.host.unback(slot.hva_of(gfn), 1 << vm.page_shift))
+        return vm
 
     def device(self, vcpu: str, gpa: int, *, undecoded: bool) -> None:
         """The recording shows a device access; it counts if it is to the page that faulted."""

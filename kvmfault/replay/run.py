@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from errno import EFAULT
 from pathlib import Path
 from sys import stdin
 
@@ -51,6 +52,8 @@ class Report:
     """What inference would have found, beside the slots that were given."""
     foreign: Counter[str] = field(default_factory=Counter)
     """Faults of another backend than ``own``: not replayed."""
+    no_memory: frozenset[int] = frozenset()
+    """Lines of faults for which KVM_RUN failed with EFAULT: the host had no memory there."""
     host_events: int = 0
     """Unmappings and agings in the recording."""
     notes: list[str] = field(default_factory=list)
@@ -76,10 +79,10 @@ def replay(
     """
     chosen = [backend(t) for t in targets]
     with _seekable(source) as path:
-        own, inferred = _survey(path, source, chosen, strict=strict, progress=progress)
+        own, inferred, no_memory = _survey(path, source, chosen, strict=strict, progress=progress)
         if not any(t.backend is own.backend for t in chosen):
             chosen.insert(0, own)
-        report = Report(source_name(source), own, slots=slots or inferred)
+        report = Report(source_name(source), own, slots=slots or inferred, no_memory=no_memory)
         if slots is not None:
             report.inference = compare_slots(inferred, slots, page_size=1 << own.format.page_shift)
         report.results = [ReplayTarget(t, own) for t in chosen]
@@ -90,8 +93,8 @@ def replay(
 
 def _survey(
     path: str, source: str, chosen: list[Target], *, strict: bool, progress: Progress | None
-) -> tuple[Target, SlotSource]:
-    # the first pass: whose faults these are, and which memory they need
+) -> tuple[Target, SlotSource, frozenset[int]]:
+    # the first pass: whose faults these are, which memory they need, and where the host had none
     assembler = _assembler(chosen)
     stats = ReadStats()
     events = _watched(assemble(path, assembler, stats=stats, strict=strict), stats, progress, "survey")
@@ -105,12 +108,28 @@ def _survey(
         return fault
 
     page = 1 << max((t.format.page_shift for t in chosen), default=12)
-    inferred = infer_slots(events, decode, page_size=page)
+    failed: set[int] = set()
+    inferred = infer_slots(_noting_failures(events, failed), decode, page_size=page)
     counted = assembler.stats.faults
     if not counted:
         raise TraceError(_no_faults(assembler.stats, stats), path=source_name(source), line=1)
     own = counted.most_common(1)[0][0]
-    return _named(own, chosen) or _wide_enough(backend(own), highest), inferred
+    return _named(own, chosen) or _wide_enough(backend(own), highest), inferred, frozenset(failed)
+
+
+def _noting_failures(events: Iterable[Event], failed: set[int]) -> Iterator[Event]:
+    last: dict[str, int] = {}
+    for event in events:
+        match event:
+            case FaultEvent():
+                last[event.vcpu] = event.line
+            case EntryEvent() | ExitEvent():
+                last.pop(event.vcpu, None)
+            case UserspaceExitEvent() if event.errno == EFAULT and event.vcpu in last:
+                failed.add(last.pop(event.vcpu))
+            case _:
+                pass
+        yield event
 
 
 def _wide_enough(target: Target, gpa: int) -> Target:
@@ -172,7 +191,7 @@ def _dispatch(report: Report, own: Target, event: Event) -> None:
     for result in report.results:
         match event:
             case FaultEvent():
-                result.fault(event)
+                result.fault(event, no_memory=event.line in report.no_memory)
             case MmioEvent():
                 result.device(event.vcpu, event.gpa, undecoded=event.size == 0)
             case UserspaceExitEvent():
@@ -200,6 +219,8 @@ def _remark(report: Report) -> None:
     read, made = report.read, report.assembled
     notes.extend(report.slots.notes)
     notes.append("host memory is assumed anonymous, in pages of the host")
+    if report.no_memory:
+        notes.append(f"{len(report.no_memory)} faults ended in EFAULT: the host is taken to have had no memory there")
     if report.slots.made_up and report.host_events:
         text = f"{report.host_events} unmappings and agings of host memory were not replayed"
         notes.append(f"{text}: the slots' user addresses are not known")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from errno import errorcode
+from errno import EFAULT, errorcode
 
 from kvmfault.contract.format import size_text
 from kvmfault.contract.outcome import (
@@ -65,6 +65,8 @@ def judge(line: int, outcome: Outcome, seen: Evidence) -> Unexplained | None:
         case Fixed() | Spurious() | WriteProtected():
             if seen.device or seen.undecoded:
                 return Unexplained(line, outcome, "the model finds memory, the recording shows a device access")
+            if seen.errno == EFAULT:
+                return Unexplained(line, outcome, "the model finds memory, KVM_RUN failed with EFAULT")
         case Exit(_, _, errno):
             if errno and seen.errno != errno:
                 return Unexplained(line, outcome, "the model leaves with an error, the recording does not show it")
