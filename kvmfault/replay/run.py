@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from errno import EFAULT
@@ -254,7 +254,7 @@ def _watched(events: Iterable[Event], stats: ReadStats, progress: Progress | Non
 
 
 @contextmanager
-def _seekable(source: str) -> Iterator[str]:
+def _seekable(source: str) -> Generator[str]:
     # two passes need a file; standard input is kept in a temporary one
     if source != "-":
         if not Path(source).is_file():
