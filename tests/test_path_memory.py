@@ -17,7 +17,7 @@ from kvmfault.contract.ports import Area, GuestTranslation, MapResult, PinError
 from kvmfault.contract.target import resolve
 from kvmfault.types import Gfn, Gpa, Hva
 from kvmfault.vm.area import AreaKind
-from tests.worlds import ALL, ARM, GPA, HVA, ONE_OF_EACH, SIZE, X86, Watched, fault, leaf, permission, world
+from tests.worlds import ALL, ARM, GPA, HVA, ONE_OF_EACH, SIZE, X86, Watched, fault, leaf, permission, with_memfd, world
 
 K, M, G = 1 << 10, 1 << 20, 1 << 30
 SOMEWHERE: Final = GPA + 0x300_2018
@@ -527,6 +527,22 @@ def test_a_software_protected_vm_takes_privacy_from_the_attribute() -> None:
     outcome = vm.resolve(fault("x86-ept", "read"))
     assert isinstance(outcome, Exit)
     assert outcome.detail == MemoryFault(Gpa(GPA), 4 * K, 1 << 3)
+
+
+@pytest.mark.parametrize("target", [*NESTED, "arm64@7.4"])
+def test_a_page_from_guest_memfd(target: str) -> None:
+    vm = with_memfd(target)
+    vm.private.add(Gfn((GPA >> 12) + 3))
+    private = fault(target, "write", GPA + 0x3018, private=True)
+    prot = "rwx" if target.startswith("x86") else "rw-"
+    assert rwx(vm.resolve(private)) == (4 * K, prot)
+    frame = vm.format.hpa(vm.table.walk(Gpa(GPA + 0x3000)).desc, 12)
+    assert frame >> 12 != vm.host.pin(Hva(HVA + 0x3000), write=True).pfn
+    assert "mapping_size" not in vm.events  # the host's page table does not map it
+    # x86 takes only private accesses from the file; on arm64 the whole slot is the file's
+    assert isinstance(vm.resolve(fault(target, "write", GPA + 0x5000)), Fixed)
+    shared = vm.format.hpa(vm.table.walk(Gpa(GPA + 0x5000)).desc, 12)
+    assert (shared - frame == 0x2000) is target.startswith("arm64")
 
 
 # A nested guest's own table.

@@ -12,7 +12,7 @@ from mypy import api
 from tests.conftest import ROOT
 
 FOLDER: Final = "tests/typing"
-MARK: Final = re.compile(r"#\s*error:\s*(.+?)\s*$")
+MARK: Final = re.compile(r"#\s*error:\s*(.+?)\s*$", re.MULTILINE)
 MESSAGE: Final = re.compile(r"(?P<path>[^:\n]+):(?P<line>\d+): error: (?P<text>.*)")
 
 
@@ -56,6 +56,7 @@ def test_mypy_agrees(monkeypatch: pytest.MonkeyPatch) -> None:
     ("name", "source", "output", "expected"),
     [
         ("reject_a.py", "f(1)  # error: bad argument", "reject_a.py:1: error: A bad argument  [arg-type]", []),
+        ("reject_a.py", "f(1)  # error: No\nf(2)", "reject_a.py:1: error: No  [x]", []),
         ("accept_a.py", "f(1)", "", []),
         ("accept_a.py", "f(1)", "accept_a.py:1: note: Revealed type", []),
         ("accept_a.py", "f(1)", "accept_a.py:1: error: No  [x]", ["accept_a.py:1: not announced: No  [x]"]),

@@ -7,6 +7,7 @@ CPU does meanwhile), and can give an answer that no state of the model gives (no
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Final, Self
 
 from kvmfault.contract.access import Access, Cause
@@ -20,16 +21,20 @@ from kvmfault.contract.ports import (
     Memslot,
     Pin,
     PinError,
+    VmFacts,
 )
-from kvmfault.contract.ports import VmFacts as VmFacts
 from kvmfault.contract.shapes import Raw
 from kvmfault.contract.target import Target, backend
 from kvmfault.machine.vm import Vm
 from kvmfault.types import Gfn, Gpa, Gva, Hva, Pfn
+from kvmfault.vm.caps import HostCaps
+from kvmfault.vm.memslot import MemslotFlag
+from kvmfault.vm.memslot_request import MemslotRequest, Via
 
 GPA: Final = 0x4000_0000
 HVA: Final = 0x7F00_0000_0000
 SIZE: Final = 1 << 30
+APIC: Final = 0xFEE0_0000
 ARM: Final = ("arm64@6.12", "arm64@7.4")
 X86: Final = ("x86-ept", "x86-npt")
 """Nested paging only."""
@@ -41,8 +46,8 @@ ALL: Final = tuple(f"{name}@{kernel}" for name in ONE_OF_EACH for kernel in ("6.
 class Watched(Vm):
     """The real VM, watched."""
 
-    def __init__(self, target: Target, *, facts: VmFacts | None = None) -> None:
-        super().__init__(target, facts=facts)
+    def __init__(self, target: Target, *, caps: HostCaps | None = None, facts: VmFacts | None = None) -> None:
+        super().__init__(target, caps=caps, facts=facts)
         self.events: list[str] = []
         """Ports used, with what matters of their arguments."""
         self.meanwhile: dict[str, Callable[[Watched], None]] = {}
@@ -155,6 +160,28 @@ def world(
     if backing is not None:
         vm.back(hva & -SIZE, size + SIZE, backing, readonly=host_readonly)
     return vm.with_facts(**facts) if facts else vm
+
+
+def with_memfd(target: str) -> Watched:
+    """As ``world``, on a host with guest_memfd, the slot bound to one."""
+    on = backend(target)
+    vm = Watched(on, caps=replace(on.backend.host(on.format), guest_memfd=True))
+    vm.with_facts(private_memory=True).back(HVA, SIZE)
+    assert vm.slots.create_guest_memfd(5, SIZE) == 0
+    request = MemslotRequest(
+        slot=0, flags=MemslotFlag.GUEST_MEMFD, gpa=Gpa(GPA), size=SIZE, hva=Hva(HVA), memfd=5, via=Via.REGION2
+    )
+    result = vm.set_region(request)
+    assert not result.errno, result
+    return vm
+
+
+def with_apic_page(target: str, **facts: object) -> Watched:
+    """As ``world``, with the page that KVM itself puts behind the APIC of x86."""
+    vm = world(target).with_facts(**facts)
+    request = MemslotRequest(slot=32765, flags=0, gpa=Gpa(APIC), size=4096, hva=Hva(HVA), via=Via.KERNEL)
+    assert not vm.set_region(request).errno
+    return vm
 
 
 def access(

@@ -34,7 +34,7 @@ from kvmfault.vm.caps import HostCaps
 from kvmfault.vm.cowset import CowSet
 from kvmfault.vm.hostmem import HostMemory
 from kvmfault.vm.invalidate import Invalidation
-from kvmfault.vm.memslot import MemslotFlag
+from kvmfault.vm.memslot import MemslotFlag, SlotSet
 from kvmfault.vm.memslot_change import ChangeResult, Stage
 from kvmfault.vm.memslot_request import MemslotRequest
 from kvmfault.vm.memslots import Memslots
@@ -72,6 +72,8 @@ class Vm:
         """Ranges that devices inside the kernel serve: (gpa, size, value that loads give)."""
         self._mmio_note: tuple[Gfn, int] | None = None
         self._area_of: tuple[Vma | None, Area] = (None, Area(0))
+        self._slot: Memslot | None = None
+        self._slot_set: SlotSet | None = None
         self._path = bind(target)
 
     # Building and changing.
@@ -199,7 +201,13 @@ class Vm:
 
     def find_slot(self, gfn: Gfn) -> Memslot | None:
         """See Ports."""
-        return self.slots.active[self.as_id].find(gfn)
+        active = self.slots.active[self.as_id]
+        slot = self._slot
+        # the vCPU's last slot, as in kvm_vcpu_gfn_to_memslot; good while the set that it came from is the active one
+        if slot is None or active is not self._slot_set or not slot.base_gfn <= gfn < slot.end_gfn:
+            slot = active.find(gfn)
+            self._slot, self._slot_set = slot, active
+        return slot
 
     def is_private(self, gfn: Gfn) -> bool:
         """See Ports."""
