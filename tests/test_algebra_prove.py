@@ -50,6 +50,26 @@ def test_relate_is_brute_force(a: Meant, b: Meant, within: Meant) -> None:
     assert found.disjoint == (not cells["both"])
 
 
+@given(preds(FIELDS[:2]), preds(FIELDS[:2]), preds(FIELDS))
+def test_representatives_prove_the_same(a: Meant, b: Meant, within: Meant) -> None:
+    # bits that only narrow the question may be too many to enumerate; here they are few, and it is done both ways
+    full = relate(a.pred, b.pred, within.pred)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prove, "FEW_BITS", 0)
+        few = relate(a.pred, b.pred, within.pred)
+    assert few.cases <= full.cases
+    assert (few.equal, few.a_implies_b, few.b_implies_a, few.disjoint) == (
+        full.equal, full.a_implies_b, full.b_implies_a, full.disjoint,
+    )  # fmt: skip
+    assert few.witnesses == full.witnesses
+
+
+def test_a_representative_is_the_smallest_of_its_kind() -> None:
+    wide = WIDE.field_at(63, 20)
+    found = relate(SMALL["F"].is_set, NEVER, within=~wide.one_of((0, 1, 2)))
+    assert found.witnesses["only_a"] == {"SMALL": 1, "WIDE": 4 << 20}
+
+
 @pytest.mark.parametrize("chunk", [1, 2, 16, 1 << 18])
 @pytest.mark.parametrize("order", [("LOW", "SMALL"), ("SMALL", "LOW")])
 def test_the_witness_does_not_depend_on_the_chunks(

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from importlib.metadata import EntryPoint, entry_points
+import importlib
+import sys
+from collections.abc import Callable, Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Final
 
 import pytest
 
@@ -12,6 +15,7 @@ from arch.arm64 import BACKEND
 from kvmfault.algebra.expr import Maybe, Pred, Word
 from kvmfault.contract import target as module
 from kvmfault.contract.accessors import FACTS, Gap
+from kvmfault.contract.plugins import entry_points
 from kvmfault.contract.target import Target, backend, backends, resolve
 from kvmfault.errors import DecodeError, KvmfaultError, UsageError
 from tests.targets import targets
@@ -64,7 +68,7 @@ def test_an_unknown_target_is_told_what_there_is(spelled: str, says: str) -> Non
 
 
 def test_resolve_takes_any_backends() -> None:
-    with pytest.raises(UsageError, match="no backend 'x' in target 'x'; there is: none"):
+    with pytest.raises(UsageError, match=r"no backend 'x' in target 'x'; there is: none"):
         resolve({}, "x", "", "", "x")
     mine = resolve({"mine": backends()["arm64"]}, "mine", "", "", "mine")
     assert isinstance(mine, Target)
@@ -150,76 +154,82 @@ def test_an_unknown_fact() -> None:
 # Installed backends.
 
 
-@dataclass(frozen=True, eq=False)
-class _Entry:
-    """An entry point that gives something else than it should."""
-
-    name: str
-    value: str
-    gives: object
-
-    def load(self) -> object:
-        if isinstance(self.gives, Exception):
-            raise self.gives
-        return self.gives
-
-
 @pytest.fixture
-def installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[_Entry]]:
-    """What entry_points() finds, for one test."""
-    entries: list[_Entry] = []
-    asked: list[str] = []
-
-    def found(*, group: str) -> list[_Entry]:
-        asked.append(group)
-        return entries
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, str], None]]:
+    """Makes a package with these entry points and this source, in place of all that is installed."""
+    folder = tmp_path / "foreign-1.0.dist-info"
+    folder.mkdir()
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    monkeypatch.delitem(sys.modules, "foreign", raising=False)
 
     def forget() -> None:
+        importlib.invalidate_caches()
         for cached in (module._installed, module._load, module.backend):
             cached.cache_clear()
 
-    monkeypatch.setattr(module, "entry_points", found)
-    forget()
-    yield entries
-    assert set(asked) == {"kvmfault.backends"}
+    def make(entries: str, source: str) -> None:
+        (folder / "entry_points.txt").write_text(f"[kvmfault.backends]\n{entries}\n")
+        (folder / "METADATA").write_text("Name: foreign\nVersion: 1.0\n")
+        (tmp_path / "foreign.py").write_text(source)
+        forget()
+
+    yield make
+    sys.modules.pop("foreign", None)
+    monkeypatch.undo()
     forget()
 
 
-def test_backends_come_from_the_entry_points(installed: list[_Entry]) -> None:
-    installed += [_Entry("zeta", "x:Z", BACKEND), _Entry("alpha", "x:A", BACKEND)]
+REAL: Final = "from arch.arm64 import BACKEND as B\n"
+
+
+def test_backends_come_from_the_entry_points(install: Callable[[str, str], None]) -> None:
+    install("zeta = foreign:B\n# alpha = foreign:NOT\n alpha=foreign:N.b [extra]", f"{REAL}class N: b = B")
     assert list(backends()) == ["alpha", "zeta"]
     assert backend("zeta").backend is BACKEND
+    assert backend("alpha:16k").backend is BACKEND
 
 
 @pytest.mark.parametrize(
-    ("gives", "says"),
+    ("value", "source", "says"),
     [
-        (ImportError("No module named 'gone'"), "backend bad: x:B cannot be loaded: No module named 'gone'"),
-        (AttributeError("no B"), "backend bad: x:B cannot be loaded: no B"),
-        (object(), "backend bad: x:B is a object, not a Backend"),
-        (SyntaxError("invalid syntax"), "backend bad: x:B cannot be loaded: invalid syntax"),
-        (ValueError("layout"), "backend bad: x:B cannot be loaded: layout"),
+        ("gone:B", "", "backend bad: gone:B cannot be loaded: No module named 'gone'"),
+        ("foreign:B", "", "backend bad: foreign:B cannot be loaded: module 'foreign' has no attribute 'B'"),
+        ("foreign:B", "B = 1", "backend bad: foreign:B is a int, not a Backend"),
+        ("foreign", "B = 1", "backend bad: foreign is a module, not a Backend"),
+        ("foreign:B", "B = ", "backend bad: foreign:B cannot be loaded: invalid syntax (foreign.py, line 1)"),
+        ("foreign:B", "raise ValueError('no')", "backend bad: foreign:B cannot be loaded: no"),
+        (
+            "foreign:B",
+            "from kvmfault.algebra.layout import register\nregister('R', 8, '', A=(3, 0), B=2)",
+            "backend bad: foreign:B cannot be loaded: R: B and A both claim bit 2",
+        ),
     ],
 )
-def test_a_broken_backend_is_named(installed: list[_Entry], gives: object, says: str) -> None:
-    installed.append(_Entry("bad", "x:B", gives))
+def test_a_broken_backend_is_named(install: Callable[[str, str], None], value: str, source: str, says: str) -> None:
+    install(f"bad = {value}", source)
     for ask in (lambda: backend("bad"), backends):
         with pytest.raises(UsageError) as refused:
             ask()
         assert str(refused.value) == says
-    installed.append(_Entry("good", "x:G", BACKEND))
-    module._installed.cache_clear()
-    assert backend("good").backend is BACKEND  # one that is broken does not take the others with it
 
 
-def test_without_any_backend(installed: list[_Entry]) -> None:
+def test_one_that_is_broken_does_not_take_the_others_with_it(install: Callable[[str, str], None]) -> None:
+    install("bad = foreign:NONE\ngood = foreign:B", REAL)
+    assert backend("good").backend is BACKEND
+    with pytest.raises(UsageError, match=r"no backend 'x'.*there is: bad, good"):
+        backend("x")
+
+
+def test_without_any_backend(install: Callable[[str, str], None]) -> None:
+    install("[another.group]\narm64 = foreign:B", "")
     assert backends() == {}
     with pytest.raises(UsageError, match=r"there is: none$"):
         backend("arm64")
 
 
 def test_the_entry_points_of_this_package() -> None:
-    mine: dict[str, EntryPoint] = {e.name: e for e in entry_points(group=module.GROUP)}
+    mine = {e.name: e.value for e in entry_points(module.GROUP)}
     assert {"arm64", "x86-ept", "x86-npt", "x86-shadow"} <= mine.keys()
+    assert mine == {e.name: e.value for e in metadata.entry_points(group=module.GROUP)}  # what Python itself finds
     for name, source in backends().items():
         assert source.name == name

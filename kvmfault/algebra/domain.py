@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import combinations
 from math import prod
 
 import numpy as np
@@ -61,9 +62,15 @@ def _kinds(leaves: Iterable[Among], low: int, width: int) -> U64Col:
         if leaf.field.mask >> low & 1
         for value in leaf.values
     }
-    other = next((v for v in range(len(constants) + 1) if v not in constants), 0)
+    other = next((v for v in _sparsest_first(width) if v not in constants), 0)
     kinds = sorted(constants | ({other} if len(constants) <= piece else set()))
     return np.array(kinds, np.uint64) << np.uint64(low)
+
+
+def _sparsest_first(width: int) -> Iterator[int]:
+    # a counterexample is to have few bits set
+    for ones in range(width + 1):
+        yield from sorted(sum(1 << bit for bit in bits) for bits in combinations(range(width), ones))
 
 
 def cases(digits: list[Digit]) -> Iterator[dict[str, U64Col]]:

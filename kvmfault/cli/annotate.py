@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TextIO
 
@@ -11,15 +12,18 @@ from kvmfault.errors import UsageError
 
 
 def run(file: str, target: str | None) -> int:
-    """Copy *file* ("-": standard input) to standard output, annotated."""
+    """Copy *file* ("-": standard input) to standard output, annotated. Bytes that are no UTF-8 pass through too."""
+    for stream in (sys.stdin, sys.stdout):
+        if isinstance(stream, TextIOWrapper):  # not so where a caller replaced it
+            stream.reconfigure(encoding="utf-8", errors="surrogateescape")
     if file == "-":
-        sys.stdin.reconfigure(errors="replace")  # type: ignore[union-attr]  # a text file, unless a caller replaced it
-        sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # so that "tail -f |" shows lines at once
+        if isinstance(sys.stdout, TextIOWrapper):
+            sys.stdout.reconfigure(line_buffering=True)  # so that "tail -f |" shows lines at once
         _copy(sys.stdin, target)
         return 0
     if not Path(file).is_file():
         raise UsageError(f"{file}: no such file")
-    with Path(file).open(encoding="utf-8", errors="replace") as lines:
+    with Path(file).open(encoding="utf-8", errors="surrogateescape") as lines:
         _copy(lines, target)
     return 0
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from io import TextIOWrapper
 from typing import Annotated, NoReturn
 
 import typer
@@ -37,11 +38,15 @@ def decode_command(
     """Say what a fault's registers mean: fields, facts and what decides each, and what the hardware does not tell."""
     from kvmfault.cli import decode
 
+    if level is not None and entry is None:
+        raise typer.BadParameter("--level says where the descriptor of --entry stands; there is none")
     if entry is not None:
         if words:
             raise typer.BadParameter("--entry takes one descriptor and nothing else")
         finish(decode.entry(target, entry, level, json=json))
     elif words == ["-"]:
+        if isinstance(sys.stdin, TextIOWrapper):
+            sys.stdin.reconfigure(errors="replace")
         finish(decode.stream(target, sys.stdin, brief=brief, accessors=accessors, json=json))
     else:
         finish(decode.one(target, words or [], brief=brief, accessors=accessors, json=json))
