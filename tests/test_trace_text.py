@@ -292,7 +292,7 @@ def test_a_strange_line_is_an_error_only_if_asked() -> None:
         (b"hello\nworld\n", "<stream>:1: not a recording: expected 'task-pid .*, found 2 lines that are not"),
         (b"# a shell script\necho\n", "<stream>:1: not a recording"),
         (b"\x17\x08\x44tracing7\0", "<stream>:1: a binary trace.dat: give the output of `trace-cmd report -R` instead"),
-        (gzip.compress(b"PERFILE2..."), "<stream>:1: a binary perf.data"),
+        (gzip.compress(b"PERFILE2...", mtime=0), "<stream>:1: a binary perf.data"),
         (b"\0" * 100, "<stream>:1: not a recording"),
         (b"x\n" * 50_000, "found 10000 lines that are not"),
     ],
