@@ -17,6 +17,7 @@ from kvmfault.contract.target import Target
 from kvmfault.errors import DecodeError, UsageError
 from kvmfault.types import U64
 
+_TYPED = re.compile(r"(\w+=)?(0[xdbo])?[0-9a-f]+", re.IGNORECASE | re.ASCII)
 MAX_INPUT = 64 * 1024
 """Longest line taken as input."""
 
@@ -67,6 +68,8 @@ def parse_number(text: str) -> int:
     Digits alone are refused where hexadecimal and decimal differ. Raises UsageError saying what would be right.
     """
     try:
+        if not text.isascii():
+            raise ValueError  # int() knows the digits of every script
         if text[:2].lower() == "0d":
             return int(text[2:])
         if text[:2].lower() in ("0x", "0b", "0o"):
@@ -97,7 +100,8 @@ def parse_input(target: Target, words: Iterable[str]) -> dict[str, int]:
         target.registers(registers)
     except (UsageError, DecodeError):
         pasted = target.backend.paste(line) if target.backend.paste is not None else None
-        if not pasted:
+        typed = all(_TYPED.fullmatch(word) for word in given)  # by hand: nothing of it may be passed over
+        if not pasted or (typed and len(pasted) < len(given)):
             raise
         return dict(pasted)
     if not registers:

@@ -19,6 +19,7 @@ def parse(text: str, names: Mapping[str, Pred | Word]) -> Pred | Word:
     """Read an expression over *names* (facts and fields). Raises UsageError naming the column and what would fit."""
     if len(text) > MAX_LENGTH:
         raise UsageError(f"expression of {len(text)} characters: at most {MAX_LENGTH}")
+    shown = repr(text if len(text) <= 80 else f"{text[:77]}...")
     try:
         tree = ast.parse(text.strip(), mode="eval").body
         built = _build(tree, names)
@@ -27,11 +28,11 @@ def parse(text: str, names: Mapping[str, Pred | Word]) -> Pred | Word:
         return built
     except SyntaxError as e:
         column = e.offset or len(text.strip()) + 1  # 0: the text ended too early
-        raise UsageError(f"{text!r}: column {column}: not an expression ({e.msg})") from None
+        raise UsageError(f"{shown}: column {column}: not an expression ({e.msg})") from None
     except (RecursionError, MemoryError, ValueError):
-        raise UsageError(f"{text[:40]!r}...: nested too deeply, or not text") from None
+        raise UsageError(f"{shown}: nested too deeply, or not text") from None
     except LayoutError as e:
-        raise UsageError(f"{text!r}: {e}") from None
+        raise UsageError(f"{shown}: {e}") from None
 
 
 def _depth(pred: Pred) -> int:
@@ -42,6 +43,9 @@ def _depth(pred: Pred) -> int:
 
 def _build(node: ast.expr, names: Mapping[str, Pred | Word]) -> Pred | Word:
     match node:
+        case ast.Compare(ast.BinOp() | ast.UnaryOp()) | ast.Compare(_, _, [ast.BinOp()]):
+            what = f"{ast.unparse(node)!r}: & | ~ bind tighter than == and in: put parentheses around the comparison"
+            raise UsageError(f"column {node.col_offset + 1}: {what}")
         case ast.BinOp(left, ast.BitAnd(), right):
             return _pred(left, names) & _pred(right, names)
         case ast.BinOp(left, ast.BitOr(), right):

@@ -173,6 +173,10 @@ def _guarded(run: Callable[[], object]) -> int:
         return status if isinstance(status, int) else 0
     except KvmfaultError as e:
         return _complain(str(e))
+    except SystemExit as e:
+        if isinstance(e.__context__, BrokenPipeError):  # seen by the parser, which ends with 1: that is a finding here
+            return 0
+        raise
     except BrokenPipeError:
         # the reader went away; keep the interpreter from complaining when it flushes
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -55,7 +55,8 @@ class _Row:
 
 def _row(target: Target, step: Step, locked: bool) -> _Row:
     functions = step.functions(target.policy, target.joints)
-    joints = getattr(target.joints, step.name, ())
-    names = [f"joint {f.__name__}" if f in joints else f.__name__ for f in functions]
-    inner = [f"joint {f.__name__}" for f in joints if f not in functions] if functions else []
-    return _Row(step.name, locked, bool(functions), (*names, *inner), " ".join(step.doc.split()))
+    mark = "joint " if step.run is None else ""
+    names = [f"{mark}{f.__name__}" for f in functions]
+    if functions:
+        names += [f"joint {f.__name__}" for place in step.asks for f in getattr(target.joints, place)]
+    return _Row(step.name, locked, bool(functions), tuple(names), " ".join(step.doc.split()))

@@ -36,6 +36,8 @@ class Step:
     """Why the path goes on where the step found nothing to note."""
     applies: Callable[[Policy, Joints], bool] = _always
     """Whether a target with this policy and these joints has the step at all."""
+    asks: tuple[str, ...] = ()
+    """Members of Joints that the step calls."""
 
     def functions(self, policy: Policy, joints: Joints) -> tuple[StepFn, ...]:
         """What runs here for a target: nothing, the step, or its joints."""
@@ -70,7 +72,13 @@ PATH: Final[tuple[Step | Locked, ...]] = (
     Step("lookup", lookup.lookup),
     Step("track_write", lookup.track_write, "writes to the frame are not tracked", lambda p, j: p.write_tracking),
     Step("repair", None, "no entry that only lacks a bit"),
-    Step("leave_unbacked", lookup.leave_unbacked, "memory backs the access", lambda p, j: p.unbacked is Unbacked.LEAVE),
+    Step(
+        "leave_unbacked",
+        lookup.leave_unbacked,
+        "memory backs the access",
+        lambda p, j: p.unbacked is Unbacked.LEAVE,
+        asks=("reject_unbacked", "decode_mmio"),
+    ),
     Step(
         "explain_permission",
         lookup.explain_permission,
@@ -85,19 +93,31 @@ PATH: Final[tuple[Step | Locked, ...]] = (
         "access and frame are of one kind",
         lambda p, j: p.memfd_source is MemfdSource.PRIVATE_ACCESS,
     ),
-    Step("settle_slot", lookup.settle_slot, "a slot of memory", lambda p, j: p.unbacked is Unbacked.REMEMBER),
+    Step(
+        "settle_slot",
+        lookup.settle_slot,
+        "a slot of memory",
+        lambda p, j: p.unbacked is Unbacked.REMEMBER,
+        asks=("special_slot",),
+    ),
     Step("bound_size", resolve.bound_size),
     Step("precheck", resolve.precheck, "no invalidation of the frame in sight", lambda p, j: p.precheck),
     Step("pin", resolve.pin),
-    Step("wait", resolve.wait, "no input was needed", lambda p, j: p.nowait_first),
+    Step("wait", resolve.wait, "no input was needed", lambda p, j: p.nowait_first, asks=("defer",)),
     Step("judge_pfn", resolve.judge_pfn, "a page was obtained"),
     Step("recheck", resolve.precheck, "still none", lambda p, j: p.precheck),
-    Step("permit", resolve.permit),
+    Step("permit", resolve.permit, asks=("refuse_fetch",)),
     Locked(
         (
             Step("stale", commit.stale, "nothing was invalidated since the sequence was sampled"),
             Step("fit_size", commit.fit_size, "the size stays"),
-            Step("prepare_page", commit.prepare_page, "nothing to prepare", lambda p, j: bool(j.prepare_page)),
+            Step(
+                "prepare_page",
+                commit.prepare_page,
+                "nothing to prepare",
+                lambda p, j: bool(j.prepare_page),
+                asks=("prepare_page",),
+            ),
             Step("install", commit.install),
         )
     ),
