@@ -45,6 +45,8 @@ def _words(text: str, number: int, assembler: Assembler, targets: dict[str, Targ
         faults = () if isinstance(made, Misfit) else [e for e in made if isinstance(e, FaultEvent)]
         return "; ".join(_told(targets[f.target], f.registers) or "" for f in faults) or None
     for target in [told] if told else targets.values():
+        if told is None and not any(name in text for name in target.order):
+            continue  # neither KVM speaks nor is a register named: several backends could read these words
         registers = target.backend.paste(text) if target.backend.paste is not None else None
         if registers:
             return _told(target, registers)

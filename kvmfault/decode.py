@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import NamedTuple
 
-from kvmfault.algebra.explain import describe, explain
+from kvmfault.algebra.explain import explain
 from kvmfault.algebra.expr import Maybe, Pred, Word
 from kvmfault.algebra.layout import Field, Register
 from kvmfault.contract.access import Access, Cause, show
 from kvmfault.contract.accessors import TRUTHS, VALUES, Gap
 from kvmfault.contract.format import Entry, Kind, Level, size_text
-from kvmfault.contract.shapes import Raw
 from kvmfault.contract.target import Target
 from kvmfault.errors import DecodeError, UsageError
 from kvmfault.types import U64
@@ -101,9 +101,14 @@ def parse_input(target: Target, words: Iterable[str]) -> dict[str, int]:
     except (UsageError, DecodeError):
         pasted = target.backend.paste(line) if target.backend.paste is not None else None
         typed = all(_TYPED.fullmatch(word) for word in given)  # by hand: nothing of it may be passed over
-        if not pasted or (typed and len(pasted) < len(given)):
+        if pasted and not (typed and len(pasted) < len(given)):
+            return dict(pasted)
+        if typed or len(given) == 1:
             raise
-        return dict(pasted)
+        raise UsageError(
+            f"no register of {target.backend.name} in this line: give a value of {target.backend.code}, NAME=VALUE "
+            f"words (names: {', '.join(target.order[:-1])}), or a line of a log or trace"
+        ) from None
     if not registers:
         raise UsageError(f"nothing to decode: give a value of {target.backend.code}, NAME=VALUE, or a pasted line")
     return registers
@@ -119,7 +124,7 @@ def describe_fault(target: Target, registers: Mapping[str, int], *, accessors: b
     access = target.access(fault)
     return Description(
         target=target.name,
-        headline=headline(access, _status(target, named)),
+        headline=one_line(target, registers),
         access=access,
         registers=tuple(_register(target, name, named) for name in target.order if name in registers),
         facts=tuple(_facts(target, named)),
@@ -254,16 +259,17 @@ def split_words(line: str) -> list[str]:
 
 
 def one_line(target: Target, registers: Mapping[str, int]) -> str:
-    """The headline alone, for annotations. Raises DecodeError."""
+    """The headline of registers, with what is wrong about them if hardware gives no such values. Raises DecodeError."""
     fault = target.decode(**registers)
-    return headline(target.access(fault), _status(target, target.named(fault)))
+    named, access = target.named(fault), target.access(fault)
+    code = target.backend.code
+    if code not in registers and _tried(access) == _tried(target.access(target.decode())):
+        return f"{code} is not given: nothing says what was tried"
+    text = headline(access, _status(target, named))
+    if target.backend.unusual is None or target.backend.reachable.on(named):
+        return text
+    return " ".join([text, *(f"({note})" for note in target.backend.unusual(named)[:1])])
 
 
-def fields_line(register: Register, named: Mapping[str, int]) -> str:
-    """All fields that are not 0, on one line."""
-    return ", ".join(describe(f, named) for f in register if f.on(named))
-
-
-def fault_of(target: Target, words: Iterable[str]) -> Raw:
-    """The fault that the input describes. Raises UsageError or DecodeError."""
-    return target.decode(**parse_input(target, words))
+def _tried(access: Access) -> Access:
+    return replace(access, gpa=None, gva=None, offset=None)

@@ -33,6 +33,7 @@ class TraceError(KvmfaultError):
     def __init__(self, message: str, *, path: str, line: int, column: int = 0) -> None:
         where = f"{path}:{line}:{column}" if column else f"{path}:{line}"
         super().__init__(f"{where}: {message}")
+        self.message = message
         self.path = path
         self.line = line
         self.column = column

@@ -46,6 +46,15 @@ def test_what_is_not_lost_arrives(a: str, b: str, data: st.DataObject) -> None:
     assert [text for text in lost.values() if ": " not in text] == []  # each with its reason
 
 
+@pytest.mark.parametrize(("a", "b"), [(a, b) for a, b in PAIRS if b in ("x86-ept", "x86-npt")])
+@settings(max_examples=25)
+@given(data=st.data())
+def test_what_is_made_could_come_from_hardware(a: str, b: str, data: st.DataObject) -> None:
+    source, goal = data.draw(of(a)), data.draw(of(b))
+    made = goal.encode(source.access(data.draw(reachable_fault(source)))).fault
+    assert goal.backend.reachable.on(goal.named(made)), {n: hex(v) for n, v in goal.named(made).items()}
+
+
 @pytest.mark.parametrize("target", targets(), ids=lambda t: t.name)
 @settings(max_examples=40)
 @given(data=st.data())

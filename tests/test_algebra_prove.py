@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from functools import reduce
 from itertools import product
+from operator import and_
 
 import pytest
 from hypothesis import given
@@ -115,13 +117,21 @@ def test_combinations_are_every_value_once(mask: int, other: int) -> None:
     assert sorted(rows) == sorted(product(submasks(mask), submasks(other)))
 
 
-def test_too_many_bits_are_refused() -> None:
+def test_a_wide_field_is_tried_with_one_value_of_each_kind() -> None:
     wide = WIDE.field_at(63, 0)
     assert bits_read(wide.is_(0).reads) == 64
-    with pytest.raises(UsageError, match=rf"^64 bits are read, at most {MAX_BITS} can be enumerated: narrow"):
-        relate(wide.is_(0), ALWAYS)
-    with pytest.raises(UsageError, match=r"^29 bits are read"):
-        relate(WIDE.field_at(28, 0).is_(0), ALWAYS)
+    some = relate(wide.one_of((0, 5)), wide.is_(5))
+    assert (some.kinds, some.cases, some.both, some.only_a, some.only_b, some.neither) == (True, 3, 1, 1, 0, 1)
+    assert some.witnesses["only_a"] == {WIDE.name: 0}
+    overlap = relate(wide.is_(1 << 40), WIDE.field_at(63, 32).is_(1 << 8))
+    assert (overlap.a_implies_b, overlap.b_implies_a) == (True, False)
+    assert not relate(WIDE.field_at(5, 0).is_(0), ALWAYS).kinds
+
+
+def test_too_many_bits_are_refused() -> None:
+    many = reduce(and_, (WIDE.field_at(i, i).is_set for i in range(MAX_BITS + 1)))
+    with pytest.raises(UsageError, match=rf"^29 bits are read, at most {MAX_BITS} can be enumerated: narrow"):
+        relate(many, ALWAYS)
     tables = join(*(WIDE.field_at(i + 7, i).table({1: 1 << i}) for i in range(0, 32, 8)))
     with pytest.raises(UsageError, match=r"^32 bits are read"):
         words_differ(tables, Word(()))

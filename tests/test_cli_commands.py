@@ -17,6 +17,7 @@ from tests.cli import Cli
 from tests.conftest import ROOT
 
 RECORDING: Final = str(ROOT / "tests" / "data" / "traces" / "guest_fault.trace.txt")
+PACKED: Final = next((ROOT / "examples" / "recordings").glob("x86-ept*.gz"))
 STEPS: Final = [s.name for entry in PATH for s in (entry.steps if isinstance(entry, Locked) else (entry,))]
 
 
@@ -98,7 +99,10 @@ def test_a_log_is_copied_with_words_behind_faults(cli: Cli, tmp_path: Path) -> N
         said = [new[len(old) :] for old, new in zip(was, now, strict=True)]
         assert said[0] == said[2] == said[4] == ""
         assert said[1].startswith("  # arm64: write")
-        assert said[3] == "  # x86-ept: access at gpa 0xbfefc: the entry has reserved bits set"
+        assert said[3] == (
+            "  # x86-ept: access at gpa 0xbfefc: the entry has reserved bits set"
+            " (a misconfiguration has no qualification: the value is stale or reserved)"
+        )
 
 
 def test_every_byte_is_copied(tmp_path: Path) -> None:
@@ -123,7 +127,7 @@ def test_the_target_can_be_told(cli: Cli) -> None:
     ("words", "says"),
     [
         (["/nonexistent"], ["/nonexistent: no such file"]),
-        (["/"], ["/: no such file"]),
+        (["/"], ["/: a directory"]),
         (["--backend", "nope"], ["no backend 'nope'"]),
         (["a", "b"], ["unexpected extra argument"]),
     ],
@@ -140,7 +144,7 @@ def test_annotate_refuses(cli: Cli, words: list[str], says: list[str]) -> None:
     [
         ([], ["Missing argument"]),
         (["/nonexistent"], ["/nonexistent: no such file"]),
-        (["/"], ["/: not a file"]),
+        (["/"], ["/: a directory"]),
         ([RECORDING, "--backend", "nope"], ["no backend 'nope' in target 'nope'"]),
         ([RECORDING, "--backend", "arm64:5k"], ["arm64 has no format '5k'"]),
         ([RECORDING, "--slots", "/nonexistent"], ["/nonexistent"]),
@@ -166,6 +170,48 @@ def test_replay_refuses(cli: Cli, tmp_path: Path, words: list[str], says: list[s
         Path(names[name]).write_bytes(data)
     filled = [[text.format(**names) if "{" in text else text for text in some] for some in (words, says)]
     cli("replay", *filled[0]).refused(*filled[1])
+
+
+def test_a_list_of_slots_that_kvm_refuses_is_a_mistake_in_it(cli: Cli, tmp_path: Path) -> None:
+    file = tmp_path / "slots.toml"
+    file.write_text("[[slot]]\nid = 0\ngpa = 0\nsize = 0x200000\n[[slot]]\nid = 7\ngpa = 0x1000\nsize = 0x1000\n")
+    cli("replay", RECORDING, "--slots", str(file)).refused(str(file), "slot 7 at gpa 0x1000: EEXIST (overlap)")
+    file.write_text(f"[[slot]]\nid = {'9' * 5000}\n")
+    cli("replay", RECORDING, "--slots", str(file)).refused(str(file))
+
+
+def test_a_damaged_recording_is_a_finding(cli: Cli, tmp_path: Path) -> None:
+    cut = tmp_path / "cut.gz"
+    whole = PACKED.read_bytes()
+    cut.write_bytes(whole[: len(whole) // 2])
+    done = cli("replay", str(cut))
+    assert (done.status, done.err) == (1, "")
+    assert "the file is damaged: the compressed file ends early" in done.out
+
+
+def test_annotate_reads_what_is_compressed(cli: Cli, tmp_path: Path) -> None:
+    file = tmp_path / "log.gz"
+    file.write_bytes(gzip.compress(LOG.encode()))
+    assert cli("annotate", str(file)) == cli("annotate", stdin=LOG)
+    file.write_bytes(gzip.compress(LOG.encode())[:-12])
+    assert cli("annotate", str(file)).status == 2
+
+
+def test_a_line_that_names_no_encoding_is_left_alone(cli: Cli) -> None:
+    line = "error_code=0x7 cr2=0x7fff12345678\n"
+    assert cli("annotate", stdin=line).out == line
+    assert "x86-shadow: " in cli("annotate", "--backend", "x86-shadow", stdin=line).out
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-"])
+def test_closed_streams_are_bad_input(closed: str) -> None:
+    command = f"exec '{sys.executable}' -m kvmfault.cli.main decode arm64 - {closed}"
+    done = subprocess.run(
+        ["sh", "-c", command], cwd=ROOT, capture_output=True, check=False, text=True, stdin=subprocess.DEVNULL
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("kvmfault: ")
+    assert done.stderr.count("\n") == 1
 
 
 def test_replay_of_nothing_on_standard_input(cli: Cli) -> None:

@@ -82,7 +82,7 @@ def test_expectations_set_the_status(cli: Cli, words: list[str], expect: str, st
 def test_json(cli: Cli) -> None:
     data = cli("prove", "arm64", "WnR", "FSC == 3", "--json").json
     assert data == {
-        "target": "arm64:4k@7.4", "a": "WnR", "b": "FSC == 3", "cases": 128, "bits": 7,
+        "target": "arm64:4k@7.4", "a": "WnR", "b": "FSC == 3", "cases": 128, "kinds": False, "bits": 7,
         "equal": False, "implies": False, "implied": False, "disjoint": False,
         "counts": {"both": 1, "only_a": 63, "only_b": 1, "neither": 63},
         "witnesses": {
@@ -121,7 +121,10 @@ def test_json(cli: Cli) -> None:
         (["arm64", "is_write", "is_exec", "--expect", "always"], ["does not apply here: equal, implies, implied"]),
         (["arm64", "is_write", "--expect", "sometimes"], ["does not apply here"]),
         (["arm64", "gva_bits", "syndrome", "--expect", "implies"], ["does not apply to values: equal"]),
-        (["arm64", "FAR_EL2.VA == 1"], ["64 bits are read, at most 28 can be enumerated"]),
+        (["arm64", "is_user"], ["column 1: is_user is not known: the exception level"]),
+        (["arm64", "is_write", "--within", "NEVER"], ["nothing to compare"]),
+        (["arm64", "is_write", "is_exc"], ["the second EXPR: column 1"]),
+        (["arm64", "gpa_page", "is_write"], ["a value can only be compared with a value"]),
         (["arm64", "__import__('os').system('true')"], ["is not in the language"]),
         (["arm64", "(" * 3000 + "WnR" + ")" * 3000], ["not an expression"]),
         (["arm64", "~" * 9000 + "WnR"], ["nested too deeply"]),

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import os
 from collections import Counter
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
@@ -125,7 +128,7 @@ def test_what_is_no_recording(tmp_path: Path) -> None:
         replay(str(file))
     with pytest.raises(UsageError, match="no such file"):
         replay(str(tmp_path / "absent"))
-    with pytest.raises(UsageError, match="not a file"):
+    with pytest.raises(UsageError, match="a directory"):
         replay(str(tmp_path))
     file.write_text("  a-1  [000] .....  1.0: sched_switch: x\n")
     with pytest.raises(TraceError, match="no guest fault in this recording; events: sched_switch"):
@@ -141,6 +144,36 @@ def test_an_error_code_without_its_exit_is_refused_unless_told(tmp_path: Path) -
     report = replay(str(file), ["x86-ept"])
     assert report.results[0].outcomes == Counter({"fixed 4K rwx": 1})
     assert report.kinds == Counter({"write, missing": 1})
+
+
+def test_what_nobody_named_does_not_claim_unknown_encodings(tmp_path: Path) -> None:
+    # the first pass finds the own backend; that is no word from the user on the faults that tell of none
+    file = tmp_path / "mixed.txt"
+    known = gzip.decompress(next(BUNDLED.glob("x86-ept*.gz")).read_bytes()).decode()
+    line = "  q-7  [000] .....  1.5: kvm_page_fault: vcpu 5 rip 0x1000 address 0x2000 error_code 0x182\n"
+    file.write_text(known + line)
+    found, told = replay(str(file)), replay(str(file), ["x86-ept"])
+    assert found.assembled.unclaimed == Counter({"kvm_page_fault": 1})
+    assert any("1 faults of unknown encoding were not replayed" in note for note in found.notes)
+    assert found.notes[0].startswith("assumed: kernel ")
+    assert told.results[0].faults == found.results[0].faults + 1
+    assert not any(note.startswith("assumed: kernel") for note in told.notes)
+
+
+def test_a_pipe_is_read_twice_and_keeps_its_name(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    recording = next(BUNDLED.glob("x86-ept*.gz"))
+    for content, fails in ((recording.read_bytes(), False), (b"hello\n", True)):
+        os.mkfifo(pipe)
+        writer = Thread(target=pipe.write_bytes, args=(content,))
+        writer.start()
+        if fails:
+            with pytest.raises(TraceError, match=rf"^{pipe}:1: not a recording"):
+                replay(str(pipe))
+        else:
+            assert replay(str(pipe)).results[0].faults == replay(str(recording)).results[0].faults
+        writer.join()
+        pipe.unlink()
 
 
 # -- verdicts ------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Final, Self
 
 from kvmfault.contract.access import Access, Cause
-from kvmfault.contract.format import Memory
+from kvmfault.contract.format import Memory, block_sizes
 from kvmfault.contract.outcome import Signal
 from kvmfault.contract.ports import (
     Area,
@@ -114,6 +114,9 @@ class Watched(Vm):
         self, gpa: Gpa, size: int, pfn: Pfn, prot: int, memory: Memory, *, host_writable: bool, young: bool, tag: int
     ) -> MapResult:
         answer = self._at("map", hex(gpa), hex(size), prot, memory.value, "young" if young else "old", tag)
+        if size in block_sizes(self.format)[1:]:  # address and frame of a block are aligned to it
+            assert not gpa % size, hex(gpa)
+            assert not (pfn << self.page_shift) % size, hex(pfn)
         if isinstance(answer, MapResult):
             return answer
         return super().map(gpa, size, pfn, prot, memory, host_writable=host_writable, young=young, tag=tag)

@@ -10,7 +10,7 @@ from math import prod
 import numpy as np
 
 from kvmfault.algebra.columns import U64Col
-from kvmfault.algebra.expr import Among, Pred
+from kvmfault.algebra.expr import Among, Pred, union
 from kvmfault.errors import UsageError
 
 MAX_BITS = 28
@@ -37,15 +37,15 @@ def every_value(reads: Mapping[str, int]) -> list[Digit]:
     ]
 
 
-def with_representatives(asked: Mapping[str, int], within: Pred) -> list[Digit]:
-    """All values of the bits *asked*; of the bits that only *within* reads, one value of each kind that it tells apart.
+def with_representatives(asked: Mapping[str, int], *preds: Pred) -> list[Digit]:
+    """All values of the bits *asked*; of the bits that only *preds* read, one value of each kind that they tell apart.
 
-    Where *within* compares a run of bits with constants, their values are those constants and one other: any other
+    Where they compare a run of bits with constants, their values are those constants and one other: any other
     value makes the same comparisons fail. So nothing is lost that a proof could depend on.
     """
-    leaves = _leaves(within)
+    leaves = [leaf for pred in preds for leaf in _leaves(pred)]
     digits = every_value(asked)
-    for name, mask in within.reads.items():
+    for name, mask in union(*(pred.reads for pred in preds)).items():
         rest = mask & ~asked.get(name, 0)
         fields = [leaf for leaf in leaves if leaf.field.register == name]
         cuts = {bit for leaf in fields for bit in (leaf.field.lo, leaf.field.hi + 1)}

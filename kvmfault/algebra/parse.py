@@ -5,17 +5,20 @@ from __future__ import annotations
 import ast
 from collections.abc import Mapping
 from difflib import get_close_matches
+from typing import TypeAlias
 
 from kvmfault.algebra.expr import ALWAYS, NEVER, Pred, Word
 from kvmfault.algebra.layout import Field
 from kvmfault.errors import LayoutError, UsageError
 
+Names: TypeAlias = Mapping[str, Pred | Word | str]
+"""What an expression may name; a string says why there is no answer behind a name."""
 MAX_LENGTH = 10_000
 MAX_DEPTH = 60
 """Operators inside operators; ``a & b & c`` counts as one."""
 
 
-def parse(text: str, names: Mapping[str, Pred | Word]) -> Pred | Word:
+def parse(text: str, names: Names) -> Pred | Word:
     """Read an expression over *names* (facts and fields). Raises UsageError naming the column and what would fit."""
     if len(text) > MAX_LENGTH:
         raise UsageError(f"expression of {len(text)} characters: at most {MAX_LENGTH}")
@@ -41,7 +44,7 @@ def _depth(pred: Pred) -> int:
     )
 
 
-def _build(node: ast.expr, names: Mapping[str, Pred | Word]) -> Pred | Word:
+def _build(node: ast.expr, names: Names) -> Pred | Word:
     match node:
         case ast.Compare(ast.BinOp() | ast.UnaryOp()) | ast.Compare(_, _, [ast.BinOp()]):
             what = f"{ast.unparse(node)!r}: & | ~ bind tighter than == and in: put parentheses around the comparison"
@@ -65,7 +68,7 @@ def _build(node: ast.expr, names: Mapping[str, Pred | Word]) -> Pred | Word:
             raise UsageError(f"column {node.col_offset + 1}: {what}")
 
 
-def _pred(node: ast.expr, names: Mapping[str, Pred | Word]) -> Pred:
+def _pred(node: ast.expr, names: Names) -> Pred:
     built = _build(node, names)
     if isinstance(built, Field):
         return built.is_set
@@ -79,20 +82,23 @@ def as_pred(built: Pred | Word) -> Pred | Word:
     return built.is_set if isinstance(built, Field) and built.width == 1 else built
 
 
-def _field(node: ast.expr, names: Mapping[str, Pred | Word]) -> Field:
+def _field(node: ast.expr, names: Names) -> Field:
     built = _build(node, names)
     if not isinstance(built, Field):
         raise UsageError(f"column {node.col_offset + 1}: {ast.unparse(node)} is not a field: only fields are compared")
     return built
 
 
-def _named(node: ast.expr, names: Mapping[str, Pred | Word]) -> Pred | Word:
+def _named(node: ast.expr, names: Names) -> Pred | Word:
     name = ast.unparse(node)
     constants: dict[str, Pred] = {"ALWAYS": ALWAYS, "NEVER": NEVER}
     found = names.get(name, constants.get(name))
+    if isinstance(found, str):
+        raise UsageError(f"column {node.col_offset + 1}: {name} is not known: {found}")
     if found is None:
-        near = get_close_matches(name, [*names, *constants], 3) or sorted(names)[:6]
-        raise UsageError(f"column {node.col_offset + 1}: no fact or field {name}; near: {', '.join(near)}")
+        near = get_close_matches(name, [*names, *constants], 3) or [n for n in names if n.startswith("is_")][:6]
+        such = f"; near: {', '.join(near)}" if near else ""
+        raise UsageError(f"column {node.col_offset + 1}: no fact or field {name}{such}")
     return found
 
 

@@ -37,6 +37,8 @@ class Relation:
     only_a: int
     only_b: int
     neither: int
+    kinds: bool
+    """Not all values were tried: of some bits one value of each kind that the expressions tell apart, which decides."""
     witnesses: dict[str, Witness]
     """By the names of the four counts; absent where the count is 0."""
 
@@ -64,12 +66,14 @@ class Relation:
 def relate(a: Pred, b: Pred, within: Pred = ALWAYS) -> Relation:
     """Compare two predicates on every combination of the bits read, where *within* holds.
 
-    Bits that only *within* reads are enumerated in full while that is possible, else by representatives
-    (``domain.with_representatives``). Raises UsageError if there are more than 2**MAX_BITS cases even so.
+    Bits that only *within* reads are enumerated in full while they are few, else by representatives
+    (``domain.with_representatives``), and so are all bits where the two read too many. Raises UsageError if there
+    are more than 2**MAX_BITS cases even so.
     """
     asked = union(a.reads, b.reads)
     reads = union(asked, within.reads)
-    digits = every_value(reads) if bits_read(reads) <= FEW_BITS else with_representatives(asked, within)
+    few, kinds = bits_read(reads) <= FEW_BITS, bits_read(asked) > MAX_BITS
+    digits = every_value(reads) if few else with_representatives({} if kinds else asked, a, b, within)
     counts = {"both": 0, "only_a": 0, "only_b": 0, "neither": 0}
     best: dict[str, tuple[Rank, Witness]] = {}
     count = 0
@@ -85,7 +89,7 @@ def relate(a: Pred, b: Pred, within: Pred = ALWAYS) -> Relation:
             if found:
                 candidate = _smallest(columns, hit)
                 best[name] = min(best.get(name, candidate), candidate, key=lambda c: c[0])
-    return Relation(reads, count, **counts, witnesses={name: w for name, (_, w) in best.items()})
+    return Relation(reads, count, **counts, kinds=not few, witnesses={name: w for name, (_, w) in best.items()})
 
 
 def words_differ(a: Word, b: Word) -> Witness | None:

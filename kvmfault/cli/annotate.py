@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import sys
+import zlib
 from io import TextIOWrapper
 from pathlib import Path
 from typing import TextIO
@@ -21,10 +23,14 @@ def run(file: str, target: str | None) -> int:
             sys.stdout.reconfigure(line_buffering=True)  # so that "tail -f |" shows lines at once
         _copy(sys.stdin, target)
         return 0
-    if not Path(file).is_file():
-        raise UsageError(f"{file}: no such file")
-    with Path(file).open(encoding="utf-8", errors="surrogateescape") as lines:
-        _copy(lines, target)
+    if not Path(file).exists() or Path(file).is_dir():
+        raise UsageError(f"{file}: {'a directory' if Path(file).is_dir() else 'no such file'}")
+    opened = gzip.open if file.endswith(".gz") else open
+    try:
+        with opened(file, "rt", encoding="utf-8", errors="surrogateescape") as lines:
+            _copy(lines, target)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as e:
+        raise UsageError(f"{file}: the compressed file is damaged: {e}") from None
     return 0
 
 

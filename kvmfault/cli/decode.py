@@ -23,7 +23,7 @@ from kvmfault.decode import (
     parse_number,
     split_words,
 )
-from kvmfault.errors import KvmfaultError
+from kvmfault.errors import KvmfaultError, UsageError
 
 
 def one(target: str, words: Sequence[str], *, brief: bool, accessors: bool, json: bool) -> int:
@@ -38,11 +38,12 @@ def one(target: str, words: Sequence[str], *, brief: bool, accessors: bool, json
 def stream(target: str, lines: Iterable[str], *, brief: bool, accessors: bool, json: bool) -> int:
     """Decode one input per line; a bad line is reported and the rest goes on. Status 2 if any was bad."""
     on = backend(target)
-    bad = 0
+    bad = seen = 0
     for number, line in enumerate(lines, 1):
         words = split_words(line[:MAX_INPUT])
         if not words or words[0].startswith("#"):
             continue
+        seen += 1
         try:
             text = describe_fault(on, parse_input(on, words), accessors=accessors or json)
         except KvmfaultError as e:
@@ -53,6 +54,8 @@ def stream(target: str, lines: Iterable[str], *, brief: bool, accessors: bool, j
             print(to_json(_jsonable(text), indent=None))
         else:
             print(text.headline if brief else render(text, accessors=accessors) + "\n")
+    if not seen:
+        raise UsageError("nothing to decode on standard input: give one fault per line")
     return 2 if bad else 0
 
 

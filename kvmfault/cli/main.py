@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Callable
 from io import TextIOWrapper
+from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
@@ -151,7 +152,7 @@ def build(wanted: str | None = None) -> typer.Typer:
     app.callback()(lambda: None)  # a tree with one command stays a tree
     for name, command in _COMMANDS.items():
         if wanted not in _COMMANDS or name == wanted:
-            app.command(name, context_settings={"ignore_unknown_options": name == "decode"})(command)
+            app.command(name)(command)
     if wanted not in _COMMANDS:
         backends = _group("The architectures that are installed.")
         for name, command in _BACKEND_COMMANDS.items():
@@ -162,6 +163,11 @@ def build(wanted: str | None = None) -> typer.Typer:
 
 def main(argv: list[str] | None = None) -> NoReturn:
     """Run the command line; errors become one line on standard error and status 2."""
+    for name in ("stdin", "stderr"):
+        if getattr(sys, name) is None:  # closed by the caller: as if it were empty, and read by nobody
+            setattr(sys, name, Path(os.devnull).open("r+", encoding="utf-8"))  # noqa: SIM115  open until the end
+    if sys.stdout is None:
+        sys.exit(_complain("standard output is closed"))
     words = sys.argv[1:] if argv is None else argv
     sys.exit(_guarded(lambda: build(words[0] if words else None)(words, standalone_mode=False)))
 
@@ -184,7 +190,7 @@ def _guarded(run: Callable[[], object]) -> int:
     except KeyboardInterrupt:
         return 130
     except OSError as e:
-        return _complain(f"{e.filename or 'input'}: {e.strerror or e}")
+        return _complain(f"{e.filename or 'standard input or output'}: {e.strerror or e}")
     except Exception as e:
         message = getattr(e, "format_message", None)  # usage errors of typer and its parser
         if message is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kvmfault.algebra.expr import ALWAYS, Pred, Word
-from kvmfault.algebra.parse import as_pred, parse
+from kvmfault.algebra.parse import Names, as_pred, parse
 from kvmfault.algebra.prove import Relation, Witness, bits_read, relate, words_differ
 from kvmfault.cli.render import to_json
 from kvmfault.contract.target import Target, backend
@@ -17,19 +17,26 @@ def run(
     on = backend(target)
     names = on.names()
     first = as_pred(parse(a, names))
-    second = as_pred(parse(b, names)) if b is not None else None
+    second = as_pred(_parse("the second EXPR", b, names)) if b is not None else None
     if isinstance(first, Word) or isinstance(second, Word):
         if not isinstance(first, Word) or not isinstance(second, Word):
             raise UsageError("a value can only be compared with a value: give two of them, or a field with == or in")
         if within or reachable:
             raise UsageError("--within and --reachable narrow truths; values are compared everywhere")
         return _words(on, a, b or "", words_differ(first, second), expect, json=json)
-    domain = ALWAYS if within is None else as_pred(parse(within, names))
+    domain = ALWAYS if within is None else as_pred(_parse("--within", within, names))
     if isinstance(domain, Word):
         raise UsageError(f"--within {within!r} is a value, not a truth")
     if reachable:
         domain = domain & on.backend.reachable
     return _preds(on, a, b, first, second, domain, expect, json=json)
+
+
+def _parse(where: str, text: str, names: Names) -> Pred | Word:
+    try:
+        return parse(text, names)
+    except UsageError as e:
+        raise UsageError(f"{where}: {e}") from None
 
 
 def _preds(
@@ -44,16 +51,26 @@ def _preds(
     json: bool,
 ) -> int:
     relation = relate(first, ALWAYS if second is None else second, domain)
+    if not relation.cases:
+        raise UsageError("nothing to compare: no register values satisfy --within and --reachable")
     verdicts = _alone(relation) if second is None else _pair(relation)
     if expect is not None and expect not in verdicts:
         raise UsageError(f"--expect {expect!r} does not apply here: {', '.join(verdicts)}")
     status = 0 if expect is None or verdicts[expect] else 1
     if json:
-        data = {"target": target.name, "a": a, "b": b, "cases": relation.cases, "bits": bits_read(relation.reads)}
+        data = {
+            "target": target.name,
+            "a": a,
+            "b": b,
+            "cases": relation.cases,
+            "kinds": relation.kinds,
+            "bits": bits_read(relation.reads),
+        }
         counts = {n: getattr(relation, n) for n in ("both", "only_a", "only_b", "neither")}
         print(to_json({**data, **verdicts, "counts": counts, "witnesses": relation.witnesses, "ok": status == 0}))
         return status
     what = f"{bits_read(relation.reads)} bits read, {relation.cases} cases"
+    what += ", of some bits one of each kind" if relation.kinds else ""
     holding = [name for name, holds in verdicts.items() if holds]
     none = "sometimes" if second is None else "none of the relations holds"
     print(f"{target.name}: {', '.join(holding) or none} ({what})")

@@ -10,6 +10,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from kvmfault.cli.render import columns, to_json
 from kvmfault.contract.format import size_text
+from kvmfault.errors import UsageError
 from kvmfault.replay.run import Report, replay
 from kvmfault.replay.verdict import outcome_text
 from kvmfault.trace.slotfile import read_slots
@@ -33,8 +34,12 @@ def run(recording: str, targets: Sequence[str], slots: str | None, *, strict: bo
         report = replay(
             recording, targets, known, strict=strict, progress=lambda n, b: bar.update(passes[n], completed=b)
         )
+    if known is not None and not known.timed:  # written by hand: what the kernel refuses is a mistake in it
+        refused = report.results[0].first_refused
+        if refused:
+            raise UsageError(f"{slots}: {refused}: KVM refuses it on {report.own.name}")
     print(to_json(as_data(report)) if json else render(report))
-    return 1 if report.unexplained else 0
+    return 1 if report.unexplained or report.read.damage else 0
 
 
 def render(report: Report) -> str:

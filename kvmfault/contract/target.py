@@ -163,9 +163,12 @@ class Target:
         near = get_close_matches(name, [*FACTS, *self.accessors], 3)
         raise UsageError(f"{self.name} has no fact {name}" + (f"; near: {', '.join(near)}" if near else ""))
 
-    def names(self) -> dict[str, Pred | Word]:
-        """Everything an expression may name: facts, the kernel's accessors, fields (also as REGISTER.FIELD)."""
-        names: dict[str, Pred | Word] = {}
+    def names(self) -> dict[str, Pred | Word | str]:
+        """Everything an expression may name: facts, the kernel's accessors, fields (also as REGISTER.FIELD).
+
+        A fact that the hardware does not tell has its reason.
+        """
+        names: dict[str, Pred | Word | str] = {}
         for register in self.backend.registers:
             for f in register:
                 names.setdefault(f.name, f)
@@ -174,7 +177,7 @@ class Target:
             names[name] = accessor.word if isinstance(accessor, Maybe) else accessor
         for name in FACTS:
             fact: Pred | Gap | Word = getattr(self.definition, name)
-            names[name] = fact if isinstance(fact, Word) else stand_in(fact)
+            names[name] = fact.reason if isinstance(fact, Gap) else fact
         return names
 
     def access(self, fault: Raw) -> Access:

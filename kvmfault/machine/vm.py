@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import replace
-from errno import ENOENT, errorcode
-from os import strerror
+from errno import ENOENT
 from typing import Self
 
 from kvmfault.contract.fault import MmioFault
@@ -181,6 +180,7 @@ class Vm:
         """All state, hashable; VMs with equal keys behave alike."""
         return (
             self.target.name,
+            self.caps,
             self.facts,
             self.as_id,
             self.slots.key(),
@@ -293,7 +293,8 @@ class Vm:
         """See Ports. What the pin itself invalidates (a write that breaks copy-on-write) goes through the protocol."""
         if slot.readonly and write:
             return Pin(None, PinError.RO_FAULT)
-        got = self.host.pin(hva, write=write, nowait=nowait, interruptible=interruptible)
+        page = Hva(slot.hva + (gfn - slot.base_gfn << self.page_shift))  # *gfn* may be a block's first, *hva* never is
+        got = self.host.pin(page, write=write, nowait=nowait, interruptible=interruptible)
         if got.invalidated is not None:
             self.invalidate(got.invalidated)
         return got._replace(writable=False) if slot.readonly and got.writable else got
@@ -368,8 +369,3 @@ class Vm:
         """This VM with some of its facts changed; returns itself. TypeError for an unknown fact."""
         self.facts = replace(self.facts, **facts)  # type: ignore[arg-type]  # names are checked at run time by replace
         return self
-
-
-def errno_text(errno: int) -> str:
-    """``EINVAL (Invalid argument)``."""
-    return f"{errorcode.get(errno, errno)} ({strerror(errno)})"

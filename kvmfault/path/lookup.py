@@ -19,13 +19,14 @@ from kvmfault.contract.outcome import (
     Retry,
     WriteProtected,
 )
-from kvmfault.contract.policy import InvalidSlot, Topup
+from kvmfault.contract.policy import InvalidSlot, MemfdSource, Topup
 from kvmfault.contract.ports import Pin, PinError, Ports
 from kvmfault.contract.progress import Progress
 from kvmfault.types import Gfn, Gpa, Hva
 
 _AS_NONE = InvalidSlot.AS_NONE
 _ALWAYS, _UNLESS_PERMISSION = Topup.ALWAYS, Topup.UNLESS_PERMISSION
+_SLOT = MemfdSource.SLOT
 _NO_SLOT = Pin(None, PinError.NO_SLOT)
 PRIVATE_FLAG = 1 << 3
 """KVM_MEMORY_EXIT_FLAG_PRIVATE."""
@@ -116,12 +117,13 @@ def topup(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
 
 
 def snapshot(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
-    """Copy what is needed of the host area, then sample the sequence number, last.
+    """Copy what is needed of the host area (none backs a page of a guest_memfd), then sample the sequence number, last.
 
     Everything that an invalidation can change is asked for after this, or repeated under the lock.
     Kernel: the mmap-lock section of user_mem_abort; mmu_seq in kvm_faultin_pfn.
     """
-    if at.policy.area_sizes is not None:
+    from_file = at.policy.memfd_source is _SLOT and at.slot is not None and at.slot.gmem is not None
+    if at.policy.area_sizes is not None and not from_file:
         at.area = vm.area(at.hva)
         if at.area is None:
             return Error(EFAULT, "no host area at the slot's address")

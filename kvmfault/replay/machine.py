@@ -34,6 +34,7 @@ class ReplayTarget:
         self.outcomes: Counter[str] = Counter()
         self.lost: Counter[str] = Counter()
         self.refused_slots: Counter[str] = Counter()
+        self.first_refused = ""
         self.unexplained: list[Unexplained] = []
         self.unexplained_count = 0
         self.invalidated = 0
@@ -62,13 +63,17 @@ class ReplayTarget:
                 slot=event.slot, flags=event.flags, gpa=Gpa(start), size=end - start if event.size else 0, hva=Hva(hva)
             )
         except ModelError:
-            self.refused_slots["out of range"] += 1
+            self._refuse(event, "out of range")
             return
         result = self.vm.set_region(request, flush=SlotFlush.SLOT if made_up else None)
         if result.errno:
-            self.refused_slots[f"{errorcode.get(result.errno, result.errno)} ({result.rule})"] += 1
+            self._refuse(event, f"{errorcode.get(result.errno, result.errno)} ({result.rule})")
         elif event.size:
             self._back(hva, end - start)
+
+    def _refuse(self, event: SlotEvent, why: str) -> None:
+        self.refused_slots[why] += 1
+        self.first_refused = self.first_refused or f"slot {event.slot} at gpa {event.gpa:#x}: {why}"
 
     def _back(self, start: int, size: int) -> None:
         at = start

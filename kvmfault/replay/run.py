@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import shutil
+import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from errno import EFAULT
 from pathlib import Path
-from sys import stdin
 
 from kvmfault.contract.access import Access
+from kvmfault.contract.format import size_text
 from kvmfault.contract.shapes import Raw
 from kvmfault.contract.target import Target, backend, backends
 from kvmfault.errors import TraceError, UsageError
@@ -77,17 +78,21 @@ def replay(
     Without *slots* the inferred ones are used; with them, the report says what inference would have missed or invented.
     Raises UsageError, TraceError.
     """
-    chosen = [backend(t) for t in targets]
+    named = [backend(t) for t in targets]
     with _seekable(source) as path:
-        own, inferred, no_memory = _survey(path, source, chosen, strict=strict, progress=progress)
-        if not any(t.backend is own.backend for t in chosen):
-            chosen.insert(0, own)
+        own, inferred, no_memory = _survey(path, source, named, strict=strict, progress=progress)
+        chosen = [own, *(t for t in named if t is not own)]
         report = Report(source_name(source), own, slots=slots or inferred, no_memory=no_memory)
         if slots is not None:
             report.inference = compare_slots(inferred, slots, page_size=1 << own.format.page_shift)
         report.results = [ReplayTarget(t, own) for t in chosen]
-        _run(path, report, strict=strict, progress=progress)
+        _run(path, report, _assembler(named), strict=strict, progress=progress)
     _remark(report)
+    if own not in named:
+        page = size_text(1 << own.format.page_shift)
+        report.notes.insert(
+            0, f"assumed: kernel {own.kernel}, format {own.format.name} ({page} pages); --backend says otherwise"
+        )
     return report
 
 
@@ -159,8 +164,7 @@ def _assembler(chosen: Sequence[Target]) -> Assembler:
     return Assembler(backends().values(), told=chosen[0].backend.name if chosen else None)
 
 
-def _run(path: str, report: Report, *, strict: bool, progress: Progress | None) -> None:
-    assembler = _assembler([r.target for r in report.results])
+def _run(path: str, report: Report, assembler: Assembler, *, strict: bool, progress: Progress | None) -> None:
     report.assembled = assembler.stats
     waiting = iter(report.slots.changes)
     change = next(waiting, None)
@@ -255,13 +259,17 @@ def _watched(events: Iterable[Event], stats: ReadStats, progress: Progress | Non
 
 @contextmanager
 def _seekable(source: str) -> Generator[str]:
-    # two passes need a file; standard input is kept in a temporary one
-    if source != "-":
-        if not Path(source).is_file():
-            raise UsageError(f"{source}: no such file" if not Path(source).exists() else f"{source}: not a file")
+    # two passes need a file; standard input and pipes are kept in a temporary one
+    if source != "-" and (not Path(source).exists() or Path(source).is_dir()):
+        raise UsageError(f"{source}: {'a directory' if Path(source).is_dir() else 'no such file'}")
+    if source != "-" and Path(source).is_file():
         yield source
         return
     with tempfile.NamedTemporaryFile(prefix="kvmfault-") as kept:
-        shutil.copyfileobj(stdin.buffer, kept)
+        with nullcontext(sys.stdin.buffer) if source == "-" else Path(source).open("rb") as pipe:
+            shutil.copyfileobj(pipe, kept)
         kept.flush()
-        yield kept.name
+        try:
+            yield kept.name
+        except TraceError as e:
+            raise TraceError(e.message, path=source_name(source), line=e.line, column=e.column) from None

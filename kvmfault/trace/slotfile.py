@@ -157,6 +157,8 @@ def _parse(path: str, text: str) -> object:
         where = re.search(r" \(at line (\d+), column (\d+)\)$", str(e))
         at, message = (f":{where[1]}:{where[2]}", str(e)[: where.start()]) if where else ("", str(e))
         raise UsageError(f"{path}{at}: not TOML: {message}") from e
+    except ValueError as e:  # after those that derive from it: a number of thousands of digits
+        raise UsageError(f"{path}: {e}") from e
     except RecursionError as e:
         raise UsageError(f"{path}: nested too deeply for a list of slots") from e
     return parsed

@@ -52,7 +52,7 @@ def set_region(
     space = request.as_id if request.as_id < slots.caps.nr_address_spaces else 0  # the vectors' own convention
     return (
         f"rc={-done.errno} change={done.kind.name if done.kind else '-'} gen={slots.generation(space)} "
-        f"pages={slots.total_pages} n={len(slots.slots(space))} warn={slots.warnings}"
+        f"pages={slots.total_pages} n={len(slots.active[space])} warn={slots.warnings}"
     )
 
 
