@@ -49,6 +49,29 @@ def test_decides_as_the_kernel(case: dict[str, Any]) -> None:
     assert decide(int(case["esr"], 16), int(case["far"], 16), int(case["hpfar"], 16), script(case)) == want
 
 
+@pytest.mark.parametrize(
+    ("line", "ret", "last"),
+    [
+        # user_mem_abort turns EAGAIN, also from the look at the host's table, into another try
+        ("92000007 0 400120 mapsz=-b", 1, "faultin gfn=40012 write=0"),
+        ("92000007 0 400120 mapsz=-e", -14, "faultin gfn=40012 write=0"),
+        # the memory type is asked for with the permissions
+        ("9200004f 0 400120 pfnkind=1 anyuc=1", 1, "mark_dirty gfn=40012"),
+        # struct kvm_s2_trans: u32 esr
+        ("409200004f 0 400120 nested=1 out=41234000 tw=0", 1, "inject_s2_fault esr=9200004f far=0 hpfar=400120"),
+        # kvm_vcpu_get_fault_ipa shifts the highest bits of HPFAR_EL2 out
+        ("92000010 0 8000000000400120", 1, "inject_vabt"),
+    ],
+)
+def test_what_the_cases_do_not_show(line: str, ret: int, last: str) -> None:
+    (answer,) = arm64_decide.answers([line])
+    events = answer["events"]
+    assert isinstance(events, list)
+    assert (answer["ret"], events[-1]) == (ret, last)
+    assert "relax addr=40012000 prot=16" in events or "pfnkind" not in line
+    assert "apei addr=40012000" in events or "inject_vabt" not in events
+
+
 DIFFERENT_IN_74: Final = {
     # the exclusive goes on to the page, and then back to the guest
     "unsupported FSC excl atomic 0x35",

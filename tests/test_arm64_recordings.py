@@ -90,7 +90,7 @@ class Surroundings(ScriptedPorts):
         self.calls.append(("s2_map", {"addr": gpa, "size": size, "phys": phys, "prot": prot}))
         return MapResult.FIXED
 
-    def relax(self, gpa: Gpa, prot: int) -> MapResult:
+    def relax(self, gpa: Gpa, prot: int, memory: Memory) -> MapResult:
         self.calls.append(("s2_relax", {"addr": gpa, "prot": prot}))
         return MapResult.FIXED
 

@@ -75,12 +75,12 @@ class Naive:
 
     def map(self, gpa: int, shift: int, desc: int) -> MapResult:
         first = gpa & -(1 << shift)
-        old = self.at.get(first)
-        if old is not None and old[0] == shift:
+        self.make_room(gpa, shift)
+        old = self.at.get(first)  # also a piece of a block that was split just now
+        if old is not None:
             leaf = self.fmt.kind(old[1], shift) is Kind.LEAF
             if old[1] == desc or (leaf and self.fmt.perm_mask and not (old[1] ^ desc) & ~self.fmt.perm_mask):
                 return MapResult.UNCHANGED
-        self.make_room(gpa, shift)
         self.at[first] = (shift, desc)
         return MapResult.FIXED
 
@@ -149,9 +149,9 @@ def apply(table: Stage2, naive: Naive, op: tuple[object, ...]) -> None:
         case ("mmio", int(gpa), int(prot)):
             entry = fmt.mmio(Gpa(gpa & -4096), prot, 2)
             if entry is not None:
+                naive.make_room(gpa, fmt.page_shift)
                 old = naive.at.get(gpa & -(1 << fmt.page_shift))
                 wanted = MapResult.UNCHANGED if old == (fmt.page_shift, entry) else MapResult.FIXED
-                naive.make_room(gpa, fmt.page_shift)
                 naive.at[gpa & -(1 << fmt.page_shift)] = (fmt.page_shift, entry)
                 assert table.put(Gpa(gpa), 1 << fmt.page_shift, entry) is wanted
         case ("unmap", (int(start), int(end))):
@@ -209,9 +209,9 @@ def leaf_over(naive: Naive, gpa: int) -> tuple[int, int, int] | None:
 
 
 def _cases() -> list[pytest.ParameterSet]:
-    # splitting is the same code for every format; a block of 512M with 8192 pieces would only be slower
+    # splitting is the same code for every format, and blocks of 32M or 512M have so many pieces
     drops = [pytest.param(fmt, False, id=f"{name}-drops") for name, fmt in FORMATS.items()]
-    split = ("arm64:4k", "arm64:16k", "x86-ept:4k", "x86-npt:4k")
+    split = ("arm64:4k", "x86-ept:4k", "x86-npt:4k")
     return drops + [pytest.param(FORMATS[name], True, id=f"{name}-splits") for name in split]
 
 

@@ -55,6 +55,18 @@ def test_path(row: dict[str, Any]) -> None:
     assert one(x86_path, key_line(row)) == [(name, value) for name, value in row.items() if name != "in"]
 
 
+def test_a_page_on_its_way_is_waited_for_even_in_a_read_only_slot() -> None:
+    (answer,) = x86_path.answers(["err=0x4 slot=4 pfn=2 apf=1 apfdup=1"])
+    said = json.loads(answer)
+    assert (said["ret_pf"], said["trace"][-2:]) == ("RETRY", ["gup_nowait", "req"])
+
+
+def test_a_frame_out_of_step_with_its_gfn_is_a_bug() -> None:
+    line = "exec=0 nxwa=0 max=3 host=3 dis2m=0 dis1g=0 private=0 slotflags=0 gfn=0x40012 pfn=0x800{}"
+    answers = [json.loads(a) for a in x86_hugepage.answers([line.format("13"), line.format("12")])]
+    assert [(a["goal"], a["pfn"], a["bug"]) for a in answers] == [(3, 0x80000, 1000), (3, 0x80000, 0)]
+
+
 def test_mapping_sizes() -> None:
     lines = [key_line(row) for row in DATA["hugepage"]]
     got = [json.loads(answer) for answer in x86_hugepage.answers(lines)]
@@ -87,6 +99,7 @@ def test_runs_by_hand() -> None:
         (x86_decode, "ept 1 12345", "flag '12345': expected ad, nxwa, priv, swp (or an address as 0x...)"),
         (x86_path, "slot=1", "no err=CODE"),
         (x86_path, "err=0x4 slto=1", "'slto=1': expected key=value with a key of err, prefetch"),
+        (x86_path, "err=-1", "EXITINFO1=-0x2000000000001 does not fit 64 bits"),
         (x86_hugepage, "exec=0", "no nxwa="),
         (
             x86_hugepage,

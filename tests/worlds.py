@@ -94,8 +94,9 @@ class Watched(Vm):
             return Pin(None, answer)
         return super().pin(slot, gfn, hva, write=write, nowait=nowait, interruptible=interruptible)
 
-    def defer(self, gfn: Gfn) -> bool:
-        return self._at("defer") is True
+    def defer(self, gfn: Gfn, *, queue: bool) -> bool:
+        answer = self._at("defer")  # "known": it is being fetched already
+        return answer == "known" or (queue and answer is True)
 
     def mapping_size(self, hva: Hva) -> int:
         answer = self._at("mapping_size")
@@ -121,9 +122,9 @@ class Watched(Vm):
             return answer
         return super().map(gpa, size, pfn, prot, memory, host_writable=host_writable, young=young, tag=tag)
 
-    def relax(self, gpa: Gpa, prot: int) -> MapResult:
+    def relax(self, gpa: Gpa, prot: int, memory: Memory) -> MapResult:
         self._at("relax", hex(gpa), prot)
-        return super().relax(gpa, prot)
+        return super().relax(gpa, prot, memory)
 
     def map_mmio(self, gpa: Gpa, prot: int) -> MapResult:
         self._at("map_mmio", hex(gpa))

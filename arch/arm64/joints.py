@@ -140,7 +140,9 @@ def walk_nested_74(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
 
 
 def _forward(fault: MmioFault, status: int, why: str, errno: int) -> Inject:
-    return Inject("s2_fault", fault.gva or 0, _outside_status(fault) | status, errno, why=why)
+    # struct kvm_s2_trans keeps the syndrome in 32 bits: ISS2 is not forwarded
+    syndrome = (_outside_status(fault) | status) & 0xFFFF_FFFF
+    return Inject("s2_fault", fault.gva or 0, syndrome, errno, why=why)
 
 
 # repair

@@ -143,9 +143,9 @@ def apic_page(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
 
 
 def async_page_fault(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
-    """Let the guest run something else while the page is read in. A read-only slot never can: the address that is
-    queued is asked for with write semantics. (kvm_arch_setup_async_pf, kvm_setup_async_pf)"""
-    if at.slot is None or at.slot.readonly or not vm.defer(at.gfn):
+    """Let the guest run something else while the page is read in. A read-only slot is never queued: the address for
+    that is asked for with write semantics. (__kvm_faultin_pfn, kvm_arch_setup_async_pf, kvm_setup_async_pf)"""
+    if at.slot is None or not vm.defer(at.gfn, queue=not at.slot.readonly):
         return None
     return Retry("the page is fetched in the background")
 

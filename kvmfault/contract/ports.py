@@ -224,8 +224,11 @@ class Ports(VmView, Protocol):
         """Obtain the page of *gfn* from the slot's guest_memfd. (kvm_gmem_get_pfn)"""
         ...
 
-    def defer(self, gfn: Gfn) -> bool:
-        """Fetch the page in the background; True: the fault may be retried later. (kvm_arch_setup_async_pf)"""
+    def defer(self, gfn: Gfn, *, queue: bool) -> bool:
+        """Whether the page is being fetched in the background, so that the fault may be retried later.
+
+        *queue*: begin to, if it is not. (kvm_find_async_pf_gfn, kvm_arch_setup_async_pf)
+        """
         ...
 
     def mapping_size(self, hva: Hva) -> int:
@@ -256,8 +259,8 @@ class Ports(VmView, Protocol):
         *young*: somebody waits for it, so it counts as used."""
         ...
 
-    def relax(self, gpa: Gpa, prot: int) -> MapResult | int:
-        """Add permissions to the leaf over *gpa*; an int is a positive errno."""
+    def relax(self, gpa: Gpa, prot: int, memory: Memory) -> MapResult | int:
+        """Add permissions to the leaf over *gpa*, whose memory type stays; an int is a positive errno."""
         ...
 
     def map_mmio(self, gpa: Gpa, prot: int) -> MapResult:

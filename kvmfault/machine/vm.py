@@ -307,7 +307,7 @@ class Vm:
         frame = (base >> self.page_shift) + gfn - slot.base_gfn
         return Pin(Pfn(frame), writable=not slot.readonly, max_size=1 << self.page_shift)
 
-    def defer(self, gfn: Gfn) -> bool:
+    def defer(self, gfn: Gfn, *, queue: bool) -> bool:
         """See Ports: nothing is fetched in the background."""
         return False
 
@@ -323,7 +323,7 @@ class Vm:
         """See Ports."""
         return self.table.map(gpa, size, pfn, prot, memory, host_writable=host_writable, young=young, tag=tag)
 
-    def relax(self, gpa: Gpa, prot: int) -> MapResult:
+    def relax(self, gpa: Gpa, prot: int, memory: Memory) -> MapResult:
         """See Ports."""
         return self.table.relax(gpa, prot)
 

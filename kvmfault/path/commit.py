@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from errno import EFAULT
+from errno import EAGAIN, EFAULT
 
 from kvmfault.contract.fault import MmioFault
 from kvmfault.contract.format import W, X
@@ -60,6 +60,8 @@ def fit_size(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
         return None
     # private memory is not in the host's page table
     host = allowed if at.private else vm.mapping_size(at.hva)
+    if host == -EAGAIN:
+        return Retry("the host's page table changes")
     if host < 0:
         return Error(-host, "the host's page table could not be read")
     if host > page:
@@ -101,7 +103,7 @@ def install(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
     if with_entry and at.logged and prot & W:
         vm.mark_dirty(slot, at.gfn, at.pfn)
     if policy.relax_in_place and fault.is_permission and at.size == fault.granule:
-        result = vm.relax(at.at, prot)
+        result = vm.relax(at.at, prot, at.memory)
     else:
         guest = at.guest
         result = vm.map(

@@ -29,6 +29,7 @@ from kvmfault.contract.outcome import (
 )
 from kvmfault.contract.ports import Area, GuestTranslation, GuestWalkFault, MapResult, Memslot, Pin, PinError, VmFacts
 from kvmfault.contract.target import Target
+from kvmfault.errors import KvmfaultError
 from kvmfault.path.run import bind
 from kvmfault.types import U64, Gfn, Gpa, Hva, Pfn
 from kvmfault.vm.memslot import MemslotFlag
@@ -118,12 +119,12 @@ class Surroundings(ScriptedPorts):
     def map(
         self, gpa: Gpa, size: int, pfn: Pfn, prot: int, memory: Memory, *, host_writable: bool, young: bool, tag: int
     ) -> MapResult | int:
-        bits = prot | _PROT_BIT[memory] | tag << 55
+        bits = prot | _PROT_BIT[memory] | (tag & 3) << 55
         self.events.append(f"map addr={gpa:x} size={size:x} phys={pfn << 12:x} prot={bits:x}")
         return self._mapped()
 
-    def relax(self, gpa: Gpa, prot: int) -> MapResult | int:
-        self.events.append(f"relax addr={gpa:x} prot={prot:x}")
+    def relax(self, gpa: Gpa, prot: int, memory: Memory) -> MapResult | int:
+        self.events.append(f"relax addr={gpa:x} prot={prot | _PROT_BIT[memory]:x}")
         return self._mapped()
 
     def _mapped(self) -> MapResult | int:
@@ -200,7 +201,7 @@ class _Told:
 
     def asked_host(self) -> str:
         # the host is asked through a VM fact, which leaves no trace of its own
-        return f"apei addr={(self.hpfar >> 4) << 12:x}"
+        return f"apei addr={(self.hpfar >> 4 << 12) & U64:x}"
 
     def inject(self, outcome: Inject) -> None:
         address = f"addr={outcome.address:x}"
@@ -244,7 +245,7 @@ def answers(lines: Iterable[str]) -> Iterator[dict[str, object]]:
                 yield decide(esr, far, hpfar, script)
             except KeyError as error:
                 raise ValueError(f"line {number}: no such key: {error.args[0]}") from error
-            except ValueError as error:
+            except (ValueError, KvmfaultError) as error:
                 raise ValueError(f"line {number}: expected 'esr far hpfar [key=value ...]': {error}") from error
 
 

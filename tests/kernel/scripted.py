@@ -66,7 +66,7 @@ class ScriptedPorts:
     def pin_memfd(self, slot: Memslot, gfn: Gfn) -> Pin:
         return Pin(Pfn(gfn), writable=True)
 
-    def defer(self, gfn: Gfn) -> bool:
+    def defer(self, gfn: Gfn, *, queue: bool) -> bool:
         return False
 
     def mapping_size(self, hva: Hva) -> int:
@@ -89,7 +89,7 @@ class ScriptedPorts:
     ) -> MapResult | int:
         return MapResult.FIXED
 
-    def relax(self, gpa: Gpa, prot: int) -> MapResult | int:
+    def relax(self, gpa: Gpa, prot: int, memory: Memory) -> MapResult | int:
         return MapResult.FIXED
 
     def map_mmio(self, gpa: Gpa, prot: int) -> MapResult:

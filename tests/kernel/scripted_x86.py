@@ -20,7 +20,7 @@ from kvmfault.contract.ports import (
     Repair,
     VmFacts,
 )
-from kvmfault.types import Gfn, Gpa, Hva, Pfn
+from kvmfault.types import U64, Gfn, Gpa, Hva, Pfn
 from kvmfault.vm.memslot import GmemBinding, MemslotFlag
 from tests.kernel.scripted import ScriptedPorts
 
@@ -96,7 +96,7 @@ class X86Ports(ScriptedPorts):
         if keys.get("inprog"):
             running.begin()
             if "rs" in keys:
-                running.add(Gfn(keys["rs"]), Gfn(keys["re"]))
+                running.add(Gfn(keys["rs"]), Gfn(keys.get("re", U64)))
 
     def _invalidate(self) -> None:
         self.invalidations.begin()
@@ -147,13 +147,13 @@ class X86Ports(ScriptedPorts):
             return Pin(None, PinError.FAULT, errno=errno)
         return Pin(Pfn(gfn + 0x100000), writable=True, max_size=1 << 12)
 
-    def defer(self, gfn: Gfn) -> bool:
+    def defer(self, gfn: Gfn, *, queue: bool) -> bool:
         if not self.keys.get("apf"):
             return False
         if self.keys.get("apfdup"):
             self.events.append("req")
             return True
-        if self.keys.get("apfset"):
+        if queue and self.keys.get("apfset"):
             self.events.append("apf_setup")
             return True
         return False

@@ -20,6 +20,7 @@ from arch.x86.registers import KVM
 from kvmfault.contract.format import Memory, Stage2Format
 from kvmfault.contract.ports import GuestTranslation, MapResult, Memslot, Pin
 from kvmfault.contract.target import Target
+from kvmfault.errors import KvmfaultError
 from kvmfault.path.run import bind
 from kvmfault.types import Gfn, Gpa, Hva, Pfn
 from kvmfault.vm.memslot import MemslotFlag
@@ -77,13 +78,13 @@ def run(keys: Mapping[str, int]) -> dict[str, int]:
     )
     vm = SizePorts(_TARGET.format, keys)
     at = bind(_TARGET).handle(vm, fault).progress
-    gpa, mapped, pfn = vm.mapped
+    _, mapped, pfn = vm.mapped
     return {
         "req": level(at.wanted),
         "goal": level(mapped),
         "disallowed": int(huge_page_disallowed(fault, vm)),
         "pfn": pfn,
-        "bug": _MISALIGNED * bool((gpa | pfn << 12) & mapped - 1),
+        "bug": _MISALIGNED * bool((keys["gfn"] ^ keys["pfn"]) & (mapped >> 12) - 1),
     }
 
 
@@ -109,7 +110,7 @@ def answers(lines: Iterable[str]) -> Iterator[str]:
         try:
             if line.strip():
                 yield json.dumps(run(parse(line)))
-        except ValueError as error:
+        except (ValueError, KvmfaultError) as error:
             raise ValueError(f"line {number}: {error}") from error
 
 

@@ -28,6 +28,7 @@ from kvmfault.contract.outcome import (
     WriteProtected,
 )
 from kvmfault.contract.target import Target
+from kvmfault.errors import KvmfaultError
 from kvmfault.path.run import bind
 from tests.kernel.scripted_x86 import GFN, X86Ports
 
@@ -111,7 +112,7 @@ def answers(lines: Iterable[str]) -> Iterator[str]:
         try:
             if line.strip():
                 yield json.dumps(run(parse(line)))
-        except (KeyError, ValueError) as error:
+        except (KeyError, ValueError, KvmfaultError) as error:
             raise ValueError(f"line {number}: {error}") from error
 
 
