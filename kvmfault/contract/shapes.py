@@ -9,7 +9,7 @@ d. ``Hybrid``     the few facts that neutral code wants most captured, the rest 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Generic, TypeAlias, TypeVar
 
 from kvmfault.algebra.scalar import Regs
@@ -27,7 +27,7 @@ Ops: TypeAlias = Accessors[Callable[[H], bool], Callable[[H], int]]
 class View(Generic[H]):
     """Something opaque, read through its accessor functions. Equal when both parts are."""
 
-    ops: Ops[H]
+    ops: Ops[H] = field(repr=False)
     of: H
 
     def kvm_get_fault_gpa(self) -> Gpa | None:
