@@ -14,14 +14,13 @@ import pytest
 from arch.arm64 import BACKEND
 from arch.arm64.facts import REACHABLE
 from arch.arm64.registers import ORDER
-from kvmfault.algebra.columns import BoolCol, Columns, U64Col, pred_column, word_column
+from kvmfault.algebra.columns import U64Col, pred_column
 from kvmfault.algebra.expr import ALWAYS, Maybe, Pred, Word, union
 from kvmfault.algebra.prove import combinations, relate
-from kvmfault.algebra.scalar import compile_pred, compile_word
 from kvmfault.contract.accessors import FACTS, Accessors, Gap, map_accessors
 from kvmfault.contract.shapes import Handle, HandleOps, Hybrid, Ops, View, snapshot
 from kvmfault.contract.target import Target
-from tests.mutants import mutants, word_mutants
+from tests.definitions import VALID_BY, Answer, assert_same, differ, fact_definitions, in_columns, one_by_one, wrong
 from tests.oracle_arm64 import Inputs, accessors, facts
 
 TARGETS: Final = {
@@ -37,8 +36,6 @@ SPACES: Final = (
 )
 """Bits that are enumerated together, all others being 0: kind of access, its addresses, the instruction, the rest."""
 Rows = dict[str, U64Col]
-Answer = tuple[U64Col, BoolCol]
-Definition = Pred | Word | Maybe
 
 
 @cache
@@ -80,51 +77,6 @@ def oracle(source: Callable[[Inputs, int, bool], dict[str, int | None]], kernel:
     return answers
 
 
-def in_columns(definition: Definition, columns: Columns) -> Answer:
-    """The library's answers in column form."""
-    rows_ = len(columns["ESR_EL2"])
-    if isinstance(definition, Pred):
-        return pred_column(definition, columns).astype(np.uint64), np.ones(rows_, np.bool_)
-    word, valid = (definition.word, definition.valid) if isinstance(definition, Maybe) else (definition, ALWAYS)
-    return word_column(word, columns), pred_column(valid, columns)
-
-
-def one_by_one(definition: Definition) -> Answer:
-    """The library's answers in scalar form."""
-    word = definition.word if isinstance(definition, Maybe) else definition
-    value = compile_word(word, ORDER) if isinstance(word, Word) else compile_pred(word, ORDER)
-    valid = compile_pred(definition.valid if isinstance(definition, Maybe) else ALWAYS, ORDER)
-    each = tuples()
-    return np.array([value(row) for row in each], np.uint64), np.array([valid(row) for row in each])
-
-
-def differ(a: Answer, b: Answer) -> int:
-    """On how many rows the answers differ; where there is no value there is nothing to compare."""
-    return int(((a[1] != b[1]) | (a[1] & (a[0] != b[0]))).sum())
-
-
-VALID_BY: Final = {
-    "gpa_page": "gpa_valid",
-    "gpa_offset_bits": "gpa_offset_valid",
-    "gva_bits": "gva_valid",
-    "granule_bytes": "granule_valid",
-    "mmio_bytes": "mmio_valid",
-    "mmio_register_number": "mmio_valid",
-}
-
-
-def fact_definitions(target: Target) -> dict[str, Definition]:
-    """The target's facts; a value together with the fact that says when it has a meaning."""
-    made: dict[str, Definition] = {}
-    for name in FACTS:
-        fact: Pred | Gap | Word = getattr(target.definition, name)
-        if isinstance(fact, Word) and name in VALID_BY:
-            made[name] = fact.when(getattr(target.definition, VALID_BY[name]))
-        elif not isinstance(fact, Gap):
-            made[name] = fact
-    return made
-
-
 @pytest.mark.parametrize("target", FULL, ids=lambda t: t.kernel)
 @pytest.mark.parametrize("source", [facts, accessors], ids=["facts", "accessors"])
 def test_equals_the_transcription(target: Target, source: Callable[[Inputs, int, bool], dict[str, int | None]]) -> None:
@@ -137,7 +89,10 @@ def test_equals_the_transcription(target: Target, source: Callable[[Inputs, int,
     wrong = {
         (name, form): count
         for name, definition in definitions.items()
-        for form, got in (("columns", in_columns(definition, columns)), ("scalar", one_by_one(definition)))
+        for form, got in (
+            ("columns", in_columns(definition, columns)),
+            ("scalar", one_by_one(definition, ORDER, tuples())),
+        )
         if (count := differ(got, expected[name]))
     }
     assert not wrong
@@ -187,32 +142,14 @@ def test_mutants_are_caught() -> None:
                 if id(definition) in seen:
                     continue
                 seen.add(id(definition))
-                for what, mutant in _wrong(definition):
+                for what, mutant in wrong(definition):
                     if differ(in_columns(mutant, columns), expected[name]):
                         caught += 1
                     else:
                         same.append((target.kernel, name, what, definition, mutant))
     assert caught >= 1000
     for kernel, name, what, definition, mutant in same:
-        before, after = _truth(definition), _truth(mutant)
-        assert before is not after, f"{kernel}: {name}: {what}: not noticed"
-        assert relate(before, after).equal, f"{kernel}: {name}: {what}: not noticed, but not the same"
-
-
-def _truth(definition: Definition) -> Pred:
-    valid = definition.valid if isinstance(definition, Maybe) else definition
-    return valid if isinstance(valid, Pred) else ALWAYS
-
-
-def _wrong(definition: Definition) -> Iterator[tuple[str, Definition]]:
-    match definition:
-        case Pred():
-            yield from mutants(definition)
-        case Word():
-            yield from word_mutants(definition)
-        case Maybe(word, valid):
-            yield from ((what, Maybe(wrong, valid)) for what, wrong in word_mutants(word))
-            yield from ((what, Maybe(word, wrong)) for what, wrong in mutants(valid))
+        assert_same(definition, mutant, f"{kernel}: {name}: {what}")
 
 
 # Shapes.

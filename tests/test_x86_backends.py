@@ -8,7 +8,6 @@ from typing import Final
 import pytest
 
 from arch.x86 import EPT, NPT, SHADOW
-from arch.x86.pferr import bit_names
 from kvmfault.contract.format import Kind, Prot
 from kvmfault.contract.outcome import Emulate, Fixed, Spurious
 from kvmfault.contract.target import Target
@@ -53,14 +52,6 @@ def test_a_page_of_a_block_splits_it() -> None:
     pieces = list(vm.table.in_range(Gpa(0x4000_0000), Gpa(0x4020_0000)))
     assert [vm.format.prot(piece.desc) for piece in pieces] == [7] + [5] * 511
     assert {piece.shift for piece in pieces} == {12}
-
-
-@pytest.mark.parametrize(
-    ("code", "words"),
-    [(0, "0"), (0x100000007, "PRESENT|WRITE|USER|GUEST_FINAL"), (1 << 49 | 0x80, "PRIVATE_ACCESS|0x80")],
-)
-def test_error_codes_for_people(code: int, words: str) -> None:
-    assert bit_names(code) == words
 
 
 @pytest.mark.parametrize(

@@ -13,18 +13,15 @@ import numpy as np
 import pytest
 
 from arch.x86 import EPT, NPT, SHADOW
-from kvmfault.algebra.columns import BoolCol, U64Col, pred_column, word_column
-from kvmfault.algebra.expr import ALWAYS, NEVER, Maybe, Pred, Word, union
+from kvmfault.algebra.columns import U64Col, pred_column
+from kvmfault.algebra.expr import ALWAYS, Maybe, Pred, Word, union
 from kvmfault.algebra.prove import combinations, relate
-from kvmfault.algebra.scalar import compile_pred, compile_word
 from kvmfault.contract.accessors import FACTS, Gap, Snapshot
 from kvmfault.contract.shapes import Handle, HandleOps, Hybrid, View, snapshot
 from kvmfault.contract.target import Target
 from tests import oracle_x86
-from tests.mutants import mutants, word_mutants
+from tests.definitions import Answer, Definition, assert_same, differ, fact_definitions, in_columns, one_by_one, wrong
 
-Answer = tuple[U64Col, BoolCol]
-Definition = Pred | Word | Maybe
 Source = Callable[[Mapping[str, int], str], oracle_x86.Answers]
 KVM: Final = 0x307
 """All bits of the synthetic register that facts read."""
@@ -116,14 +113,6 @@ def _case(target: Target) -> Case:
 
 TARGETS: Final = [Target(b, "4k", kernel) for b in (EPT, NPT, SHADOW) for kernel in b.kernels]
 CASES: Final = {target.name: _case(target) for target in TARGETS}
-VALID_BY: Final = {
-    "gpa_page": "gpa_valid",
-    "gpa_offset_bits": "gpa_offset_valid",
-    "gva_bits": "gva_valid",
-    "granule_bytes": "granule_valid",
-    "mmio_bytes": "mmio_valid",
-    "mmio_register_number": "mmio_valid",
-}
 GAPS: Final = {
     "x86-ept": {"is_user", "is_protection_key"},
     "x86-npt": {"is_user", "is_protection_key", "gva_valid"},
@@ -140,40 +129,6 @@ NEVER_TOLD: Final = {
     "mmio_wide",
     "mmio_ordered",
 }
-
-
-def fact_definitions(target: Target) -> dict[str, Definition]:
-    """The target's facts; a value together with the fact that says when it has a meaning."""
-    made: dict[str, Definition] = {}
-    for name in FACTS:
-        fact: Pred | Gap | Word = getattr(target.definition, name)
-        if isinstance(fact, Word) and name in VALID_BY:
-            valid: Pred | Gap = getattr(target.definition, VALID_BY[name])
-            made[name] = fact.when(valid.assume if isinstance(valid, Gap) else valid)
-        elif not isinstance(fact, Gap):
-            made[name] = fact
-    return made
-
-
-def in_columns(definition: Definition, columns: dict[str, U64Col]) -> Answer:
-    rows = len(next(iter(columns.values())))
-    if isinstance(definition, Pred):
-        return pred_column(definition, columns).astype(np.uint64), np.ones(rows, np.bool_)
-    word, valid = (definition.word, definition.valid) if isinstance(definition, Maybe) else (definition, ALWAYS)
-    return word_column(word, columns), pred_column(valid, columns)
-
-
-def one_by_one(definition: Definition, case: Case) -> Answer:
-    order = case.target.order
-    word = definition.word if isinstance(definition, Maybe) else definition
-    value = compile_word(word, order) if isinstance(word, Word) else compile_pred(word, order)
-    valid = compile_pred(definition.valid if isinstance(definition, Maybe) else ALWAYS, order)
-    return np.array([value(r) for r in case.rows], np.uint64), np.array([valid(r) for r in case.rows])
-
-
-def differ(a: Answer, b: Answer) -> int:
-    """On how many rows the answers differ; where there is no value there is nothing to compare."""
-    return int(((a[1] != b[1]) | (a[1] & (a[0] != b[0]))).sum())
 
 
 def sources(case: Case) -> Iterator[tuple[Source, dict[str, Definition]]]:
@@ -194,7 +149,9 @@ def test_equals_the_transcription(case: Case) -> None:
         assert definitions.keys() == expected.keys()
         for name, definition in definitions.items():
             assert not differ(in_columns(definition, case.columns), expected[name]), f"{name} in columns"
-            assert not differ(one_by_one(definition, case), expected[name]), f"{name} in scalar form"
+            assert not differ(one_by_one(definition, case.target.order, case.rows), expected[name]), (
+                f"{name} in scalar form"
+            )
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
@@ -237,35 +194,12 @@ def test_mutants_are_caught(case: Case) -> None:
     for source, definitions in sources(case):
         expected = case.expected(source)
         for name, definition in definitions.items():
-            for what, mutant in _wrong(definition):
+            for what, mutant in wrong(definition):
                 if differ(in_columns(mutant, case.columns), expected[name]):
                     caught += 1
                 else:
-                    _same(definition, mutant, f"{name}: {what}")
+                    assert_same(definition, mutant, f"{name}: {what}")
     assert caught >= 150
-
-
-def _same(definition: Definition, mutant: Definition, what: str) -> None:
-    before, after = _truth(definition), _truth(mutant)
-    assert before is not after, f"{what}: not noticed"
-    assert relate(before, after).equal, f"{what}: not noticed, but not the same"
-
-
-def _truth(definition: Definition) -> Pred:
-    valid = definition.valid if isinstance(definition, Maybe) else definition
-    return valid if isinstance(valid, Pred) else ALWAYS
-
-
-def _wrong(definition: Definition) -> Iterator[tuple[str, Definition]]:
-    match definition:
-        case Pred():
-            yield from mutants(definition)
-        case Word():
-            yield from word_mutants(definition)
-        case Maybe(word, valid):
-            if valid is not NEVER:  # a value that never exists cannot be wrong
-                yield from ((what, Maybe(wrong, valid)) for what, wrong in word_mutants(word))
-            yield from ((what, Maybe(word, wrong)) for what, wrong in mutants(valid))
 
 
 # Shapes.

@@ -55,33 +55,6 @@ PF: Final[Word] = ERROR_CODE.field_at(31, 0)
 
 snp_private: Final[Pred] = KVM["SNP"].is_set & EXITINFO1["ENC"].is_set
 
-NAMES: Final = {
-    0: "PRESENT",
-    1: "WRITE",
-    2: "USER",
-    3: "RSVD",
-    4: "FETCH",
-    5: "PK",
-    6: "SHSTK",
-    15: "SGX",
-    31: "GUEST_RMP",
-    32: "GUEST_FINAL",
-    33: "GUEST_PAGE",
-    34: "GUEST_ENC",
-    35: "GUEST_SIZEM",
-    36: "GUEST_VMPL",
-    48: "IMPLICIT_ACCESS",
-    49: "PRIVATE_ACCESS",
-}
-"""Bits by their PFERR_ name. 48 and 49 are software's; 48 comes from the emulator only and never with an exit."""
-
-
-def bit_names(code: int) -> str:
-    """The bits of an error code for people: ``PRESENT|WRITE|0x80``; ``0`` for none."""
-    names = [name for bit, name in NAMES.items() if code >> bit & 1]
-    rest = code & ~sum(1 << bit for bit in NAMES)
-    return "|".join(names + [hex(rest)] * bool(rest)) or "0"
-
 
 def error_code(pferr: Word | Maybe, registers: Mapping[str, int], private: bool) -> int:
     """The code that the fault path sees: *pferr* of the registers (none: an EPT misconfiguration), and the
