@@ -23,6 +23,7 @@ from kvmfault.contract.outcome import (
     Reason,
     Resume,
     Retry,
+    Signal,
     Spurious,
     WriteProtected,
 )
@@ -48,6 +49,8 @@ class Ended(Enum):
     """With an exit that is not a device access."""
     WAITS = "waits for user space"
     """For a page that a userfaultfd handler has to supply."""
+    SIGNALLED = "the VMM got a signal"
+    """SIGBUS for a poisoned page: the vCPU does not enter the guest again before the VMM has handled it."""
     STUCK = "faults for ever"
 
 
@@ -209,6 +212,8 @@ class Guest(DirtyLogging):
                 return None
             case Retry(waits=True):
                 return AccessRun(ended=Ended.WAITS)
+            case Retry(signal=Signal()) | Resume(Done.SIGNALLED):
+                return AccessRun(ended=Ended.SIGNALLED)
             case Retry():
                 return None
             case Emulate():
@@ -221,8 +226,6 @@ class Guest(DirtyLogging):
                 return AccessRun(ended=Ended.FAILED, exits=(outcome,))
             case Inject():
                 return AccessRun(ended=Ended.FAILED if outcome.errno else Ended.INJECTED)
-            case Resume(Done.SIGNALLED):
-                return None
             case Resume():
                 return AccessRun(ended=Ended.DONE)
             case NeedsGuestWalk():
