@@ -113,6 +113,28 @@ def replay_command(
     finish(replay.run(recording, backend or [], slots, strict=strict, json=json))
 
 
+def run_command(
+    file: Annotated[str | None, typer.Argument(metavar="FILE", help="A scenario: TOML or JSON.")] = None,
+    backend: Annotated[
+        list[str] | None, typer.Option("--backend", metavar="TARGET", help="Where to run it; may be repeated.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Another policy or VM fact; may be repeated."),
+    ] = None,
+    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema of scenario files instead.")] = False,
+    json: JsonFlag = False,
+) -> None:
+    """Run a scenario on its targets side by side: outcomes, reasons, and whether all is as expected."""
+    from kvmfault.cli import run
+
+    if schema:
+        finish(run.schema())
+    if file is None:
+        raise typer.BadParameter("run takes a scenario file")
+    finish(run.run(file, backend or [], settings or [], json=json))
+
+
 def backend_list_command(json: JsonFlag = False) -> None:
     """Every backend with its formats and kernel versions: what a TARGET may name."""
     from kvmfault.cli import backends
@@ -131,6 +153,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "path": path_command,
     "prove": prove_command,
     "replay": replay_command,
+    "run": run_command,
 }
 _BACKEND_COMMANDS: dict[str, Callable[..., None]] = {"list": backend_list_command}
 

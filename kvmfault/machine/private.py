@@ -12,7 +12,7 @@ from kvmfault.vm.frames import FrameSet
 
 ATTRIBUTE_PRIVATE: Final = 1 << 3
 """KVM_MEMORY_ATTRIBUTE_PRIVATE."""
-_PUNCHED_FRAMES: Final = 1 << 45
+_PUNCHED_FRAMES: Final = 1 << 31
 """First frame given to pages whose hole was punched: away from all others of the model."""
 
 
