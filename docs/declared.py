@@ -12,6 +12,14 @@ from itertools import groupby
 from pathlib import Path
 from typing import Final, get_args
 
+from docs.scenario_reference import (
+    scenario_events,
+    scenario_expectations,
+    scenario_files,
+    scenario_invariants,
+    scenario_outcomes,
+    scenario_tables,
+)
 from kvmfault.algebra.explain import spell
 from kvmfault.algebra.expr import ALWAYS, NEVER, Pred, Term, Word
 from kvmfault.algebra.prove import bits_read
@@ -318,4 +326,8 @@ def _flat() -> list[tuple[Step, bool]]:
 
 _PARTS: Final = (facts, answers, expressions, names, overview, registers, formats)
 _DECISIONS: Final = (policies, policy_meanings, by_format, steps, presence, joints, outcomes)
-BLOCKS: Final[Mapping[str, Callable[[], str]]] = {block.__name__: block for block in (*_PARTS, *_DECISIONS)}
+_SCENARIOS: Final = (
+    *(scenario_tables, scenario_expectations, scenario_events),
+    *(scenario_outcomes, scenario_invariants, scenario_files),
+)
+BLOCKS: Final[Mapping[str, Callable[[], str]]] = {b.__name__: b for b in (*_PARTS, *_DECISIONS, *_SCENARIOS)}

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from shutil import get_terminal_size
 from textwrap import wrap
+from typing import Final
 
 from kvmfault.cli.render import grid, to_json
 from kvmfault.contract.format import size_text
@@ -13,7 +14,7 @@ from kvmfault.scenario.compare import Comparison, Failure, compare
 from kvmfault.scenario.expectation import Kind
 from kvmfault.scenario.fields import error_name
 from kvmfault.scenario.match import left_text, pages_text, ring_text
-from kvmfault.scenario.model import Event, Scenario
+from kvmfault.scenario.model import Access, Convert, Event, Scenario
 from kvmfault.scenario.read import read_scenario
 from kvmfault.scenario.result import FaultShown, Result
 
@@ -78,21 +79,26 @@ def _table(done: Comparison, columns: Sequence[Sequence[int]], width: int) -> It
 
 def label_of(event: Event) -> str:
     """An event in a few words."""
-    told = []
-    for name, text in (
-        ("id", str),
-        ("slot", str),
-        ("size", lambda v: size_text(v) if v >= 4096 else str(v)),
-        ("gpa", hex),
-        ("hva", hex),
-        ("memfd", lambda v: f"memfd {v}"),
-        ("private", lambda v: "private" if v else "shared" if event.do == "convert" else ""),
-        ("count", lambda v: f"x{v}" if v != 1 else ""),
-    ):
-        value = getattr(event, name, None)
-        if value is not None and not (name == "size" and value == 4096 and event.do not in ("read", "write", "fetch")):
-            told.append(text(value))
-    return " ".join([event.do, *filter(None, told)])
+    given = {name: value for name in _TOLD if (value := getattr(event, name, None)) is not None}
+    if isinstance(event, Access):
+        words = [event.do, str(event.size), "at", hex(event.gpa)] + [f"x{event.count}"] * (event.count > 1)
+    else:
+        words = [event.do, *(tell(given[name]) for name, tell in _TOLD.items() if name in given)]
+    if isinstance(event, Convert) or (isinstance(event, Access) and event.private):
+        words.append("private" if event.private else "shared")
+    vcpu = getattr(event, "vcpu", 0)
+    return " ".join(words) + (f", vCPU {vcpu}" if vcpu else "")
+
+
+_TOLD: Final[Mapping[str, Callable[[int], str]]] = {
+    "id": str,
+    "slot": str,
+    "memfd": lambda fd: f"memfd {fd}",
+    "size": size_text,
+    "gpa": hex,
+    "hva": hex,
+    "offset": hex,
+}
 
 
 def _cell(done: Comparison, target: int, number: int) -> str:

@@ -40,7 +40,7 @@ MAX_VCPUS: Final = 64
 EHWPOISON: Final = 133
 """Linux's number; Python's errno has no name for it."""
 _MEMFD_FRAMES: Final = 1 << 46
-"""Host-physical address of the first file's pages: beyond all host memory of the model, and every format has room for it."""
+"""Host-physical address of the first file's pages: beyond all host memory, and every format has room for it."""
 _MEMFD_SPAN: Final = 34
 """log2 of the bytes kept for one file."""
 

@@ -67,6 +67,7 @@ class Slot(Record):
     gpa: Address
     """Guest-physical address."""
     size: Bytes
+    """Bytes."""
     hva: Address | None = None
     """User address; 0x7f0000000000 + gpa if left out."""
     memory: Backing | Literal["none"] = "anon"
@@ -74,27 +75,37 @@ class Slot(Record):
     as_id: Literal[0, 1] = 0
     """Address space."""
     readonly: bool = False
+    """KVM_MEM_READONLY."""
     log_dirty: bool = False
+    """KVM_MEM_LOG_DIRTY_PAGES."""
     userfault: bool = False
+    """KVM_MEM_USERFAULT (proposed); the machine's host needs ``userfault = true``."""
     memfd: Fd | None = None
     """Number of a ``[[memfd]]`` for private memory."""
     memfd_offset: Address = 0
+    """Bytes from the file's start."""
 
 
 class Memory(Record):
     """Host memory at a user address, for slots with ``memory = "none"``."""
 
     hva: Address
+    """User address."""
     size: Bytes
+    """Bytes."""
     kind: Backing = "anon"
+    """What it is."""
     readonly: bool = False
+    """The host may not write to it either."""
 
 
 class Device(Record):
     """A device inside the kernel: it takes accesses that lie in its range."""
 
     gpa: Address
+    """Guest-physical address."""
     size: Bytes
+    """Bytes."""
     value: Word = 0
     """What loads give."""
 
@@ -103,12 +114,14 @@ class Memfd(Record):
     """A guest_memfd file."""
 
     id: Fd
+    """What slots and events call it."""
     size: Bytes
+    """Bytes."""
 
 
 class _Event(Record):
     note: str = ""
-    """Words for the reader; printed above the event."""
+    """Words for the reader, printed with the event."""
     expect: Expect = Expect()
     """What has to be so afterwards, on every target that no ``differs`` names."""
     differs: Annotated[tuple[Differs, ...], Field(max_length=16)] = ()
@@ -133,14 +146,17 @@ class Access(_Event):
 
     do: Literal["read", "write", "fetch"]
     gpa: Address
+    """Guest-physical address of the first byte."""
     size: Annotated[int, Field(ge=1, le=PAGE)] = 4
     """Bytes."""
     vcpu: Vcpu = 0
+    """Who does it; vCPUs come into being when they are named."""
     count: Annotated[int, Field(ge=1, le=MOST_REPEATS)] = 1
     """Repeat it so often, each time ``step`` further."""
     step: Bytes = PAGE
+    """Bytes from one repetition to the next."""
     data: Word | None = None
-    """What a store writes, and what a device load is answered with unless ``answer`` says it."""
+    """What a store writes; 0 if left out."""
     answer: Word = 0
     """What the VMM's device gives for a load."""
     private: bool = False
@@ -166,6 +182,7 @@ class Fault(_Event):
     registers: Annotated[Mapping[str, Mapping[str, Word]], Field(min_length=1)]
     """By backend, then by register."""
     vcpu: Vcpu = 0
+    """Whose fault it is."""
     gpa: Address | None = None
     """Address whose entry expectations are about."""
 
@@ -183,6 +200,7 @@ class Host(_Placed):
         "poison", "missing", "protect", "supply",
     ]  # fmt: skip
     size: Span = PAGE
+    """Bytes, from the page at the address on."""
     flush: bool = True
     """False: a kernel that forgets to flush TLBs. What follows is the model user's mistake, and is reported."""
 
@@ -192,8 +210,11 @@ class Back(_Placed):
 
     do: Literal["back"]
     size: Bytes
+    """Bytes."""
     kind: Backing = "anon"
+    """What it is."""
     readonly: bool = False
+    """The host may not write to it either."""
 
 
 class Age(_Event):
@@ -201,7 +222,9 @@ class Age(_Event):
 
     do: Literal["age"]
     gpa: Address
+    """Guest-physical address in a slot."""
     size: Bytes = PAGE
+    """Bytes."""
     test_only: bool = False
     """Only ask."""
 
@@ -211,15 +234,25 @@ class SetSlot(_Event):
 
     do: Literal["set_slot"]
     id: Id
+    """Its number."""
     as_id: Literal[0, 1] = 0
+    """Address space."""
     gpa: Address | None = None
+    """Guest-physical address; another one moves the slot."""
     size: Bytes | None = None
+    """Bytes."""
     hva: Address | None = None
+    """User address; 0x7f0000000000 + gpa for a new slot."""
     readonly: bool | None = None
+    """KVM_MEM_READONLY."""
     log_dirty: bool | None = None
+    """KVM_MEM_LOG_DIRTY_PAGES."""
     userfault: bool | None = None
+    """KVM_MEM_USERFAULT (proposed)."""
     memfd: Fd | None = None
+    """Number of a ``[[memfd]]``."""
     memfd_offset: Address = 0
+    """Bytes from the file's start."""
 
 
 class DeleteSlot(_Event):
@@ -227,7 +260,9 @@ class DeleteSlot(_Event):
 
     do: Literal["delete_slot"]
     id: Id
+    """Its number."""
     as_id: Literal[0, 1] = 0
+    """Address space."""
 
 
 class GetLog(_Event):
@@ -235,6 +270,7 @@ class GetLog(_Event):
 
     do: Literal["get_log"]
     slot: Word
+    """Slot number, with the address space in bits 31:16."""
 
 
 class ClearLog(_Event):
@@ -242,6 +278,7 @@ class ClearLog(_Event):
 
     do: Literal["clear_log"]
     slot: Word
+    """Slot number, with the address space in bits 31:16."""
     first: Page = 0
     """First page; KVM wants a multiple of 64."""
     count: Annotated[int, Field(ge=0, le=1 << 16)]
@@ -255,6 +292,7 @@ class HarvestRing(_Event):
 
     do: Literal["harvest_ring"]
     vcpu: Vcpu = 0
+    """Whose ring."""
 
 
 class ResetRings(_Event):
@@ -268,8 +306,11 @@ class Convert(_Event):
 
     do: Literal["convert"]
     gpa: Address
+    """Guest-physical address."""
     size: Bytes
+    """Bytes."""
     private: bool
+    """What the pages become."""
 
 
 class PunchHole(_Event):
@@ -277,8 +318,11 @@ class PunchHole(_Event):
 
     do: Literal["punch_hole"]
     memfd: Fd
+    """Number of the file."""
     offset: Address
+    """Bytes from the file's start."""
     size: Span
+    """Bytes."""
 
 
 class PoisonMemfd(_Event):
@@ -286,7 +330,9 @@ class PoisonMemfd(_Event):
 
     do: Literal["poison_memfd"]
     memfd: Fd
+    """Number of the file."""
     offset: Address
+    """Bytes from the file's start."""
 
 
 class Mark(_Event):
@@ -294,7 +340,9 @@ class Mark(_Event):
 
     do: Literal["mark"]
     slot: Word
+    """Slot number, with the address space in bits 31:16."""
     pages: Pages
+    """Pages of the slot."""
     wanted: bool = True
     """Set: the next fault on the page leaves to user space."""
 
@@ -304,8 +352,11 @@ class Prefault(_Event):
 
     do: Literal["prefault"]
     gpa: Address
+    """Guest-physical address."""
     size: Span
+    """Bytes."""
     vcpu: Vcpu = 0
+    """Whose table."""
 
 
 class Track(_Event):
@@ -313,6 +364,7 @@ class Track(_Event):
 
     do: Literal["track"]
     gpa: Address
+    """Guest-physical address."""
 
 
 class Look(_Event):
@@ -320,7 +372,9 @@ class Look(_Event):
 
     do: Literal["look"]
     gpa: Address | None = None
+    """Address whose entry expectations are about."""
     vcpu: Vcpu = 0
+    """Whose counters."""
 
 
 Event: TypeAlias = Annotated[
@@ -339,9 +393,14 @@ class Scenario(Record):
     targets: Annotated[tuple[str, ...], Field(max_length=MOST_TARGETS)] = ()
     """Where it is meant to run: BACKEND[:FORMAT][@KERNEL]. The default target of every backend if left out."""
     machine: Machine = Machine()
+    """The VM and its host."""
     slot: Annotated[tuple[Slot, ...], Field(max_length=MOST_PARTS)] = ()
+    """Memslots before the first event."""
     memory: Annotated[tuple[Memory, ...], Field(max_length=MOST_PARTS)] = ()
+    """Host memory beside that of slots."""
     device: Annotated[tuple[Device, ...], Field(max_length=MOST_PARTS)] = ()
+    """Devices inside the kernel."""
     memfd: Annotated[tuple[Memfd, ...], Field(max_length=MOST_PARTS)] = ()
+    """guest_memfd files."""
     event: Annotated[tuple[Event, ...], Field(min_length=1, max_length=MOST_EVENTS)]
     """What happens, in order."""
