@@ -53,7 +53,7 @@ class Surroundings:
         self.format: Stage2Format = target.format
         self.page_shift = target.format.page_shift
         self.caps = caps or target.backend.host(target.format)
-        self.facts = facts or target.backend.vm
+        self.facts = facts or target.facts
         self.slots = Memslots(self.caps)
         self.host = HostMemory(self.page_shift)
         self.invalidations = Invalidation()
