@@ -99,7 +99,9 @@ FUNCTIONS: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
         "mark_page_dirty_in_slot": (*_DECISIONS, "test_path_memory.py"),
         "kvm_get_dirty_log_protect": (),
         "kvm_clear_dirty_log_protect": (),
+        "kvm_dirty_ring_push": (),
         "kvm_vm_set_mem_attributes": (),
+        "kvm_gmem_punch_hole": (),
         "kvm_vcpu_pre_fault_memory": (),
     },
 }
@@ -110,7 +112,9 @@ AWAITED: Final[Mapping[str, str]] = {
     "kvm_handle_vncr_abort": "arch/arm64/vncr.py",
     "kvm_get_dirty_log_protect": "",
     "kvm_clear_dirty_log_protect": "",
+    "kvm_dirty_ring_push": "",
     "kvm_vm_set_mem_attributes": "",
+    "kvm_gmem_punch_hole": "",
     "kvm_vcpu_pre_fault_memory": "",
 }
 """Functions that may be without a place, and the file that will hold it; once a docstring names one, it is shown."""
