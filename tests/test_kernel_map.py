@@ -13,7 +13,8 @@ import pytest
 from docs import kernel_map
 from docs.kernel_calls import ALREADY, BUILT_FROM, CALLERS, ESR_FORM, NEEDS_VCPU, ORDERS, READ_DIRECTLY
 from docs.kernel_convert import Conversion, Uses, closure, duplicates, sharing, steps
-from docs.kernel_map import AWAITED, COLUMN_OF, FUNCTIONS, RAW, Place, class_of, columns, documented, places
+from docs.kernel_functions import AWAITED, FUNCTIONS
+from docs.kernel_map import COLUMN_OF, RAW, Place, class_of, columns, documented, places
 from kvmfault.algebra.expr import Pred, Word
 from kvmfault.algebra.prove import relate, words_differ
 from kvmfault.contract.target import backend
