@@ -238,7 +238,7 @@ class Policy:
     """Vm.set_region.
     (arm64: kvm_arch_flush_shadow_memslot; x86: kvm_mmu_zap_all_fast by the quirk SLOT_ZAP_ALL)"""
     userfault: Userfault
-    """userfault. (kvm_do_userfault, proposed)"""
+    """userfault, Surroundings. (kvm_do_userfault, proposed)"""
     prefault: Prefault
     """Guest.prefault. (arm64: "Implement KVM_PRE_FAULT_MEMORY", 7.4; x86: kvm_arch_vcpu_pre_fault_memory)"""
     recovers_blocks: bool
