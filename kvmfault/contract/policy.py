@@ -58,6 +58,7 @@ class Reaction(Enum):
     INTR = "exit to user space, interrupted"
     UNBACKED = "as no slot"
     EINTR = "error EINTR"
+    POISONED = "error EHWPOISON"
 
 
 class PoisonSpan(Enum):
@@ -95,6 +96,7 @@ class DirtyMark(Enum):
 
     WITH_ENTRY = "while the entry is made, logged slots only"
     AFTER_UNLOCK = "after the lock is dropped"
+    BLOCK_AFTER_UNLOCK = "after the lock is dropped, the first frame of what was mapped"
 
 
 class OnRetry(Enum):
@@ -140,9 +142,106 @@ class SignExtension(Enum):
     LOST = "lost: the value is cut to the access size after it was extended"
 
 
+class ExternalAborts(Enum):
+    """Who is told of an external abort that the host's error handling leaves."""
+
+    GUEST = "the guest: an SError"
+    VMM_IF_ASKED = "the VMM if it asked and the abort is not the host's own, or else the guest"
+
+
+class AddressCapture(Enum):
+    """When the register with the faulting guest-physical address is read."""
+
+    GIVEN = "always: hardware gives it with the fault"
+    ALL_BUT_PERMISSION = "always; a permission fault's address is translated again"
+    WHEN_VALID = "where hardware defines it; elsewhere the address is translated again, or there is none"
+
+
+class DistrustedFaults(Enum):
+    """Which addresses a CPU with the erratum gets by translating again, since a fault may be misreported."""
+
+    NONE = "none"
+    ALL = "of all faults but those on a walk"
+    TRANSLATION = "of translation faults"
+
+
+class RootAddressSize(Enum):
+    """Which status code stands for an address-size fault above level 0 (-1)."""
+
+    UNKNOWN = "none"
+    MISTAKEN = "that of a granule protection fault"
+    RIGHT = "its own"
+
+
+class UnsupportedAtomics(Enum):
+    """What an exclusive or atomic access to memory without support for it ends in."""
+
+    FAULT = "error EFAULT"
+    TO_GUEST = "a data abort with the same status, unless no memory is there"
+
+
+class WideAccesses(Enum):
+    """What a device access of 64 bytes is."""
+
+    AS_DESCRIBED = "what the other fields of the syndrome describe"
+    TO_VMM = "decoded by the VMM"
+
+
+class NestedWalkError(Enum):
+    """What follows when the walk of a nested guest's own table fails for another reason than the table's content."""
+
+    INJECT_AND_FAIL = "the guest gets a fault and KVM_RUN fails"
+    RETRY_IF_RACED = "the same, but after a race the guest resumes"
+
+
+class NestedFetch(Enum):
+    """Whether a page that the nested guest's own table makes non-executable stays so."""
+
+    LOST = "lost: a fetch through a missing entry makes it executable"
+    KEPT = "kept"
+
+
+class TagRefusal(Enum):
+    """When memory that may not hold tags is refused to a guest that uses them."""
+
+    UNDER_LOCK = "under the lock, after the test for invalidations"
+    BEFORE_LOCK = "before the lock"
+
+
+class DeviceMemory(Enum):
+    """What is mapped as device memory."""
+
+    BY_FRAME = "frames that are not host memory"
+    BY_AREA = "the same in areas of raw frames; cacheable ones as memory if the hardware can, or EFAULT"
+
+
+class InjectedLength(Enum):
+    """Instruction length in the syndrome of an injected abort."""
+
+    AS_TRAPPED = "as in the trapped syndrome"
+    FULL = "32 bits"
+
+
+class InjectedWalk(Enum):
+    """Status of an abort injected for an access of the guest's own first-stage walk."""
+
+    PLAIN = "as for any access"
+    LEVEL = "on a walk, with the level that walking again finds; none if it finds nothing"
+
+
+class InjectedTarget(Enum):
+    """Who gets an injected abort, and where."""
+
+    KERNEL = "the guest's kernel"
+    CONFIGURED = "whom the guest's configuration names, at the SError vector if it says so"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
-    """One target's values. Each docstring: meaning; the step that reads it; the kernel function it models."""
+    """One target's values. Each docstring: meaning; the step that reads it; the kernel function it models.
+
+    Members with a default are about things that most architectures do not have.
+    """
 
     unbacked: Unbacked
     """Filters steps leave_unbacked and settle_slot. (kvm_handle_guest_abort / kvm_handle_noslot_fault)"""
@@ -202,6 +301,40 @@ class Policy:
     """Vm.set_region. (kvm_arch_flush_shadow_memslot; kvm_mmu_zap_all_fast by the quirk SLOT_ZAP_ALL)"""
     mmio_sign_extension: SignExtension
     """completion. (kvm_handle_mmio_return; "KVM: arm64: Fix sign-extension of MMIO loads")"""
+    prefetch_poison: Reaction | None = None
+    """judge_pfn: a poisoned page that nobody waits for; None: as any.
+    ("KVM: arm64: Propagate EHWPOISON in kvm_s2_fault_pin_pfn()")"""
+    device_memory: DeviceMemory = DeviceMemory.BY_FRAME
+    """permit. (user_mem_abort; "KVM: arm64: Allow cacheable stage 2 mapping using VMA flags")"""
+    nested_fetch: NestedFetch = NestedFetch.KEPT
+    """permit. (user_mem_abort; "KVM: arm64: nv: Forward FEAT_XNX permissions to the shadow stage-2")"""
+    nested_walk_error: NestedWalkError = NestedWalkError.INJECT_AND_FAIL
+    """translate. (kvm_walk_nested_s2 in kvm_handle_guest_abort)"""
+    tag_refusal: TagRefusal = TagRefusal.BEFORE_LOCK
+    """refuse_page, prepare_page. (user_mem_abort; "KVM: arm64: Hoist MTE validation check out of MMU lock path")"""
+    external_aborts: ExternalAborts = ExternalAborts.GUEST
+    """screen. (kvm_handle_guest_sea; "KVM: arm64: VM exit to userspace to handle SEA")"""
+    address_capture: AddressCapture = AddressCapture.GIVEN
+    """screen. (__get_fault_info; "KVM: arm64: Only read HPFAR_EL2 when value is architecturally valid")"""
+    distrusted_faults: DistrustedFaults = DistrustedFaults.NONE
+    """screen: the scope of the workaround for erratum 834220. (__get_fault_info;
+    "KVM: arm64: Only read HPFAR_EL2 when value is architecturally valid")"""
+    root_address_size: RootAddressSize = RootAddressSize.UNKNOWN
+    """screen, with address_capture WHEN_VALID. (esr_fsc_is_addr_sz_fault, ESR_ELx_FSC_ADDRSZ_L)"""
+    unsupported_atomics: UnsupportedAtomics = UnsupportedAtomics.FAULT
+    """screen, refuse_page. (kvm_handle_guest_abort;
+    "KVM: arm64: Handle DABT caused by LS64* instructions on unsupported memory")"""
+    wide_accesses: WideAccesses = WideAccesses.AS_DESCRIBED
+    """decode_mmio. (io_mem_abort; "KVM: arm64: Add exit to userspace on {LD,ST}64B* outside of memslots")"""
+    injected_length: InjectedLength = InjectedLength.FULL
+    """All joints that inject. (inject_abt64)"""
+    injected_walk: InjectedWalk = InjectedWalk.PLAIN
+    """All joints that inject. (inject_abt64; "KVM: arm64: Populate level on S1PTW SEA injection")"""
+    injected_target: InjectedTarget = InjectedTarget.KERNEL
+    """All joints that inject. (kvm_inject_sea, kvm_sea_target_is_el2, effective_sctlr2_ease)"""
+    register_page: bool = False
+    """Aborts on the page that holds a nested hypervisor's registers are handled, by a path of their own.
+    (kvm_handle_vncr_abort; "KVM: arm64: nv: Handle VNCR_EL2-triggered faults")"""
 
     def differs(self, other: Policy) -> dict[str, tuple[object, object]]:
         """Members whose values differ: name -> (this, other)."""
