@@ -28,6 +28,7 @@ from kvmfault.contract.policy import (
     Policy,
     Reaction,
     ReadMaps,
+    RegisterPage,
     RetryTest,
     RootAddressSize,
     SignExtension,
@@ -77,7 +78,7 @@ def policy_612(fmt: Stage2Format) -> Policy:
         injected_length=InjectedLength.AS_TRAPPED,
         injected_walk=InjectedWalk.PLAIN,
         injected_target=InjectedTarget.KERNEL,
-        register_page=False,
+        register_page=RegisterPage.UNHANDLED,
     )
 
 
@@ -126,5 +127,5 @@ def policy_74(fmt: Stage2Format) -> Policy:
         injected_length=InjectedLength.FULL,
         injected_walk=InjectedWalk.LEVEL,
         injected_target=InjectedTarget.CONFIGURED,
-        register_page=True,
+        register_page=RegisterPage.RETRANSLATE,
     )

@@ -236,6 +236,14 @@ class InjectedTarget(Enum):
     CONFIGURED = "whom the guest's configuration names, at the SError vector if it says so"
 
 
+class RegisterPage(Enum):
+    """What is done with an abort on the page that holds a nested hypervisor's registers."""
+
+    UNHANDLED = "undefined instruction"
+    LOOKUP = "translated, unless the last translation still holds: then a permission fault is injected"
+    RETRANSLATE = "translated anew; what that still forbids is injected"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
     """One target's values. Each docstring: meaning; the step that reads it; the kernel function it models.
@@ -332,9 +340,8 @@ class Policy:
     """All joints that inject. (inject_abt64; "KVM: arm64: Populate level on S1PTW SEA injection")"""
     injected_target: InjectedTarget = InjectedTarget.KERNEL
     """All joints that inject. (kvm_inject_sea, kvm_sea_target_is_el2, effective_sctlr2_ease)"""
-    register_page: bool = False
-    """Aborts on the page that holds a nested hypervisor's registers are handled, by a path of their own.
-    (kvm_handle_vncr_abort; "KVM: arm64: nv: Handle VNCR_EL2-triggered faults")"""
+    register_page: RegisterPage = RegisterPage.UNHANDLED
+    """A path of its own. (kvm_handle_vncr_abort; "KVM: arm64: nv: Re-translate VNCR before injecting abort")"""
 
     def differs(self, other: Policy) -> dict[str, tuple[object, object]]:
         """Members whose values differ: name -> (this, other)."""
