@@ -38,6 +38,7 @@ from kvmfault.contract.policy import (
     MemfdSource,
     NestedFetch,
     NestedWalkError,
+    PoisonSpan,
     Policy,
     Reaction,
     RootAddressSize,
@@ -143,6 +144,19 @@ ROWS: Final[list[Row]] = [
         Case(LOAD, pin=POISON),
         "prefetch_poison",
         dict.fromkeys((None, Reaction.POISONED), Retry("", Signal(Hva(0x7F00_0001_2000), 12))),
+    ),
+    (
+        Case(LOAD, pin=POISON, area=Area(2 * M)),
+        "poison_span",
+        dict.fromkeys((PoisonSpan.MAPPED_AREA, PoisonSpan.MAPPED), Retry("", Signal(Hva(0x7F00_0001_2000), 21))),
+    ),
+    (
+        Case(LOAD, pin=POISON, area=Area(2 * M), walk=GuestTranslation(Gpa(IPA), PAGE), facts={"nested": True}),
+        "poison_span",
+        {
+            PoisonSpan.MAPPED_AREA: Retry("", Signal(Hva(0x7F00_0001_2000), 21)),
+            PoisonSpan.MAPPED: Retry("", Signal(Hva(0x7F00_0001_2000), 12)),
+        },
     ),
     # device memory
     (Case(FETCH, pin=DEVICE, area=RAW), "device_memory", dict.fromkeys(DeviceMemory, Inject("pabt", FAR, 0x8600_0010))),

@@ -166,10 +166,10 @@ def test_poison_under_a_nested_guest_names_the_block_before_the_guest_s_own_is_l
 
 
 KERNELS_DIFFER_IN: Final = {
-    "topup", "unexplained_permission", "dirty_mark", "memfd_source", "mmio_sign_extension", "prefetch_poison",
-    "device_memory", "nested_fetch", "nested_walk_error", "tag_refusal", "external_aborts", "address_capture",
-    "distrusted_faults", "root_address_size", "unsupported_atomics", "wide_accesses", "injected_length",
-    "injected_walk", "injected_target", "register_page",
+    "topup", "unexplained_permission", "poison_span", "dirty_mark", "memfd_source", "mmio_sign_extension",
+    "prefetch_poison", "device_memory", "nested_fetch", "nested_walk_error", "tag_refusal", "external_aborts",
+    "address_capture", "distrusted_faults", "root_address_size", "unsupported_atomics", "wide_accesses",
+    "injected_length", "injected_walk", "injected_target", "register_page",
 }  # fmt: skip
 
 

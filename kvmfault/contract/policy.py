@@ -66,7 +66,8 @@ class PoisonSpan(Enum):
 
     PAGE = "one page"
     AREA = "the host area's block"
-    MAPPED_AREA = "the block that would have been mapped"
+    MAPPED_AREA = "the block that would have been mapped, were a nested guest's own not smaller"
+    MAPPED = "the block that would have been mapped"
 
 
 class ReadMaps(Enum):
@@ -281,7 +282,8 @@ class Policy:
     frame_reaction: Mapping[PinError, Reaction]
     """judge_pfn. (after __gfn_to_pfn_memslot; kvm_handle_error_pfn)"""
     poison_span: PoisonSpan
-    """judge_pfn: lsb of the SIGBUS. (kvm_send_hwpoison_signal)"""
+    """judge_pfn: lsb of the SIGBUS. (kvm_send_hwpoison_signal;
+    "KVM: arm64: Fix vma_shift staleness on nested hwpoison path")"""
     fetch_from_device: bool
     """permit: code may run from device memory."""
     read_maps_writable: ReadMaps
@@ -335,7 +337,7 @@ class Policy:
     wide_accesses: WideAccesses = WideAccesses.AS_DESCRIBED
     """decode_mmio. (io_mem_abort; "KVM: arm64: Add exit to userspace on {LD,ST}64B* outside of memslots")"""
     injected_length: InjectedLength = InjectedLength.FULL
-    """All joints that inject. (inject_abt64)"""
+    """All joints that inject. (inject_abt64; "KVM: arm64: Unconditionally set IL for injected abort exceptions")"""
     injected_walk: InjectedWalk = InjectedWalk.PLAIN
     """All joints that inject. (inject_abt64; "KVM: arm64: Populate level on S1PTW SEA injection")"""
     injected_target: InjectedTarget = InjectedTarget.KERNEL

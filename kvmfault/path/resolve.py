@@ -206,6 +206,8 @@ def _poison_span(vm: Ports, at: Progress) -> int:
             return at.area.block if at.area is not None else 1 << vm.page_shift
         case PoisonSpan.MAPPED_AREA:
             return at.area_size
+        case PoisonSpan.MAPPED:
+            return at.size
 
 
 def permit(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
