@@ -177,6 +177,13 @@ def test_a_coherent_instruction_cache_makes_all_memory_executable() -> None:
     assert rwx(device.resolve(fault("arm64", "read"))) == (4 * K, "rw-")
 
 
+@pytest.mark.parametrize(("target", "kind"), [("x86-shadow", "read"), ("arm64@7.4", "read"), ("arm64@7.4", "exec")])
+def test_what_the_guests_own_table_makes_non_executable_stays_so(target: str, kind: str) -> None:
+    vm = world(target, nested=True, coherent_icache=True)
+    vm.answers["walk_guest"] = GuestTranslation(Gpa(GPA), 4 * K, executable=False)
+    assert rwx(vm.resolve(fault(target, kind))) == (4 * K, "rw-")
+
+
 # What may not be written.
 
 

@@ -106,6 +106,18 @@ def _access_flag(target: str) -> Situation:
 
 
 @situation(*ARM)
+def _tags(target: str) -> Situation:
+    vm = world(target, tagging=True)
+    vm.invalidate(vm.host.back(Hva(HVA), PAGE, tags=True))
+    return vm, (fault(target, "write"),)
+
+
+@situation(*ARM)
+def _lost_address(target: str) -> Situation:
+    return world(target, retranslation_fails=True), (permission(target, "write", granule=PAGE),)
+
+
+@situation(*ARM)
 def _exclusive(target: str) -> Situation:
     # unsupported exclusive or atomic access to memory that is mapped
     vm = world(target)

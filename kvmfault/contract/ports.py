@@ -40,6 +40,10 @@ class Area(NamedTuple):
     """Memory tagging may be used on it."""
     any_uncached: bool = False
     """Device memory of it may be mapped non-cacheable instead of as device (VM_ALLOW_ANY_UNCACHED)."""
+    raw_frames: bool = False
+    """It maps frames without asking what is behind them (VM_PFNMAP, VM_MIXEDMAP)."""
+    cacheable: bool = False
+    """Its owner maps it cacheable (kvm_vma_is_cacheable)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +59,12 @@ class GuestTranslation:
     executable: bool = True
     level: int = 3
     """The guest's own level number, kept in the entry where the format has room for it."""
+    user_executable: bool | None = None
+    """Code of user level may run, where that differs from the kernel's (*executable*); None: as that."""
+
+    def may_execute(self, user: bool) -> bool:
+        """Whether code may run from the page, at *user* level or the kernel's."""
+        return self.executable if self.user_executable is None or not user else self.user_executable
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +191,30 @@ class VmFacts:
     """The VMM asked for accesses that the syndrome does not describe (KVM_CAP_ARM_NISV_TO_USER)."""
     host_claims_aborts: bool = False
     """The host's error handling (APEI) takes external aborts."""
+    vmm_takes_aborts: bool = False
+    """The VMM asked for external aborts (KVM_CAP_ARM_SEA_TO_USER)."""
+    ras: bool = True
+    """Host and VM have precise error reports (FEAT_RAS)."""
+    cacheable_raw_frames: bool = False
+    """Frames without a struct page may be mapped cacheable (KVM_CAP_ARM_CACHEABLE_PFNMAP_SUPPORTED: FWB and DIC)."""
+    misreports: bool = False
+    """The CPU may report a fault of the guest's first stage as one of the second (erratum 834220)."""
+    retranslation_fails: bool = False
+    """Translating a faulting address again finds a fault of the guest's own, so that the guest just resumes."""
+    guest_bits: int = 64
+    """Width of the guest kernel's registers; with 32 an injected abort has the short form."""
+    long_descriptors: bool = True
+    """A 32-bit guest's tables have descriptors of 64 bits (LPAE)."""
+    user_level: bool = False
+    """The vCPU ran user code when it faulted."""
+    in_hypervisor: bool = False
+    """The vCPU runs as a hypervisor of its own guests (is_hyp_ctxt)."""
+    aborts_to_hypervisor: bool = False
+    """A nested guest's external aborts go to its hypervisor (HCR_EL2.TGE or TEA, or masked with HCRX_EL2.TMEA)."""
+    aborts_as_serror: bool = False
+    """External aborts are taken at the SError vector (SCTLR2_ELx.EASE)."""
+    walk_level: int | None = 3
+    """Level of the guest's own first-stage walk at which walking again finds the access; None: it finds nothing."""
     nested: bool = False
     """The vCPU runs a guest of its own guest."""
     apic_virtualised: bool = True

@@ -40,6 +40,8 @@ class Progress:
     looked_up: bool = False
     area: Area | None = None
     area_size: int = 0
+    from_file: bool = False
+    """The page comes from the slot's guest_memfd, whatever the access."""
     seq: int = 0
     page_only: bool = False
     max_size: int = 1 << 62
@@ -54,4 +56,6 @@ class Progress:
     map_writable: bool = False
     prot: int = 0
     memory: Memory = Memory.NORMAL
+    device: bool = False
+    """What is mapped is device memory."""
     answer: Outcome | None = None

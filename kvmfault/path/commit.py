@@ -11,10 +11,10 @@ from kvmfault.contract.policy import DirtyMark, RetryTest, Unchanged
 from kvmfault.contract.ports import MapResult, Ports
 from kvmfault.contract.progress import Progress
 from kvmfault.path.resolve import fits
-from kvmfault.types import Gpa, Pfn
+from kvmfault.types import Gfn, Gpa, Pfn
 
 _GFN = RetryTest.GFN
-_WITH_ENTRY = DirtyMark.WITH_ENTRY
+_WITH_ENTRY, _OF_BLOCK = DirtyMark.WITH_ENTRY, DirtyMark.BLOCK_AFTER_UNLOCK
 _FIXED = MapResult.FIXED
 
 
@@ -46,7 +46,7 @@ def fit_size(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
     if at.page_only or at.size > page or not policy.fit_sizes:
         return None
     if policy.relax_in_place:
-        if at.pin is not None and at.pin.device:
+        if at.device:
             return None
         if fault.is_permission and (fault.granule or 0) > page:
             at.wanted = at.size = fault.granule or page
@@ -102,7 +102,7 @@ def install(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
     with_entry = policy.dirty_mark is _WITH_ENTRY
     if with_entry and at.logged and prot & W:
         vm.mark_dirty(slot, at.gfn, at.pfn)
-    if policy.relax_in_place and fault.is_permission and at.size == fault.granule:
+    if policy.relax_in_place and fault.is_permission and (at.size == fault.granule or at.from_file):
         result = vm.relax(at.at, prot, at.memory)
     else:
         guest = at.guest
@@ -143,8 +143,9 @@ def _answer(at: Progress, result: MapResult | int) -> Outcome:
 def account(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
     """Mark the page dirty outside the lock; a read that mapped writable memory counts. Then answer.
 
-    Kernel: end of user_mem_abort; mark_page_dirty_in_slot.
+    Kernel: end of user_mem_abort, kvm_s2_fault_map; mark_page_dirty_in_slot.
     """
     if type(at.answer) is Fixed and at.prot & W and at.slot is not None:
-        vm.mark_dirty(at.slot, at.gfn, at.pfn)
+        first = at.gfn & -(at.size >> vm.page_shift) if at.policy.dirty_mark is _OF_BLOCK else at.gfn
+        vm.mark_dirty(at.slot, Gfn(first), at.pfn)
     return at.answer

@@ -63,6 +63,7 @@ _PLACES: Final = {
     "screen": "Is this a fault of this kind at all. Kernel: the head of kvm_handle_guest_abort; kvm_mmu_page_fault.",
     "translate": "Faulting address to canonical address through the guest's own table. "
     "Kernel: kvm_walk_nested_s2; the guest walk of shadow paging.",
+    "refuse_page": "Whether this guest and access may have the page at all. Kernel: kvm_s2_fault_compute_prot.",
     "repair": "An entry exists and only a bit is missing. Kernel: handle_access_fault; fast_page_fault.",
 }
 
@@ -113,6 +114,7 @@ PATH: Final[tuple[Step | Locked, ...]] = (
     Step("judge_pfn", resolve.judge_pfn, "a page was obtained"),
     Step("recheck", resolve.precheck, "still none", lambda p, j: p.precheck),
     Step("permit", resolve.permit, asks=("refuse_fetch",)),
+    Step("refuse_page", None, "the guest may have the page"),
     Locked(
         (
             Step("stale", commit.stale, "nothing was invalidated since the sequence was sampled"),
@@ -127,7 +129,7 @@ PATH: Final[tuple[Step | Locked, ...]] = (
             Step("install", commit.install),
         )
     ),
-    Step("account", commit.account, "", lambda p, j: p.dirty_mark is DirtyMark.AFTER_UNLOCK),
+    Step("account", commit.account, "", lambda p, j: p.dirty_mark is not DirtyMark.WITH_ENTRY),
 )
 """Reading this tuple is reading the design. Order never changes; what a target has of it is printable."""
 

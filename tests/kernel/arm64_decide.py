@@ -96,7 +96,8 @@ class Surroundings(ScriptedPorts):
 
     def area(self, hva: Hva) -> Area | None:
         env = self.env
-        return Area(1 << env["vmashift"], bool(env["mteok"]), bool(env["anyuc"])) if env["vma"] else None
+        device = env["pfnkind"] == _DEVICE
+        return Area(1 << env["vmashift"], bool(env["mteok"]), bool(env["anyuc"]), device) if env["vma"] else None
 
     def pin(self, slot: Memslot, gfn: Gfn, hva: Hva, *, write: bool, nowait: bool, interruptible: bool) -> Pin:
         env = self.env
