@@ -51,7 +51,7 @@ class ScriptedPorts:
     def repair_young(self, gpa: Gpa) -> None:
         pass
 
-    def repair_fast(self, gpa: Gpa, *, write: bool, execute: bool) -> Repair:
+    def repair_fast(self, gpa: Gpa, *, write: bool, execute: bool) -> Repair | MapResult:
         return Repair.NOT_HERE
 
     def topup(self) -> int:
