@@ -15,6 +15,8 @@ from typing import Final
 
 from arch.arm64 import BACKEND
 from arch.arm64.stage2 import Stage2
+from kvmfault.algebra.expr import Maybe, Word
+from kvmfault.algebra.scalar import Regs, compile_pred, compile_word
 from kvmfault.contract.format import Memory
 from kvmfault.contract.outcome import (
     ZERO_REGISTER,
@@ -70,7 +72,18 @@ class _Endless(Stage2):
 
 
 _FORMAT: Final = _Endless("4k", 12)
-_WORDS: Final = _TARGETS["6.12"].accessors
+
+
+def _printed(name: str) -> Callable[[Regs], int]:
+    accessor = _TARGETS["6.12"].accessors[name]
+    assert not isinstance(accessor, Maybe)
+    order = _TARGETS["6.12"].order
+    return compile_word(accessor, order) if isinstance(accessor, Word) else compile_pred(accessor, order)
+
+
+_PRINTED: Final = {
+    name: _printed(name) for name in ("kvm_vcpu_dabt_get_rd", "kvm_vcpu_get_fault_ipa", "kvm_vcpu_trap_is_iabt")
+}
 """What the vectors print of the registers, also where 7.4 decides."""
 
 
@@ -191,8 +204,7 @@ def decide(
     vm = Surroundings({**DEFAULTS, **script})
     fault = target.decode(ESR_EL2=esr, FAR_EL2=far, HPFAR_EL2=hpfar)
     outcome = (path or bind(target)).resolve(vm, fault)
-    registers = target.named(fault)
-    told = _Told(vm, lambda accessor: int(_WORDS[accessor].on(registers) or 0), hpfar)
+    told = _Told(vm, lambda accessor: _PRINTED[accessor](fault.of), hpfar)
     told.outcome(outcome)
     answer: dict[str, object] = {"ret": told.ret, "events": vm.events, "exit": told.exit}
     if told.register != ZERO_REGISTER:
@@ -238,7 +250,7 @@ class _Told:
                 self.vm.events += [self.asked_host(), "inject_vabt"]
             case "size_fault":
                 is_iabt = self.accessor("kvm_vcpu_trap_is_iabt")
-                self.vm.events.append(f"inject_size_fault iabt={is_iabt} {address}")
+                self.vm.events.append(f"inject_size_fault iabt={is_iabt:d} {address}")
             case "s2_fault":
                 saved = f"esr={outcome.syndrome:x} far={outcome.address:x} hpfar={self.hpfar:x}"
                 self.vm.events.append(f"inject_s2_fault {saved}")
