@@ -52,9 +52,11 @@ def fit_size(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
             at.wanted = at.size = fault.granule or page
             return None
     allowed = page
+    anywhere = not policy.check_geometry
     free = not policy.write_tracking  # where no frame is shadowed or tracked, nothing else forbids a block
     for size in policy.fit_sizes:  # smallest first
-        if size <= at.max_size and fits(vm, slot, at.hva, size) and (free or vm.block_allowed(slot, at.gfn, size)):
+        geometry = anywhere or fits(vm, slot, at.hva, size)
+        if size <= at.max_size and geometry and (free or vm.block_allowed(slot, at.gfn, size)):
             allowed = size
     if allowed == page:
         return None
