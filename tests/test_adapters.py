@@ -10,18 +10,17 @@ from __future__ import annotations
 
 import ast
 import json
-from collections.abc import Callable, Iterator
-from dataclasses import fields, replace
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
 
-from kvmfault.contract.backend import Joints
-from kvmfault.contract.target import Target, backend
-from kvmfault.path.run import PATH, BoundPath, Locked, Step, bind
+from kvmfault.contract.target import backend
+from kvmfault.path.run import PATH, BoundPath, Locked
 from tests.conftest import ROOT, VECTORS
+from tests.crippled import crippled
 from tests.kernel import arm64_decide, x86_hugepage, x86_path
 
 ADAPTERS: Final = sorted((ROOT / "tests" / "kernel").glob("*.py"))
@@ -225,31 +224,6 @@ def lines() -> dict[str, list[Answer]]:
         "x86-npt@6.12": [_x86_path(row) for row in x86["path"]],
         "x86-shadow@6.12": [_x86_hugepage(row) for row in x86["hugepage"]],
     }
-
-
-def without(path: tuple[Step | Locked, ...], name: str) -> tuple[Step | Locked, ...]:
-    """The path with one step less, or without its lock."""
-    shorter: list[Step | Locked] = []
-    for entry in path:
-        if isinstance(entry, Locked):
-            inner = without(entry.steps, name)
-            shorter += inner if name == "lock" else [Locked(tuple(s for s in inner if isinstance(s, Step)))]
-        elif entry.name != name:
-            shorter.append(entry)
-    return tuple(shorter)
-
-
-def crippled(target: Target) -> Iterator[tuple[str, BoundPath]]:
-    """The target's path, each time with one step or one joint missing."""
-    policy, joints = target.policy, target.joints
-    for name in {step.name: step for step, _ in bind(target).named}:
-        yield name, BoundPath(policy, joints, without(PATH, name))
-    for place in fields(Joints):
-        functions = getattr(joints, place.name)
-        for i, function in enumerate(functions):
-            fewer: dict[str, object] = {place.name: (*functions[:i], *functions[i + 1 :])}
-            name = f"{place.name}: {function.__name__}"
-            yield name, BoundPath(policy, replace(joints, **fewer))  # type: ignore[arg-type]  # a tuple of its own kind
 
 
 def answered(answer: Answer, path: BoundPath) -> object:
