@@ -73,6 +73,30 @@ def test_what_the_cases_do_not_show(line: str, ret: int, last: str) -> None:
     assert "apei addr=40012000" in events or "inject_vabt" not in events
 
 
+@pytest.mark.parametrize(
+    ("line", "ret", "event"),
+    [
+        # what the walk of the guest's tables gave is what the exit handler gives
+        ("92000007 0 400120 nested=1 walk=2 walkfsc=6", 2, "inject_s2_fault esr=92000006 far=0 hpfar=400120"),
+        ("92000007 0 400120 nested=1 walk=1 walkfsc=6", 1, "inject_s2_fault esr=92000006 far=0 hpfar=400120"),
+        # sizes below a page, of an area with an unknown shift or of the guest's own block, are used as they are
+        ("92000007 0 400120 vmashift=b mapsz=200000", 1, "map addr=40012000 size=800 phys=140012000 prot=6"),
+        ("92000007 0 400120 nested=1 out=41234000 tsz=800", 1, "map addr=40012000 size=800 phys=141234000 prot=18{}6"),
+        ("9200004f 0 400120 nested=1 out=41234000 tsz=0", 1, "map addr=40012000 size=0 phys=141234000 prot=18{}6"),
+        # only ia_bits bounds the table
+        ("92000007 0 10000000000 ia_bits=34 ipa_limit=34 nisv=1", 0, "exit_nisv esr_iss=7 ipa=1000000000000"),
+        ("92000007 0 10000000000 ia_bits=30 ipa_limit=34", 1, "inject_dabt addr=1000000000000"),
+        ("92000007 0 100000000000 ia_bits=34 ipa_limit=34", 1, "inject_size_fault iabt=0 addr=10000000000000"),
+    ],
+)
+def test_what_no_host_of_today_has(line: str, ret: int, event: str) -> None:
+    (answer,) = arm64_decide.answers([line])
+    events = answer["events"]
+    assert isinstance(events, list)
+    assert answer["ret"] == ret
+    assert event.format(12 * "0") in events
+
+
 DIFFERENT_IN_74: Final = {
     # the exclusive goes on to the page, and then back to the guest
     "unsupported FSC excl atomic 0x35",

@@ -5,8 +5,8 @@ All of it over one list of situations (``SITUATIONS``), run on every backend and
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from errno import ENOMEM
 from functools import cache
 from typing import Final
@@ -14,15 +14,15 @@ from typing import Final
 import pytest
 
 from kvmfault.contract.access import Cause
-from kvmfault.contract.backend import Joints
 from kvmfault.contract.outcome import Signal
 from kvmfault.contract.ports import GuestTranslation, GuestWalkFault, MapResult, PinError
 from kvmfault.contract.shapes import Raw
-from kvmfault.contract.target import Target, backend
+from kvmfault.contract.target import backend
 from kvmfault.errors import ModelError
-from kvmfault.path.run import PATH, BoundPath, Locked, Step, bind
+from kvmfault.path.run import BoundPath, bind
 from kvmfault.types import Gfn, Gpa, Hva
 from kvmfault.vm.memslot_request import MemslotRequest
+from tests.crippled import crippled
 from tests.worlds import (
     ALL,
     APIC,
@@ -299,29 +299,6 @@ def made(target: str) -> dict[str, Situation]:
 
 
 # Nothing is idle.
-
-
-def without(path: tuple[Step | Locked, ...], name: str) -> tuple[Step | Locked, ...]:
-    """The path with one step less."""
-    return tuple(
-        Locked(tuple(s for s in entry.steps if s.name != name)) if isinstance(entry, Locked) else entry
-        for entry in path
-        if isinstance(entry, Locked) or entry.name != name
-    )
-
-
-def crippled(target: Target) -> Iterator[tuple[str, BoundPath]]:
-    """The target's path, each time with one step or one joint missing."""
-    policy, joints = target.policy, target.joints
-    for step, _ in bind(target).named:
-        if step.name != "lock" and step.run is not None:
-            yield step.name, BoundPath(policy, joints, without(PATH, step.name))
-    for place in fields(Joints):
-        functions = getattr(joints, place.name)
-        for i, function in enumerate(functions):
-            fewer: dict[str, object] = {place.name: (*functions[:i], *functions[i + 1 :])}
-            name = f"{place.name}: {function.__name__}"
-            yield name, BoundPath(policy, replace(joints, **fewer))  # type: ignore[arg-type]  # a tuple of its own kind
 
 
 @pytest.mark.parametrize("target", ALL)

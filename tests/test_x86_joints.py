@@ -77,7 +77,7 @@ class Surroundings(X86Ports):
     def mark_dirty(self, slot: Memslot, gfn: Gfn, pfn: Pfn) -> None:
         self.marked.append(gfn)
 
-    def repair_fast(self, gpa: Gpa, *, write: bool, execute: bool) -> Repair:
+    def repair_fast(self, gpa: Gpa, *, write: bool, execute: bool) -> Repair | MapResult:
         self.repairs.append((write, execute))
         return super().repair_fast(gpa, write=write, execute=execute)
 

@@ -26,8 +26,9 @@ from kvmfault.contract.outcome import (
     Spurious,
     WriteProtected,
 )
-from kvmfault.contract.ports import GuestWalkFault, MmioNote, Ports, Repair, VmView
+from kvmfault.contract.ports import GuestWalkFault, MapResult, MmioNote, Ports, Repair, VmView
 from kvmfault.contract.progress import Progress
+from kvmfault.path.commit import mapped
 from kvmfault.path.lookup import memory_fault
 from kvmfault.types import Gfn, Gpa, Gva
 
@@ -118,6 +119,8 @@ def fast_page_fault(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None
     if not can_fast(fault, vm, at.private, at.gfn):
         return None
     match vm.repair_fast(at.at, write=fault.is_write, execute=fault.is_exec):
+        case MapResult() as result:
+            return mapped(at, result)
         case Repair.FIXED:
             prot, size = vm.entry_prot(at.at) or (R | W | X, 1 << vm.page_shift)
             return Fixed(size, PROTS[prot], "fixed without the lock")

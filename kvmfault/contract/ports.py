@@ -244,8 +244,9 @@ class Ports(VmView, Protocol):
         """Set the access flag of the leaf over *gpa*, if there is one."""
         ...
 
-    def repair_fast(self, gpa: Gpa, *, write: bool, execute: bool) -> Repair:
-        """Fix the leaf over *gpa* by compare-and-swap, or say why not. (fast_page_fault)"""
+    def repair_fast(self, gpa: Gpa, *, write: bool, execute: bool) -> Repair | MapResult:
+        """Fix the leaf over *gpa* by compare-and-swap, or say why not; a MapResult ends the fault as one of ``map``
+        would. (fast_page_fault)"""
         ...
 
     def topup(self) -> int:

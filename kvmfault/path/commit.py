@@ -43,7 +43,7 @@ def fit_size(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
     page = 1 << vm.page_shift
     policy = at.policy
     at.wanted = at.size
-    if at.page_only or at.size > page or not policy.fit_sizes:
+    if at.page_only or at.size != page or not policy.fit_sizes:
         return None
     if policy.relax_in_place:
         if at.device:
@@ -52,9 +52,11 @@ def fit_size(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
             at.wanted = at.size = fault.granule or page
             return None
     allowed = page
+    anywhere = not policy.check_geometry
     free = not policy.write_tracking  # where no frame is shadowed or tracked, nothing else forbids a block
     for size in policy.fit_sizes:  # smallest first
-        if size <= at.max_size and fits(vm, slot, at.hva, size) and (free or vm.block_allowed(slot, at.gfn, size)):
+        geometry = anywhere or fits(vm, slot, at.hva, size)
+        if size <= at.max_size and geometry and (free or vm.block_allowed(slot, at.gfn, size)):
             allowed = size
     if allowed == page:
         return None
@@ -93,7 +95,7 @@ def install(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
     """
     slot = at.slot
     if slot is None:
-        at.answer = _answer(at, vm.map_mmio(at.at, at.prot))
+        at.answer = mapped(at, vm.map_mmio(at.at, at.prot))
         return at.answer
     if at.size > 1 << vm.page_shift and vm.facts.small_exec:
         at.prot &= ~X
@@ -116,11 +118,12 @@ def install(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
             young=not fault.is_prefetch,
             tag=guest.level if guest is not None else 0,
         )
-    at.answer = fixed(at.size, prot) if result is _FIXED else _answer(at, result)
+    at.answer = fixed(at.size, prot) if result is _FIXED else mapped(at, result)
     return at.answer if with_entry else None
 
 
-def _answer(at: Progress, result: MapResult | int) -> Outcome:
+def mapped(at: Progress, result: MapResult | int) -> Outcome:
+    """What it means that mapping ended so; a number is an errno."""
     match result:
         case MapResult.FIXED:
             return fixed(at.size, at.prot)

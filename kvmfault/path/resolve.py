@@ -55,7 +55,7 @@ def bound_size(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
         if at.guest is not None:
             at.max_size = at.guest.size
         return None
-    if area.block > page and not at.page_only:
+    if area.block != page and not at.page_only:
         outcome = _bound_by_area(vm, at, slot, area.block, page)
         if outcome is not None:
             return outcome
@@ -89,7 +89,7 @@ def _bound_by_area(vm: Ports, at: Progress, slot: Memslot, block: int, page: int
 def _bound_by_guest(at: Progress, guest_block: int, page: int) -> None:
     sizes = sorted({page, *(at.policy.area_sizes or {}).values()})
     limit = min(guest_block, page if at.page_only else sizes[-1])
-    limit = max(size for size in sizes if size <= max(limit, page))
+    limit = max((size for size in sizes if size <= limit), default=limit)
     at.page_only = limit == page
     at.size = min(at.size, limit)
 
