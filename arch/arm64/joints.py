@@ -23,7 +23,7 @@ from kvmfault.contract.backend import Joints
 from kvmfault.contract.fault import MmioFault
 from kvmfault.contract.format import PROTS, X
 from kvmfault.contract.outcome import Done, Error, Exit, Fixed, Inject, Outcome, Reason, Resume, Retry, UndecodedMmio
-from kvmfault.contract.ports import GuestWalkFault, Ports
+from kvmfault.contract.ports import GuestWalkFault, Ports, WalkEnd
 from kvmfault.contract.progress import Progress
 from kvmfault.types import Gpa
 
@@ -114,7 +114,8 @@ def walk_nested(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
     if gpa is None or walked is None:
         return None
     if isinstance(walked, GuestWalkFault):
-        return _forward(fault, walked.status, "the nested guest's own table does not translate", walked.errno)
+        status, errno = _walk_status(walked)
+        return _forward(fault, status, "the nested guest's own table does not translate", errno)
     missing = (
         (_needs_r(fault) and not walked.readable)
         or (_needs_w(fault) and not walked.writable)
@@ -124,11 +125,22 @@ def walk_nested(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
         status = _PERMISSION_LEVEL_0 + (walked.level & 3)
         return _forward(fault, status, "the nested guest's own table forbids the access", 0)
     at.guest = walked
+    at.tag = walked.level
     at.at = gpa
     return None
 
 
 _PERMISSION_LEVEL_0: Final = 0x0C
+_WALK_LEVEL_0: Final = {WalkEnd.ADDRESS_SIZE: 0x00, WalkEnd.NOT_ACCESSED: 0x08}
+
+
+def _walk_status(walked: GuestWalkFault) -> tuple[int, int]:
+    # (status code, errno); anything malformed is a translation fault (walk_nested_s2_pgd, compute_fsc)
+    if walked.status is not None:
+        return walked.status, walked.errno
+    if walked.end is WalkEnd.UNREADABLE:
+        return 0, walked.errno or EFAULT
+    return _WALK_LEVEL_0.get(walked.end, 0x04) | walked.level & 3, 0
 
 
 def walk_nested_74(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:

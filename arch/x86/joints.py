@@ -87,7 +87,7 @@ def walk_guest(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
     if gva is None or guest is None:
         return NeedsGuestWalk("the address is virtual: CR2 and the guest's tables are needed to go on")
     if isinstance(guest, GuestWalkFault):
-        return _inject(fault, gva, guest.status, "the guest's own tables do not map the address", guest.errno)
+        return _inject(fault, gva, guest.status or 0, "the guest's own tables do not map the address", guest.errno)
     if not (guest.executable if fault.is_exec else guest.writable if fault.is_write else guest.readable):
         return _inject(fault, gva, PRESENT, "the guest's own tables forbid the access")
     at.guest = guest

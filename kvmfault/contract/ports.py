@@ -14,6 +14,7 @@ from kvmfault.contract.format import Memory, Stage2Format
 from kvmfault.contract.outcome import MmioAccess, Signal
 from kvmfault.types import Gfn, Gpa, Hva, Pfn
 from kvmfault.vm.area import Pin, PinError
+from kvmfault.vm.guest_tables import GuestTranslation, GuestWalkFault, WalkEnd
 from kvmfault.vm.memslot import Memslot
 
 __all__ = [
@@ -28,7 +29,7 @@ __all__ = [
     "PinError",
     "Ports",
 ]
-__all__ += ["Repair", "VmFacts", "VmView"]
+__all__ += ["Repair", "VmFacts", "VmView", "WalkEnd"]
 
 
 class Area(NamedTuple):
@@ -40,31 +41,6 @@ class Area(NamedTuple):
     """Memory tagging may be used on it."""
     any_uncached: bool = False
     """Device memory of it may be mapped non-cacheable instead of as device (VM_ALLOW_ANY_UNCACHED)."""
-
-
-@dataclass(frozen=True, slots=True)
-class GuestTranslation:
-    """Result of walking the guest's own second stage, or its paging when it is shadowed."""
-
-    gpa: Gpa
-    """Canonical address: the frame that memslots know."""
-    size: int
-    """Bytes of the guest's block."""
-    readable: bool = True
-    writable: bool = True
-    executable: bool = True
-    level: int = 3
-    """The guest's own level number, kept in the entry where the format has room for it."""
-
-
-@dataclass(frozen=True, slots=True)
-class GuestWalkFault:
-    """The guest's own tables do not translate the address: what the guest is to be told."""
-
-    status: int
-    """The architecture's status code for the fault that the guest gets."""
-    errno: int = 0
-    """Positive: the tables could not be read, and KVM_RUN is to fail as well."""
 
 
 class MapResult(Enum):
@@ -159,6 +135,8 @@ class VmFacts:
     """The guest uses memory tags (MTE)."""
     hardware_access_dirty: bool = True
     """The CPU sets accessed and dirty bits itself."""
+    page_modification_log: bool = False
+    """The CPU logs the addresses whose dirty bits it sets (PML): dirty logging clears those instead of protecting."""
     mmio_caching: bool = True
     """MMIO may be kept in the table."""
     ipa_limit_bits: int = 48
@@ -187,6 +165,16 @@ class VmFacts:
     """The vCPU faults again where lifting write-protection was the last answer (last_retry_eip, last_retry_addr)."""
     event_reinjected: bool = False
     """An event was being delivered when the guest faulted, and has to be delivered again."""
+    guest_paging: bool = True
+    """The tables that ``walk_guest`` walks are in use; else a shadowed guest's addresses are physical (CR0.PG)."""
+    guest_write_protect: bool = True
+    """The shadowed guest's supervisor, too, may not write to read-only pages (CR0.WP)."""
+    guest_no_execute: bool = True
+    """The guest's tables can forbid execution (EFER.NX)."""
+    guest_smep: bool = False
+    """The guest's supervisor may not run code of user pages (CR4.SMEP)."""
+    guest_smap: bool = False
+    """The guest's supervisor may not touch user pages (CR4.SMAP, and EFLAGS.AC does not lift it)."""
 
 
 class Ports(VmView, Protocol):

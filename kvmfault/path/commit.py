@@ -105,7 +105,6 @@ def install(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
     if policy.relax_in_place and fault.is_permission and at.size == fault.granule:
         result = vm.relax(at.at, prot, at.memory)
     else:
-        guest = at.guest
         result = vm.map(
             at.at,
             at.size,
@@ -114,7 +113,7 @@ def install(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
             at.memory,
             host_writable=at.map_writable,
             young=not fault.is_prefetch,
-            tag=guest.level if guest is not None else 0,
+            tag=at.tag,
         )
     at.answer = fixed(at.size, prot) if result is _FIXED else _answer(at, result)
     return at.answer if with_entry else None
