@@ -12,7 +12,19 @@ from arch.x86 import EPT
 from arch.x86.spte import EPT_4K_NO_AD
 from kvmfault.contract.access import Cause
 from kvmfault.contract.format import Prot
-from kvmfault.contract.outcome import Emulate, Error, Exit, Fixed, MemoryFault, Outcome, Reason, Retry, Signal, Spurious
+from kvmfault.contract.outcome import (
+    Emulate,
+    Error,
+    Exit,
+    Fixed,
+    MemoryFault,
+    Outcome,
+    Reason,
+    Retry,
+    Signal,
+    Spurious,
+    WriteProtected,
+)
 from kvmfault.contract.ports import Area, GuestTranslation, MapResult, PinError
 from kvmfault.contract.target import resolve
 from kvmfault.types import Gfn, Gpa, Hva
@@ -615,3 +627,17 @@ def test_every_page_of_a_slot_is_its_own() -> None:
             vm.resolve(fault(target, "write", GPA + i * 4096))
             frames.add(vm.format.hpa(vm.table.walk(Gpa(GPA + i * 4096)).desc, 12))
         assert len(frames) == 5
+
+
+@pytest.mark.parametrize("target", ["x86-ept", "x86-npt", "x86-shadow"])
+def test_a_tracked_frame_is_never_mapped_writable(target: str) -> None:
+    vm = world(target, log_dirty=True)
+    vm.tracked.add(Gfn(GPA >> 12))
+    assert vm.handle(fault(target, "read")).machinery == Fixed(4 * K, Prot.R | Prot.X)
+    assert leaf(vm, GPA) == (GPA, 4 * K, "r-x")
+    assert not vm.dirty
+    written = vm.handle(fault(target, "write"))  # the entry stays as it is: the write is emulated
+    assert written.machinery == WriteProtected()
+    assert isinstance(written.outcome, Emulate)
+    assert leaf(vm, GPA) == (GPA, 4 * K, "r-x")
+    assert vm.handle(fault(target, "write", GPA + 4 * K)).machinery == Fixed(4 * K, Prot.R | Prot.W | Prot.X)

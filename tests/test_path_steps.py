@@ -251,6 +251,13 @@ def _nested_race(target: str) -> Situation:
     return vm, (fault(target, "read"),)
 
 
+@situation(*X86)
+def _tracked_before_it_is_mapped(target: str) -> Situation:
+    vm = world(target)
+    vm.tracked.add(Gfn(GPA >> 12))
+    return vm, (fault(target, "read"), fault(target, "write"))
+
+
 @situation("x86-shadow")
 def _guests_own(target: str) -> Situation:
     vm = world(target)

@@ -86,6 +86,17 @@ def prepare_page(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
     return None
 
 
+def protect_tracked(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
+    """A frame whose writes are tracked is mapped without write permission.
+
+    Kernel: mmu_try_to_unsync_pages in make_spte.
+    """
+    if at.prot & W and at.slot is not None and vm.is_tracked(at.gfn):
+        at.prot &= ~W
+        at.protected = True
+    return None
+
+
 def install(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
     """Relax, map, or leave an entry that remembers MMIO; each entry by compare-and-swap.
 
@@ -115,6 +126,8 @@ def install(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
             young=not fault.is_prefetch,
             tag=at.tag,
         )
+    if at.protected and fault.is_write and result in (_FIXED, MapResult.UNCHANGED):
+        result = MapResult.WRITE_PROTECTED
     at.answer = fixed(at.size, prot) if result is _FIXED else _answer(at, result)
     return at.answer if with_entry else None
 

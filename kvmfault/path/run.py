@@ -118,6 +118,12 @@ PATH: Final[tuple[Step | Locked, ...]] = (
                 lambda p, j: bool(j.prepare_page),
                 asks=("prepare_page",),
             ),
+            Step(
+                "protect_tracked",
+                commit.protect_tracked,
+                "writes to the frame are not tracked",
+                lambda p, j: p.write_tracking,
+            ),
             Step("install", commit.install),
         )
     ),
