@@ -162,6 +162,10 @@ class ToyFormat:
         """A writable leaf may have been written."""
         return bool(desc & W)
 
+    def clear_dirty(self, desc: int) -> int:
+        """Without W: writes are noted by faults."""
+        return self.write_protect(desc)
+
     def child_leaf(self, desc: int, shift: int, child_shift: int, index: int) -> int:
         """A piece of a block."""
         return desc + (index << child_shift)
