@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from errno import EINVAL
 from typing import Final
 
@@ -49,11 +50,11 @@ def shadow_host(fmt: Stage2Format) -> HostCaps:
 _VM: Final = VmFacts(ipa_limit_bits=_PHYSICAL_BITS, table_bits=_PHYSICAL_BITS, max_gfn=(1 << _PHYSICAL_BITS - 12) - 1)
 
 
-def _of(encode: Encode, joints: Joints, tracepoints: Tracepoints, *, shadow: bool = False) -> Behaviour:
+def _of(encode: Encode, joints: Mapping[str, Joints], tracepoints: Tracepoints, *, shadow: bool = False) -> Behaviour:
     return Behaviour(
         encode=encode,
         policies={"6.12": policy, "7.4": policy},
-        joints={"6.12": joints, "7.4": joints},
+        joints=joints,
         host=shadow_host if shadow else host,
         vm=_VM,
         tracepoints=tracepoints,
