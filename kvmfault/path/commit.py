@@ -77,15 +77,6 @@ def _take_block(vm: Ports, fault: MmioFault, at: Progress, size: int, page: int)
         at.pfn = Pfn(at.pfn & -(size >> vm.page_shift))
 
 
-def prepare_page(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
-    """What must be done to the page before anyone can see the entry. Kernel: sanitise_mte_tags."""
-    for joint in at.joints.prepare_page:
-        outcome = joint(vm, fault, at)
-        if outcome is not None:
-            return outcome
-    return None
-
-
 def protect_tracked(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
     """A frame whose writes are tracked is mapped without write permission.
 

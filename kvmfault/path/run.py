@@ -63,6 +63,8 @@ _PLACES: Final = {
     "screen": "Is this a fault of this kind at all. Kernel: the head of kvm_handle_guest_abort; kvm_mmu_page_fault.",
     "translate": "Faulting address to canonical address through the guest's own table. "
     "Kernel: kvm_walk_nested_s2; the guest walk of shadow paging.",
+    "prepare_page": "What must be done to the page, or checked in the guest's tables, before anyone sees the entry. "
+    "Kernel: sanitise_mte_tags; FNAME(fetch) of shadow paging.",
     "repair": "An entry exists and only a bit is missing. Kernel: handle_access_fault; fast_page_fault.",
 }
 
@@ -111,13 +113,7 @@ PATH: Final[tuple[Step | Locked, ...]] = (
         (
             Step("stale", commit.stale, "nothing was invalidated since the sequence was sampled"),
             Step("fit_size", commit.fit_size, "the size stays"),
-            Step(
-                "prepare_page",
-                commit.prepare_page,
-                "nothing to prepare",
-                lambda p, j: bool(j.prepare_page),
-                asks=("prepare_page",),
-            ),
+            Step("prepare_page", None, "nothing to prepare"),
             Step(
                 "protect_tracked",
                 commit.protect_tracked,
