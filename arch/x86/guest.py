@@ -161,7 +161,9 @@ def walk_ept(*, later: bool) -> Joint:
 
     def walk_nested_ept(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
         """Kernel: the EPT build of FNAME(walk_addr) and FNAME(page_fault); nested_ept_inject_page_fault."""
-        address = _nested_address(fault) if vm.facts.nested else None
+        if not vm.facts.nested:
+            return None
+        address = _nested_address(fault)
         guest = vm.walk_guest(address) if address is not None else None
         if address is None or guest is None:
             return None
@@ -201,7 +203,9 @@ def walk_npt(*, later: bool) -> Joint:
 
     def walk_nested_npt(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
         """Kernel: the 64-bit build of FNAME(walk_addr) and FNAME(page_fault); nested_svm_inject_npf_exit."""
-        address = _nested_address(fault) if vm.facts.nested else None
+        if not vm.facts.nested:
+            return None
+        address = _nested_address(fault)
         guest = vm.walk_guest(address) if address is not None else None
         if address is None or guest is None:
             return None

@@ -27,7 +27,7 @@ from kvmfault.contract.outcome import (
     Spurious,
     WriteProtected,
 )
-from kvmfault.contract.ports import GuestTranslation, MmioNote, Ports, Repair, VmView
+from kvmfault.contract.ports import GuestTranslation, MmioNote, Ports, Repair, VmFacts, VmView
 from kvmfault.contract.progress import Progress
 from kvmfault.path.lookup import memory_fault
 from kvmfault.types import Gfn, Gpa
@@ -111,7 +111,7 @@ def fast_page_fault(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None
 
     Never where the guest's tables are shadowed: entries that belong to them change under the lock only.
     """
-    if _is_indirect(vm, at) or not can_fast(fault, vm, at.private, at.gfn):
+    if (at.guest is not None and _is_indirect(vm, at)) or not can_fast(fault, vm, at.private, at.gfn):
         return None
     match vm.repair_fast(at.at, write=fault.is_write, execute=fault.is_exec):
         case Repair.FIXED:
@@ -138,10 +138,18 @@ def apic_page(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
     return None
 
 
+def can_defer(facts: VmFacts) -> bool:
+    """Whether the vCPU can do without the page for a while: it runs something else, or is halted until an interrupt.
+    (kvm_can_do_async_pf)"""
+    if not facts.interrupt_controller or facts.event_reinjected or facts.exception_pending:
+        return False
+    return facts.interrupts_allowed and (facts.halt_exits or facts.async_delivery)
+
+
 def async_page_fault(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
     """Let the guest run something else while the page is read in. A read-only slot is never queued: the address for
     that is asked for with write semantics. (__kvm_faultin_pfn, kvm_arch_setup_async_pf, kvm_setup_async_pf)"""
-    if at.slot is None or not vm.defer(at.gfn, queue=not at.slot.readonly):
+    if at.slot is None or not can_defer(vm.facts) or not vm.defer(at.gfn, queue=not at.slot.readonly):
         return None
     return Retry("the page is fetched in the background")
 

@@ -165,6 +165,16 @@ class VmFacts:
     """The vCPU faults again where lifting write-protection was the last answer (last_retry_eip, last_retry_addr)."""
     event_reinjected: bool = False
     """An event was being delivered when the guest faulted, and has to be delivered again."""
+    interrupt_controller: bool = True
+    """The vCPU's interrupt controller is the kernel's."""
+    exception_pending: bool = False
+    """The vCPU has an exception that it still has to take."""
+    halt_exits: bool = True
+    """Halting leaves the guest, so that the kernel can make the vCPU wait."""
+    async_delivery: bool = False
+    """The guest can be told now that a page is on its way (paravirtual asynchronous page faults)."""
+    interrupts_allowed: bool = True
+    """An interrupt could be delivered to the vCPU now."""
     guest_paging: bool = True
     """The tables that ``walk_guest`` walks are in use; else a shadowed guest's addresses are physical (CR0.PG)."""
     guest_write_protect: bool = True
