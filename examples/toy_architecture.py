@@ -23,6 +23,7 @@ from kvmfault.contract.policy import (
     OnRetry,
     PoisonSpan,
     Policy,
+    PresentLeaf,
     ReadMaps,
     RetryTest,
     SignExtension,
@@ -205,6 +206,7 @@ POLICY = Policy(
     memfd_source=MemfdSource.NONE,
     unchanged=Unchanged.SPURIOUS,
     smaller_over_block=SmallerOverBlock.DROP,
+    present_leaf=PresentLeaf.REPLACE,
     slot_flush=SlotFlush.SLOT,
     mmio_sign_extension=SignExtension.KEPT,
 )

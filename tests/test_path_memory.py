@@ -25,9 +25,9 @@ from kvmfault.contract.outcome import (
     Spurious,
     WriteProtected,
 )
-from kvmfault.contract.ports import Area, GuestTranslation, MapResult, PinError
+from kvmfault.contract.ports import Area, GuestTranslation, MapResult, Pin, PinError
 from kvmfault.contract.target import resolve
-from kvmfault.types import Gfn, Gpa, Hva
+from kvmfault.types import Gfn, Gpa, Hva, Pfn
 from kvmfault.vm.area import AreaKind
 from tests.worlds import ALL, ARM, GPA, HVA, ONE_OF_EACH, SIZE, X86, Watched, fault, leaf, permission, with_memfd, world
 
@@ -641,3 +641,40 @@ def test_a_tracked_frame_is_never_mapped_writable(target: str) -> None:
     assert isinstance(written.outcome, Emulate)
     assert leaf(vm, GPA) == (GPA, 4 * K, "r-x")
     assert vm.handle(fault(target, "write", GPA + 4 * K)).machinery == Fixed(4 * K, Prot.R | Prot.W | Prot.X)
+
+
+@pytest.mark.parametrize(
+    ("target", "kept"),
+    [
+        ("x86-ept@6.12", ""),
+        ("x86-npt@6.12", ""),
+        ("x86-shadow@6.12", ""),
+        ("x86-ept@7.4", "prefetch, allowed"),
+        ("x86-npt@7.4", "prefetch, allowed"),
+        ("x86-shadow@7.4", "prefetch"),
+    ],
+)
+def test_a_leaf_that_is_there_already(target: str, kept: str) -> None:
+    def again(kind: str, *, prefetch: bool = False) -> tuple[type[Outcome], tuple[int, int, str] | None, bool]:
+        vm = world(target)
+        vm.resolve(fault(target, "write"))
+        vm.answers["pin"] = Pin(Pfn(vm.host.pin(Hva(HVA), write=False).pfn or 0), writable=False)
+        outcome = vm.resolve(fault(target, kind, prefetch=prefetch))
+        found = vm.table.leaf(Gpa(GPA))
+        return type(outcome), leaf(vm, GPA), found is not None and vm.format.is_young(found.desc)
+
+    stays, goes = (GPA, 4 * K, "rwx"), (GPA, 4 * K, "r-x")
+    assert again("read", prefetch=True) == ((Spurious, stays, True) if "prefetch" in kept else (Fixed, goes, False))
+    for kind in ("read", "exec"):  # another vCPU was first, and could be given more
+        assert again(kind) == ((Spurious, stays, True) if "allowed" in kept else (Fixed, goes, True))
+
+
+@pytest.mark.parametrize("target", ["x86-ept@7.4", "x86-npt@7.4"])
+def test_a_leaf_that_does_not_do_is_replaced(target: str) -> None:
+    vm = world(target, "thp", log_dirty=True)
+    vm.resolve(fault(target, "read"))
+    vm.table.write_protect(Gpa(GPA), Gpa(GPA + 4 * K))
+    assert isinstance(vm.resolve(fault(target, "write")), Fixed)  # not a permission fault: no repair
+    assert leaf(vm, GPA) == (GPA, 4 * K, "rwx")
+    vm.add_memslot(0, gpa=GPA, size=SIZE, hva=HVA)
+    assert rwx(vm.resolve(fault(target, "read"))) == (2 * M, "rwx")  # the leaf that is there is a page

@@ -285,6 +285,13 @@ def _tracked_before_it_is_mapped(target: str) -> Situation:
     return vm, (fault(target, "read"), fault(target, "write"))
 
 
+@situation(*X86)
+def _prefetched_again(target: str) -> Situation:
+    vm = world(target)
+    vm.resolve(fault(target, "write"))
+    return vm, (fault(target, "read", prefetch=True),)
+
+
 @situation("x86-shadow")
 def _guests_own(target: str) -> Situation:
     vm = world(target)

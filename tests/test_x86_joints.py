@@ -26,7 +26,7 @@ from kvmfault.contract.outcome import (
     Spurious,
     WriteProtected,
 )
-from kvmfault.contract.policy import OnRetry, PoisonSpan, Policy, SignExtension, UnknownArea
+from kvmfault.contract.policy import OnRetry, PoisonSpan, PresentLeaf, SignExtension, UnknownArea
 from kvmfault.contract.ports import GuestTranslation, GuestWalkFault, MapResult, MmioNote, Pin, Repair
 from kvmfault.contract.shapes import Raw
 from kvmfault.contract.target import Target
@@ -160,8 +160,16 @@ def test_a_read_only_slot_never_waits_in_the_background() -> None:
 
 
 def test_policies_agree_between_kernels_and_backends() -> None:
-    policies: list[Policy] = [make(b.formats["4k"]) for b in (EPT, NPT, SHADOW) for make in b.policies.values()]
-    assert not [policies[0].differs(other) for other in policies if policies[0].differs(other)]
+    policies = {(b.name, k): make(b.formats["4k"]) for b in (EPT, NPT, SHADOW) for k, make in b.policies.items()}
+    base = policies["x86-ept", "6.12"]
+    keep = {
+        ("x86-ept", "7.4"): PresentLeaf.KEEP_IF_ALLOWED,
+        ("x86-npt", "7.4"): PresentLeaf.KEEP_IF_ALLOWED,
+        ("x86-shadow", "7.4"): PresentLeaf.KEEP_FOR_PREFETCH,
+    }
+    for name, policy in policies.items():
+        kept = {"present_leaf": (PresentLeaf.REPLACE, keep[name])} if name in keep else {}
+        assert base.differs(policy) == kept
 
 
 def test_values_that_decide_nothing_without_host_areas_and_granules() -> None:

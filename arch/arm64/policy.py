@@ -16,6 +16,7 @@ from kvmfault.contract.policy import (
     OnRetry,
     PoisonSpan,
     Policy,
+    PresentLeaf,
     Reaction,
     ReadMaps,
     RetryTest,
@@ -97,6 +98,7 @@ def _policy(
         memfd_source=memfd_source,
         unchanged=Unchanged.RETRY,
         smaller_over_block=SmallerOverBlock.DROP,
+        present_leaf=PresentLeaf.REPLACE,
         slot_flush=SlotFlush.SLOT,
         mmio_sign_extension=mmio_sign_extension,
     )

@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from errno import EINVAL
 from typing import Final
 
-from arch.x86 import encode
+from arch.x86 import encode, policy
 from arch.x86.joints import EPT_JOINTS, NPT_JOINTS, SHADOW_JOINTS
-from arch.x86.policy import policy
 from arch.x86.trace import EPT_TRACEPOINTS, NPT_TRACEPOINTS, SHADOW_TRACEPOINTS
 from kvmfault.contract.backend import Behaviour, Encode, Joints
 from kvmfault.contract.format import Stage2Format
@@ -53,7 +52,7 @@ _VM: Final = VmFacts(ipa_limit_bits=_PHYSICAL_BITS, table_bits=_PHYSICAL_BITS, m
 def _of(encode: Encode, joints: Mapping[str, Joints], tracepoints: Tracepoints, *, shadow: bool = False) -> Behaviour:
     return Behaviour(
         encode=encode,
-        policies={"6.12": policy, "7.4": policy},
+        policies=policy.SHADOW if shadow else policy.NESTED,
         joints=joints,
         host=shadow_host if shadow else host,
         vm=_VM,

@@ -1,12 +1,13 @@
 """Decisions of x86 KVM that are data (kvm_tdp_page_fault, kvm_faultin_pfn, kvm_tdp_mmu_map and what they call).
 
-The three backends differ in none of them: what nested and shadow paging do differently is in formats and joints.
-No difference between 6.12 and 7.4 is known that these values could express.
+What nested and shadow paging do differently is in formats and joints, but for one value of 7.4.
 """
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Final, TypeAlias
 
 from kvmfault.contract.format import Stage2Format
 from kvmfault.contract.policy import (
@@ -18,6 +19,7 @@ from kvmfault.contract.policy import (
     OnRetry,
     PoisonSpan,
     Policy,
+    PresentLeaf,
     Reaction,
     ReadMaps,
     RetryTest,
@@ -66,11 +68,16 @@ POLICY: Final = Policy(
     memfd_source=MemfdSource.PRIVATE_ACCESS,
     unchanged=Unchanged.SPURIOUS,
     smaller_over_block=SmallerOverBlock.SPLIT,
+    present_leaf=PresentLeaf.REPLACE,
     slot_flush=SlotFlush.TABLE,
     mmio_sign_extension=SignExtension.KEPT,
 )
 
 
-def policy(fmt: Stage2Format) -> Policy:
-    """The same for every format: x86 hosts have 4K pages."""
-    return POLICY
+NESTED_74: Final = replace(POLICY, present_leaf=PresentLeaf.KEEP_IF_ALLOWED)
+SHADOW_74: Final = replace(POLICY, present_leaf=PresentLeaf.KEEP_FOR_PREFETCH)
+
+# The same for every format: x86 hosts have 4K pages.
+Policies: TypeAlias = Mapping[str, Callable[[Stage2Format], Policy]]
+NESTED: Final[Policies] = {"6.12": lambda fmt: POLICY, "7.4": lambda fmt: NESTED_74}
+SHADOW: Final[Policies] = {"6.12": lambda fmt: POLICY, "7.4": lambda fmt: SHADOW_74}

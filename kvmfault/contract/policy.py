@@ -126,6 +126,14 @@ class SmallerOverBlock(Enum):
     DROP = "the block is dropped, its other pieces fault again"
 
 
+class PresentLeaf(Enum):
+    """What becomes of a leaf of the wanted size that is there already."""
+
+    REPLACE = "the new entry replaces it"
+    KEEP_FOR_PREFETCH = "it stays, and the fault is spurious, if nobody waits for the page"
+    KEEP_IF_ALLOWED = "as for a prefetch, also if it allows the access"
+
+
 class SlotFlush(Enum):
     """What deleting or moving a slot drops from the table."""
 
@@ -198,6 +206,9 @@ class Policy:
     """install. (RET_PF_SPURIOUS; -EAGAIN of the stage-2 map walker)"""
     smaller_over_block: SmallerOverBlock
     """install. (tdp_mmu_split_huge_page; stage2_map_walk_leaf)"""
+    present_leaf: PresentLeaf
+    """Filters keep_present. (tdp_mmu_map_handle_target_level, mmu_set_spte; "KVM: x86/mmu: Treat TDP MMU faults as
+    spurious if access is already allowed")"""
     slot_flush: SlotFlush
     """Vm.set_region. (kvm_arch_flush_shadow_memslot; kvm_mmu_zap_all_fast by the quirk SLOT_ZAP_ALL)"""
     mmio_sign_extension: SignExtension

@@ -5,9 +5,9 @@ from __future__ import annotations
 from errno import EAGAIN, EFAULT
 
 from kvmfault.contract.fault import MmioFault
-from kvmfault.contract.format import W, X
+from kvmfault.contract.format import R, W, X
 from kvmfault.contract.outcome import Emulate, Error, Fixed, Outcome, Retry, Spurious, WriteProtected, fixed
-from kvmfault.contract.policy import DirtyMark, RetryTest, Unchanged
+from kvmfault.contract.policy import DirtyMark, PresentLeaf, RetryTest, Unchanged
 from kvmfault.contract.ports import MapResult, Ports
 from kvmfault.contract.progress import Progress
 from kvmfault.path.resolve import fits
@@ -75,6 +75,19 @@ def _take_block(vm: Ports, fault: MmioFault, at: Progress, size: int, page: int)
         at.size = size
         at.at = Gpa(at.at & -size)
         at.pfn = Pfn(at.pfn & -(size >> vm.page_shift))
+
+
+def keep_present(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
+    """A leaf of the same size is there: it may stay as it is. Kernel: tdp_mmu_map_handle_target_level, mmu_set_spte."""
+    entry = vm.entry_prot(at.at)
+    if entry is None or entry[1] != at.size:
+        return None
+    if fault.is_prefetch:
+        return Spurious("the page is mapped already, and nobody waits for it")
+    wanted = X if fault.is_exec else W if fault.is_write else R
+    if entry[0] & wanted and at.policy.present_leaf is PresentLeaf.KEEP_IF_ALLOWED:
+        return Spurious("the entry already allows the access")
+    return None
 
 
 def protect_tracked(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:

@@ -11,7 +11,7 @@ from typing import Final, TypeAlias
 from kvmfault.contract.backend import Joints
 from kvmfault.contract.fault import MmioFault
 from kvmfault.contract.outcome import Error, Outcome
-from kvmfault.contract.policy import DirtyMark, MemfdSource, Policy, Unbacked
+from kvmfault.contract.policy import DirtyMark, MemfdSource, Policy, PresentLeaf, Unbacked
 from kvmfault.contract.ports import PinError, Ports
 from kvmfault.contract.progress import Progress
 from kvmfault.contract.target import Target
@@ -114,6 +114,12 @@ PATH: Final[tuple[Step | Locked, ...]] = (
             Step("stale", commit.stale, "nothing was invalidated since the sequence was sampled"),
             Step("fit_size", commit.fit_size, "the size stays"),
             Step("prepare_page", None, "nothing to prepare"),
+            Step(
+                "keep_present",
+                commit.keep_present,
+                "no leaf that may stay",
+                lambda p, j: p.present_leaf is not PresentLeaf.REPLACE,
+            ),
             Step(
                 "protect_tracked",
                 commit.protect_tracked,

@@ -13,18 +13,18 @@ _COUNTER: Final = 1 << 20
 
 
 class Waiting(NamedTuple):
-    """One page on its way. When it is there, the fault is handled again as a prefetch; the token names it to the guest.
-    """
+    """One page on its way. When it is there, the fault is handled again as a prefetch."""
 
     gfn: Gfn
     address: int
     """What faulted: the guest-physical address, or the virtual one of a shadowed guest."""
     token: int
+    """What the guest is told, now and when the page is there."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AsyncPageFaults:
-    """The outstanding pages of one vCPU. Immutable and hashable: a change gives a new value, a fork keeps the old one."""
+    """The outstanding pages of one vCPU. Immutable and hashable: a change gives a new value."""
 
     vcpu_id: int = 0
     counter: int = 1
