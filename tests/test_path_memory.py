@@ -678,3 +678,35 @@ def test_a_leaf_that_does_not_do_is_replaced(target: str) -> None:
     assert leaf(vm, GPA) == (GPA, 4 * K, "rwx")
     vm.add_memslot(0, gpa=GPA, size=SIZE, hva=HVA)
     assert rwx(vm.resolve(fault(target, "read"))) == (2 * M, "rwx")  # the leaf that is there is a page
+
+
+@pytest.mark.parametrize("target", ["x86-ept", "x86-npt", "x86-shadow"])
+@pytest.mark.parametrize(
+    ("backing", "small", "size"),
+    [
+        ("hugetlb-1g", (), G),
+        ("hugetlb-1g", (G,), 2 * M),
+        ("hugetlb-1g", (G, 2 * M), 4 * K),
+        ("hugetlb-1g", (2 * M,), G),  # only a table where the block would be counts
+        ("thp", (G,), 2 * M),
+        ("thp", (2 * M,), 4 * K),
+    ],
+)
+def test_a_block_does_not_replace_what_a_fetch_made_small(
+    target: str, backing: str, small: tuple[int, ...], size: int
+) -> None:
+    for kind, rights in (("read", "rwx" if size == 4 * K else "rw-"), ("write", "rwx" if size == 4 * K else "rw-")):
+        vm = world(target, backing, small_exec=True)
+        vm.answers["fetched_small"] = small
+        run = vm.handle(fault(target, kind, SOMEWHERE))
+        assert rwx(run.outcome) == (size, rights)
+        assert leaf(vm, SOMEWHERE) == (SOMEWHERE & -size, size, rights)
+        found = vm.table.leaf(Gpa(SOMEWHERE))
+        host = vm.host.pin(Hva(HVA + SOMEWHERE - GPA), write=True).pfn
+        assert found is not None
+        assert host is not None
+        assert vm.format.hpa(found.desc, found.shift) == (host << 12) & -size
+        assert run.progress.wanted == (G if backing == "hugetlb-1g" else 2 * M)
+    vm = world(target, backing)
+    vm.answers["fetched_small"] = small
+    assert rwx(vm.resolve(fault(target, "read", SOMEWHERE)))[0] == (G if backing == "hugetlb-1g" else 2 * M)

@@ -286,6 +286,13 @@ def _tracked_before_it_is_mapped(target: str) -> Situation:
 
 
 @situation(*X86)
+def _fetched_before(target: str) -> Situation:
+    vm = world(target, "thp", small_exec=True)
+    vm.answers["fetched_small"] = (2 << 20,)
+    return vm, (fault(target, "read", GPA + 0x30_2000),)
+
+
+@situation(*X86)
 def _prefetched_again(target: str) -> Situation:
     vm = world(target)
     vm.resolve(fault(target, "write"))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from errno import EFAULT, EINVAL
-from typing import Final
+from typing import Final, Protocol, runtime_checkable
 
 from arch.x86.guest import nested_entry, shadow_entry, walk_ept, walk_guest, walk_npt
 from arch.x86.pferr import GPT_WRITE
@@ -30,7 +30,7 @@ from kvmfault.contract.outcome import (
 from kvmfault.contract.ports import GuestTranslation, MmioNote, Ports, Repair, VmFacts, VmView
 from kvmfault.contract.progress import Progress
 from kvmfault.path.lookup import memory_fault
-from kvmfault.types import Gfn, Gpa
+from kvmfault.types import Gfn, Gpa, Pfn
 
 APIC_ACCESS_PAGE: Final = 32764 + 1
 """Slot id of the page that KVM maps behind the local APIC (APIC_ACCESS_PAGE_PRIVATE_MEMSLOT)."""
@@ -198,6 +198,31 @@ def huge_page_disallowed(fault: PageFault, vm: VmView) -> bool:
     return fault.is_exec and vm.facts.small_exec
 
 
+@runtime_checkable
+class FetchedSmall(Protocol):
+    """Ports that keep which table pages were made while a fetch was refused a block (sp->nx_huge_page_disallowed)."""
+
+    def fetched_small(self, gpa: Gpa, size: int) -> bool:
+        """Where a leaf of *size* over *gpa* would be, such a table page is."""
+        ...
+
+
+def stay_small(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
+    """A block does not replace a table page that was made for a fetch: one level down, and the bits of the frame number
+    that this level translates are put back. (disallowed_hugepage_adjust)"""
+    if not vm.facts.small_exec or at.slot is None or not isinstance(vm, FetchedSmall):
+        return None
+    while at.size > 1 << vm.page_shift and vm.fetched_small(at.at, at.size):
+        larger, at.size = at.size, at.size >> _LEVEL_BITS
+        between = larger - at.size
+        at.at = Gpa(at.at | at.gpa & between)
+        at.pfn = Pfn(at.pfn | (at.gpa & between) >> vm.page_shift)
+    return None
+
+
+_LEVEL_BITS: Final = 9
+
+
 def rmp_handler_runs(fault: PageFault, outcome: Outcome) -> bool:
     """Whether npf_interception goes on to the handler of RMP faults: after any fault that KVM_RUN survives, whether or
     not the guest is encrypted (the handler gives up by itself where the frame is shared)."""
@@ -211,7 +236,7 @@ def _nested(walk: Joint, gpt_write: Callable[[PageFault], bool]) -> Joints:
         repair=(fast_page_fault,),
         special_slot=(apic_page,),
         defer=(async_page_fault,),
-        prepare_page=(nested_entry,),
+        prepare_page=(stay_small, nested_entry),
         conclude=(emulate_private, unprotect(gpt_write)),
     )
 
@@ -230,7 +255,7 @@ _SHADOW: Final = Joints(
     repair=(fast_page_fault,),
     special_slot=(apic_page,),
     defer=(async_page_fault,),
-    prepare_page=(shadow_entry,),
+    prepare_page=(stay_small, shadow_entry),
     conclude=(emulate_private, unprotect(lambda fault: False)),  # a #PF does not tell walks of the guest's tables
 )
 SHADOW_JOINTS: Final = {"6.12": _SHADOW, "7.4": _SHADOW}
