@@ -263,6 +263,54 @@ def _nested_race(target: str) -> Situation:
     return vm, (fault(target, "read"),)
 
 
+@situation(*NESTED)
+def _nested_second_stage(target: str) -> Situation:
+    vm = world(target, nested=True)
+    vm.answers["walk_guest"] = GuestTranslation(Gpa(GPA), PAGE, writable=False)
+    return vm, (fault(target, "read", 0x8000_0000), permission(target, "write", 0x8000_0000))
+
+
+def _edit_tables(vm: Watched) -> None:
+    vm.answers = {**vm.answers, "walk_guest": GuestTranslation(Gpa(GPA + PAGE), PAGE)}
+
+
+@situation(*X86)
+def _guest_edits_its_tables(target: str) -> Situation:
+    vm = world(target, nested=True)
+    vm.answers["walk_guest"] = GuestTranslation(Gpa(GPA), PAGE)
+    vm.meanwhile["lock"] = _edit_tables
+    return vm, (fault(target, "read", 0x8000_0000), fault(target, "read", 0x8000_0000))
+
+
+@situation("x86-shadow")
+def _no_paging(target: str) -> Situation:
+    vm = world(target, log_dirty=True, guest_paging=False)
+    vm.resolve(fault(target, "read"))
+    vm.table.write_protect(Gpa(GPA), Gpa(GPA + PAGE))
+    return vm, (permission(target, "write"),)
+
+
+@situation(*X86)
+def _tracked_before_it_is_mapped(target: str) -> Situation:
+    vm = world(target)
+    vm.tracked.add(Gfn(GPA >> 12))
+    return vm, (fault(target, "read"), fault(target, "write"))
+
+
+@situation(*X86)
+def _fetched_before(target: str) -> Situation:
+    vm = world(target, "thp", small_exec=True)
+    vm.answers["fetched_small"] = (2 << 20,)
+    return vm, (fault(target, "read", GPA + 0x30_2000),)
+
+
+@situation(*X86)
+def _prefetched_again(target: str) -> Situation:
+    vm = world(target)
+    vm.resolve(fault(target, "write"))
+    return vm, (fault(target, "read", prefetch=True),)
+
+
 @situation("x86-shadow")
 def _guests_own(target: str) -> Situation:
     vm = world(target)

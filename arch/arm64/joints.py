@@ -33,7 +33,7 @@ from kvmfault.contract.outcome import (
     UndecodedMmio,
 )
 from kvmfault.contract.policy import ExternalAborts, NestedWalkError, TagRefusal, UnsupportedAtomics, WideAccesses
-from kvmfault.contract.ports import GuestWalkFault, Ports
+from kvmfault.contract.ports import GuestWalkFault, Ports, WalkEnd
 from kvmfault.contract.progress import Progress
 from kvmfault.types import Gpa
 
@@ -136,9 +136,10 @@ def walk_nested(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
     if gpa is None or walked is None:
         return None
     if isinstance(walked, GuestWalkFault):
-        if walked.errno == EAGAIN and at.policy.nested_walk_error is NestedWalkError.RETRY_IF_RACED:
+        status, errno = walk_status(walked)
+        if errno == EAGAIN and at.policy.nested_walk_error is NestedWalkError.RETRY_IF_RACED:
             return Retry("the nested guest's table changed during the walk")
-        return _forward(fault, walked.status, "the nested guest's own table does not translate", walked.errno)
+        return _forward(fault, status, "the nested guest's own table does not translate", errno)
     missing = (
         (_needs_r(fault) and not walked.readable)
         or (_needs_w(fault) and not walked.writable)
@@ -148,11 +149,25 @@ def walk_nested(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
         status = _PERMISSION_LEVEL_0 + (walked.level & 3)
         return _forward(fault, status, "the nested guest's own table forbids the access", 0)
     at.guest = walked
+    at.tag = walked.level
     at.at = gpa
     return None
 
 
 _PERMISSION_LEVEL_0: Final = 0x0C
+_WALK_LEVEL_0: Final = {WalkEnd.ADDRESS_SIZE: 0x00, WalkEnd.NOT_ACCESSED: 0x08}
+
+
+def walk_status(walked: GuestWalkFault) -> tuple[int, int]:
+    """(status code, errno) of a walk that failed; anything malformed is a translation fault.
+
+    Kernel: walk_nested_s2_pgd, compute_fsc.
+    """
+    if walked.status is not None:
+        return walked.status, walked.errno
+    if walked.end is WalkEnd.UNREADABLE:
+        return 0, walked.errno or EFAULT
+    return _WALK_LEVEL_0.get(walked.end, 0x04) | walked.level & 3, 0
 
 
 def _forward(fault: MmioFault, status: int, why: str, errno: int) -> Inject:

@@ -175,7 +175,9 @@ class _Steps:
         found = vcpu.walk(vcpu.address)
         if isinstance(found, GuestWalkFault):
             if found.errno in _GUESTS_FAULT:
-                return _give_back(fault, found.status, "the guest's own first stage does not translate VNCR_EL2")
+                return _give_back(
+                    fault, walk_status(found)[0], "the guest's own first stage does not translate VNCR_EL2"
+                )
             return Retry("the guest's own first stage could not be walked")
         vcpu.kept = found
         at.guest = found.page

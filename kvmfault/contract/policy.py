@@ -130,6 +130,14 @@ class SmallerOverBlock(Enum):
     DROP = "the block is dropped, its other pieces fault again"
 
 
+class PresentLeaf(Enum):
+    """What becomes of a leaf of the wanted size that is there already."""
+
+    REPLACE = "the new entry replaces it"
+    KEEP_FOR_PREFETCH = "it stays, and the fault is spurious, if nobody waits for the page"
+    KEEP_IF_ALLOWED = "as for a prefetch, also if it allows the access"
+
+
 class SlotFlush(Enum):
     """What deleting or moving a slot drops from the table."""
 
@@ -339,6 +347,9 @@ class Policy:
     """install. (arm64: EAGAIN of stage2_map_walker_try_leaf; x86: RET_PF_SPURIOUS)"""
     smaller_over_block: SmallerOverBlock
     """Surroundings. (arm64: stage2_map_walk_leaf; x86: tdp_mmu_split_huge_page)"""
+    present_leaf: PresentLeaf
+    """keep_present. (arm64: has unchanged instead; x86: tdp_mmu_map_handle_target_level, mmu_set_spte,
+    "KVM: x86/mmu: Treat TDP MMU faults as spurious if access is already allowed")"""
     slot_flush: SlotFlush
     """Vm.set_region.
     (arm64: kvm_arch_flush_shadow_memslot; x86: kvm_mmu_zap_all_fast by the quirk SLOT_ZAP_ALL)"""

@@ -14,6 +14,7 @@ from kvmfault.contract.format import Memory, Stage2Format
 from kvmfault.contract.outcome import MmioAccess, Signal
 from kvmfault.types import Gfn, Gpa, Hva, Pfn
 from kvmfault.vm.area import Pin, PinError
+from kvmfault.vm.guest_tables import GuestTranslation, GuestWalkFault, WalkEnd
 from kvmfault.vm.memslot import Memslot
 
 __all__ = [
@@ -28,7 +29,7 @@ __all__ = [
     "PinError",
     "Ports",
 ]
-__all__ += ["Repair", "VmFacts", "VmView"]
+__all__ += ["Repair", "VmFacts", "VmView", "WalkEnd"]
 
 
 class Area(NamedTuple):
@@ -44,37 +45,6 @@ class Area(NamedTuple):
     """It maps frames without asking what is behind them (VM_PFNMAP, VM_MIXEDMAP)."""
     cacheable: bool = False
     """Its owner maps it cacheable (kvm_vma_is_cacheable)."""
-
-
-@dataclass(frozen=True, slots=True)
-class GuestTranslation:
-    """Result of walking the guest's own second stage, or its paging when it is shadowed."""
-
-    gpa: Gpa
-    """Canonical address: the frame that memslots know."""
-    size: int
-    """Bytes of the guest's block."""
-    readable: bool = True
-    writable: bool = True
-    executable: bool = True
-    level: int = 3
-    """The guest's own level number, kept in the entry where the format has room for it."""
-    user_executable: bool | None = None
-    """Code of user level may run, where that differs from the kernel's (*executable*); None: as that."""
-
-    def may_execute(self, user: bool) -> bool:
-        """Whether code may run from the page, at *user* level or the kernel's."""
-        return self.executable if self.user_executable is None or not user else self.user_executable
-
-
-@dataclass(frozen=True, slots=True)
-class GuestWalkFault:
-    """The guest's own tables do not translate the address: what the guest is to be told."""
-
-    status: int
-    """The architecture's status code for the fault that the guest gets."""
-    errno: int = 0
-    """Positive: the tables could not be read, and KVM_RUN is to fail as well."""
 
 
 class MapResult(Enum):
@@ -175,6 +145,8 @@ class VmFacts:
     """The CPU sets accessed and dirty bits itself."""
     eager_split: bool = False
     """Blocks are split when dirty logging begins, not at the first write (eager_page_split; a chunk size on arm64)."""
+    page_modification_log: bool = False
+    """The CPU logs the addresses whose dirty bits it sets (PML): dirty logging clears those instead of protecting."""
     mmio_caching: bool = True
     """MMIO may be kept in the table."""
     ipa_limit_bits: int = 48
@@ -227,6 +199,26 @@ class VmFacts:
     """The vCPU faults again where lifting write-protection was the last answer (last_retry_eip, last_retry_addr)."""
     event_reinjected: bool = False
     """An event was being delivered when the guest faulted, and has to be delivered again."""
+    interrupt_controller: bool = True
+    """The vCPU's interrupt controller is the kernel's."""
+    exception_pending: bool = False
+    """The vCPU has an exception that it still has to take."""
+    halt_exits: bool = True
+    """Halting leaves the guest, so that the kernel can make the vCPU wait."""
+    async_delivery: bool = False
+    """The guest can be told now that a page is on its way (paravirtual asynchronous page faults)."""
+    interrupts_allowed: bool = True
+    """An interrupt could be delivered to the vCPU now."""
+    guest_paging: bool = True
+    """The tables that ``walk_guest`` walks are in use; else a shadowed guest's addresses are physical (CR0.PG)."""
+    guest_write_protect: bool = True
+    """The shadowed guest's supervisor, too, may not write to read-only pages (CR0.WP)."""
+    guest_no_execute: bool = True
+    """The guest's tables can forbid execution (EFER.NX)."""
+    guest_smep: bool = False
+    """The guest's supervisor may not run code of user pages (CR4.SMEP)."""
+    guest_smap: bool = False
+    """The guest's supervisor may not touch user pages (CR4.SMAP, and EFLAGS.AC does not lift it)."""
 
 
 class Ports(VmView, Protocol):

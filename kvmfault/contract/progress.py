@@ -55,6 +55,10 @@ class Progress:
     """A page is held and must be released."""
     map_writable: bool = False
     prot: int = 0
+    protected: bool = False
+    """Write permission was withheld because the frame's writes are tracked."""
+    tag: int = 0
+    """Software bits for the entry, where the format has room: see ``Stage2Format.leaf``."""
     memory: Memory = Memory.NORMAL
     device: bool = False
     """What is mapped is device memory."""

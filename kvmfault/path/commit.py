@@ -5,9 +5,9 @@ from __future__ import annotations
 from errno import EAGAIN, EFAULT
 
 from kvmfault.contract.fault import MmioFault
-from kvmfault.contract.format import W, X
+from kvmfault.contract.format import R, W, X
 from kvmfault.contract.outcome import Emulate, Error, Fixed, Outcome, Retry, Spurious, WriteProtected, fixed
-from kvmfault.contract.policy import DirtyMark, RetryTest, Unchanged
+from kvmfault.contract.policy import DirtyMark, PresentLeaf, RetryTest, Unchanged
 from kvmfault.contract.ports import MapResult, Ports
 from kvmfault.contract.progress import Progress
 from kvmfault.path.resolve import fits
@@ -79,12 +79,27 @@ def _take_block(vm: Ports, fault: MmioFault, at: Progress, size: int, page: int)
         at.pfn = Pfn(at.pfn & -(size >> vm.page_shift))
 
 
-def prepare_page(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
-    """What must be done to the page before anyone can see the entry. Kernel: sanitise_mte_tags."""
-    for joint in at.joints.prepare_page:
-        outcome = joint(vm, fault, at)
-        if outcome is not None:
-            return outcome
+def keep_present(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
+    """A leaf of the same size is there: it may stay as it is. Kernel: tdp_mmu_map_handle_target_level, mmu_set_spte."""
+    entry = vm.entry_prot(at.at)
+    if entry is None or entry[1] != at.size:
+        return None
+    if fault.is_prefetch:
+        return Spurious("the page is mapped already, and nobody waits for it")
+    wanted = X if fault.is_exec else W if fault.is_write else R
+    if entry[0] & wanted and at.policy.present_leaf is PresentLeaf.KEEP_IF_ALLOWED:
+        return Spurious("the entry already allows the access")
+    return None
+
+
+def protect_tracked(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
+    """A frame whose writes are tracked is mapped without write permission.
+
+    Kernel: mmu_try_to_unsync_pages in make_spte.
+    """
+    if at.prot & W and at.slot is not None and vm.is_tracked(at.gfn):
+        at.prot &= ~W
+        at.protected = True
     return None
 
 
@@ -107,7 +122,6 @@ def install(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
     if policy.relax_in_place and fault.is_permission and (at.size == fault.granule or at.from_file):
         result = vm.relax(at.at, prot, at.memory)
     else:
-        guest = at.guest
         result = vm.map(
             at.at,
             at.size,
@@ -116,8 +130,10 @@ def install(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
             at.memory,
             host_writable=at.map_writable,
             young=not fault.is_prefetch,
-            tag=guest.level if guest is not None else 0,
+            tag=at.tag,
         )
+    if at.protected and fault.is_write and result in (_FIXED, MapResult.UNCHANGED):
+        result = MapResult.WRITE_PROTECTED
     at.answer = fixed(at.size, prot) if result is _FIXED else mapped(at, result)
     return at.answer if with_entry else None
 

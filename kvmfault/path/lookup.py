@@ -5,6 +5,7 @@ from __future__ import annotations
 from errno import EFAULT, ENOSYS
 
 from kvmfault.contract.fault import MmioFault
+from kvmfault.contract.format import R, W, X
 from kvmfault.contract.outcome import (
     Completion,
     Done,
@@ -166,8 +167,10 @@ def become_mmio(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
     """From here the fault installs an entry that remembers MMIO. Kernel: kvm_handle_noslot_fault."""
     if at.private:
         return memory_fault(vm, at, EFAULT, "private access without a slot")
-    vm.note_mmio(at.gfn, fault.gva)
+    # a virtual address is remembered only where it is what the table translates
+    vm.note_mmio(at.gfn, None if at.guest is None or vm.facts.nested else fault.gva)
     at.slot = None
+    at.prot = R | W | X
     at.logged = at.map_writable = False
     at.pin = _NO_SLOT
     if not vm.facts.mmio_caching or at.gfn > vm.facts.max_gfn:

@@ -11,7 +11,7 @@ from typing import Final, TypeAlias
 from kvmfault.contract.backend import Joints
 from kvmfault.contract.fault import MmioFault
 from kvmfault.contract.outcome import Error, Outcome
-from kvmfault.contract.policy import DirtyMark, MemfdSource, Policy, Unbacked, Userfault
+from kvmfault.contract.policy import DirtyMark, MemfdSource, Policy, PresentLeaf, Unbacked, Userfault
 from kvmfault.contract.ports import PinError, Ports
 from kvmfault.contract.progress import Progress
 from kvmfault.contract.target import Target
@@ -64,6 +64,8 @@ _PLACES: Final = {
     "translate": "Faulting address to canonical address through the guest's own table. "
     "Kernel: kvm_walk_nested_s2; the guest walk of shadow paging.",
     "refuse_page": "Whether this guest and access may have the page at all. Kernel: kvm_s2_fault_compute_prot.",
+    "prepare_page": "What must be done to the page, or checked in the guest's tables, before anyone sees the entry. "
+    "Kernel: sanitise_mte_tags; FNAME(fetch) of shadow paging.",
     "repair": "An entry exists and only a bit is missing. Kernel: handle_access_fault; fast_page_fault.",
 }
 
@@ -119,12 +121,18 @@ PATH: Final[tuple[Step | Locked, ...]] = (
         (
             Step("stale", commit.stale, "nothing was invalidated since the sequence was sampled"),
             Step("fit_size", commit.fit_size, "the size stays"),
+            Step("prepare_page", None, "nothing to prepare"),
             Step(
-                "prepare_page",
-                commit.prepare_page,
-                "nothing to prepare",
-                lambda p, j: bool(j.prepare_page),
-                asks=("prepare_page",),
+                "keep_present",
+                commit.keep_present,
+                "no leaf that may stay",
+                lambda p, j: p.present_leaf is not PresentLeaf.REPLACE,
+            ),
+            Step(
+                "protect_tracked",
+                commit.protect_tracked,
+                "writes to the frame are not tracked",
+                lambda p, j: p.write_tracking,
             ),
             Step("install", commit.install),
         )

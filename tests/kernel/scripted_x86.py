@@ -128,10 +128,12 @@ class X86Ports(ScriptedPorts):
         return bool(self.keys.get("attr", 0))
 
     def walk_guest(self, gpa: Gpa) -> GuestTranslation | GuestWalkFault | None:
-        return GuestTranslation(Gpa(0), 1 << 12)
+        # the scripted nested guest has no second stage of its own hypervisor's
+        return None if self.facts.nested else GuestTranslation(Gpa(0), 1 << 12)
 
     def is_tracked(self, gfn: Gfn) -> bool:
-        return bool(self.keys.get("wtrack", 0))
+        # under the lock it is ``map`` that tells what became of a tracked frame
+        return bool(self.keys.get("wtrack", 0)) and "lock" not in self.events
 
     def repair_fast(self, gpa: Gpa, *, write: bool, execute: bool) -> Repair | MapResult:
         self.events.append("fast")
