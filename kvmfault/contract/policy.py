@@ -319,7 +319,8 @@ class Policy:
     nested_fetch: NestedFetch = NestedFetch.KEPT
     """permit. (user_mem_abort; "KVM: arm64: nv: Forward FEAT_XNX permissions to the shadow stage-2")"""
     nested_walk_error: NestedWalkError = NestedWalkError.INJECT_AND_FAIL
-    """translate. (kvm_walk_nested_s2 in kvm_handle_guest_abort)"""
+    """translate. (kvm_walk_nested_s2 in kvm_handle_guest_abort;
+    "KVM: arm64: nv: Implement HW access flag management in stage-2 SW PTW")"""
     tag_refusal: TagRefusal = TagRefusal.BEFORE_LOCK
     """refuse_page, prepare_page. (user_mem_abort; "KVM: arm64: Hoist MTE validation check out of MMU lock path")"""
     external_aborts: ExternalAborts = ExternalAborts.GUEST
@@ -330,7 +331,8 @@ class Policy:
     """screen: the scope of the workaround for erratum 834220. (__get_fault_info;
     "KVM: arm64: Only read HPFAR_EL2 when value is architecturally valid")"""
     root_address_size: RootAddressSize = RootAddressSize.UNKNOWN
-    """screen, with address_capture WHEN_VALID. (esr_fsc_is_addr_sz_fault, ESR_ELx_FSC_ADDRSZ_L)"""
+    """screen, with address_capture WHEN_VALID. (esr_fsc_is_addr_sz_fault;
+    "arm64: Correct value returned by ESR_ELx_FSC_ADDRSZ_nL()")"""
     unsupported_atomics: UnsupportedAtomics = UnsupportedAtomics.FAULT
     """screen, refuse_page. (kvm_handle_guest_abort;
     "KVM: arm64: Handle DABT caused by LS64* instructions on unsupported memory")"""
