@@ -26,6 +26,7 @@ from kvmfault.contract.outcome import (
 from kvmfault.contract.policy import MemfdSource, RegisterPage
 from kvmfault.contract.ports import GuestTranslation, GuestWalkFault, Pin, PinError
 from kvmfault.contract.target import Target
+from kvmfault.errors import ModelError
 from kvmfault.machine.vm import Vm
 from kvmfault.path.run import Run
 from kvmfault.types import Gpa, Hva, Pfn
@@ -102,6 +103,11 @@ def test_the_class_alone_is_enough() -> None:
     run, events = handle(Case(WRITE & ~(1 << 13)), vcpu())
     assert run.outcome == fixed(R | W)
     assert events == ["warn", "dirty 0x40012"]
+
+
+def test_other_classes_are_refused() -> None:
+    with pytest.raises(ModelError, match=r"0x92002007 is no abort of class 0x25"):
+        outcome(Case(0x9200_2007), vcpu())
 
 
 # Permission, in two generations of the handler.

@@ -17,8 +17,8 @@ from errno import EACCES, EFAULT, EINVAL, EIO, ENOENT, ENOMEM
 from typing import Final, TypeAlias
 
 from arch.arm64 import inject
-from arch.arm64.codes import EXTERNAL, PERMISSION
-from arch.arm64.joints import external_abort
+from arch.arm64.codes import DABT_CUR, EXTERNAL, PERMISSION
+from arch.arm64.joints import external_abort, walk_status
 from arch.arm64.registers import ESR_EL2
 from arch.arm64.syndrome import holds, with_status
 from kvmfault.contract.backend import Joints
@@ -29,6 +29,7 @@ from kvmfault.contract.policy import RegisterPage
 from kvmfault.contract.ports import GuestTranslation, GuestWalkFault, Ports
 from kvmfault.contract.progress import Progress
 from kvmfault.contract.target import Target
+from kvmfault.errors import ModelError
 from kvmfault.path import commit, lookup, resolve
 from kvmfault.path.run import BoundPath, Locked, Run, Step
 from kvmfault.types import U64, Gpa, Pfn
@@ -41,6 +42,7 @@ _GUESTS_FAULT: Final = frozenset({EFAULT, EIO, _EHWPOISON, EINVAL, ENOENT, EACCE
 """Errors of the walk that the guest is told; the other ones end in a resume."""
 _FOR_VMM: Final = frozenset({ENOMEM, EFAULT, EIO, _EHWPOISON})
 """Errors of guest_memfd that user space is told."""
+_is_of_class: Final = holds(ESR_EL2["EC"].is_(DABT_CUR))
 _is_register_page: Final = holds(ESR_EL2["VNCR"].is_set)
 
 
@@ -118,8 +120,10 @@ def handle_vncr_abort(target: Target, vm: Ports, fault: MmioFault, vcpu: Vncr) -
     """An exit with exception class 0x25, every step recorded. *vcpu* is changed as the kernel changes it.
 
     Before 6.16 there is no handler, and the guest gets an undefined instruction. An injected exception goes to the
-    guest's hypervisor, FAR_EL2 unchanged: the address of the outcome is 0.
+    guest's hypervisor, FAR_EL2 unchanged: the address of the outcome is 0. Raises ModelError for another class.
     """
+    if not _is_of_class(fault):
+        raise ModelError(f"syndrome {fault.syndrome:#x} is no abort of class {DABT_CUR:#x}: vm.handle() takes those")
     policy = target.policy
     if policy.register_page is RegisterPage.UNHANDLED:
         at = Progress(policy, Joints())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from errno import EFAULT, EINVAL
+from functools import cache
 from typing import Final, Protocol, runtime_checkable
 
 from arch.x86.guest import nested_entry, shadow_entry, walk_ept, walk_guest, walk_npt
@@ -164,6 +165,7 @@ def emulate_private(vm: Ports, fault: MmioFault, at: Progress, outcome: Outcome)
     return outcome
 
 
+@cache
 def unprotect(gpt_write: Callable[[PageFault], bool]) -> Conclude:
     """What follows WRITE_PROTECTED; *gpt_write*: see ``GPT_WRITE``."""
 

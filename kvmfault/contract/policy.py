@@ -284,7 +284,7 @@ class Policy:
     invalid_slot: InvalidSlot
     """lookup. (arm64: gfn_to_hva_memslot_prot; x86: kvm_faultin_pfn)"""
     write_tracking: bool
-    """track_write, fit_size: frames that hold guest tables are write-protected.
+    """track_write, fit_size, protect_tracked: frames that hold guest tables are write-protected.
     (arm64: tracks no writes; x86: page_fault_handle_page_track, kvm_gfn_is_write_tracked)"""
     topup: Topup
     """topup. (arm64: user_mem_abort; x86: mmu_topup_memory_caches)"""
@@ -297,8 +297,8 @@ class Policy:
     unknown_area: UnknownArea
     """bound_size. (arm64: default of the vma_shift switch; x86: looks at no area)"""
     check_geometry: bool
-    """bound_size: a block must lie in the slot with gfn and hva congruent.
-    (arm64: fault_supports_stage2_huge_mapping; x86: lpage_info, tested for every block by fit_size)"""
+    """bound_size, fit_size: a block must lie in the slot with gfn and hva congruent.
+    (arm64: fault_supports_stage2_huge_mapping; x86: lpage_info)"""
     logged_size: LoggedSize
     """bound_size.
     (arm64: force_pte of user_mem_abort; x86: kvm_slot_dirty_track_enabled in kvm_mmu_hugepage_adjust)"""
@@ -341,7 +341,7 @@ class Policy:
     on_retry: OnRetry
     """the caller. (arm64: kvm_handle_guest_abort returns 1; x86: RET_PF_RETRY in kvm_mmu_page_fault)"""
     memfd_source: MemfdSource
-    """snapshot, check_private, pin.
+    """lookup, check_private, pin.
     (arm64: gmem_abort, "KVM: arm64: Handle guest_memfd-backed guest page faults"; x86: kvm_faultin_pfn_private)"""
     unchanged: Unchanged
     """install. (arm64: EAGAIN of stage2_map_walker_try_leaf; x86: RET_PF_SPURIOUS)"""
@@ -365,38 +365,49 @@ class Policy:
     (arm64: kvm_handle_mmio_return, "KVM: arm64: Fix sign-extension of MMIO loads"; x86: the emulator extends)"""
     prefetch_poison: Reaction | None = None
     """judge_pfn: a poisoned page that nobody waits for; None: as any.
-    (arm64: "KVM: arm64: Propagate EHWPOISON in kvm_s2_fault_pin_pfn()")"""
+    (arm64: "KVM: arm64: Propagate EHWPOISON in kvm_s2_fault_pin_pfn()"; x86: as any)"""
     device_memory: DeviceMemory = DeviceMemory.BY_FRAME
-    """permit. (arm64: user_mem_abort, "KVM: arm64: Allow cacheable stage 2 mapping using VMA flags")"""
+    """permit. (arm64: user_mem_abort, "KVM: arm64: Allow cacheable stage 2 mapping using VMA flags";
+    x86: the entry keeps no such type of the area)"""
     nested_fetch: NestedFetch = NestedFetch.KEPT
-    """permit. (arm64: user_mem_abort, "KVM: arm64: nv: Forward FEAT_XNX permissions to the shadow stage-2")"""
+    """permit. (arm64: user_mem_abort, "KVM: arm64: nv: Forward FEAT_XNX permissions to the shadow stage-2";
+    x86: a shadow entry has the guest's rights)"""
     nested_walk_error: NestedWalkError = NestedWalkError.INJECT_AND_FAIL
-    """walk_nested. (arm64: kvm_walk_nested_s2 in kvm_handle_guest_abort)"""
+    """walk_nested. (arm64: kvm_walk_nested_s2,
+    "KVM: arm64: nv: Implement HW access flag management in stage-2 SW PTW"; x86: reflects every failed walk)"""
     tag_refusal: TagRefusal = TagRefusal.BEFORE_LOCK
     """refuse_tags, prepare_tags.
-    (arm64: user_mem_abort, "KVM: arm64: Hoist MTE validation check out of MMU lock path")"""
+    (arm64: user_mem_abort, "KVM: arm64: Hoist MTE validation check out of MMU lock path"; x86: has no memory tags)"""
     external_aborts: ExternalAborts = ExternalAborts.GUEST
-    """external_abort. (arm64: kvm_handle_guest_sea, "KVM: arm64: VM exit to userspace to handle SEA")"""
+    """external_abort. (arm64: kvm_handle_guest_sea, "KVM: arm64: VM exit to userspace to handle SEA";
+    x86: machine checks instead)"""
     address_capture: AddressCapture = AddressCapture.GIVEN
-    """lose_address. (arm64: __get_fault_info, "KVM: arm64: Only read HPFAR_EL2 when value is architecturally valid")"""
+    """lose_address. (arm64: __get_fault_info, "KVM: arm64: Only read HPFAR_EL2 when value is architecturally valid";
+    x86: the address comes with the exit)"""
     distrusted_faults: DistrustedFaults = DistrustedFaults.NONE
     """lose_address: the scope of the workaround for erratum 834220. (arm64: __get_fault_info,
-    "KVM: arm64: Only read HPFAR_EL2 when value is architecturally valid")"""
+    "KVM: arm64: Only read HPFAR_EL2 when value is architecturally valid"; x86: none)"""
     root_address_size: RootAddressSize = RootAddressSize.UNKNOWN
-    """lose_address: with address_capture WHEN_VALID. (arm64: esr_fsc_is_addr_sz_fault, ESR_ELx_FSC_ADDRSZ_L)"""
+    """lose_address: with address_capture WHEN_VALID. (arm64: esr_fsc_is_addr_sz_fault,
+    "arm64: Correct value returned by ESR_ELx_FSC_ADDRSZ_nL()"; x86: no such code)"""
     unsupported_atomics: UnsupportedAtomics = UnsupportedAtomics.FAULT
     """unsupported_status, refuse_exclusive. (arm64: kvm_handle_guest_abort,
-    "KVM: arm64: Handle DABT caused by LS64* instructions on unsupported memory")"""
+    "KVM: arm64: Handle DABT caused by LS64* instructions on unsupported memory"; x86: no such fault)"""
     wide_accesses: WideAccesses = WideAccesses.AS_DESCRIBED
-    """decode_access. (arm64: io_mem_abort, "KVM: arm64: Add exit to userspace on {LD,ST}64B* outside of memslots")"""
+    """decode_access. (arm64: io_mem_abort, "KVM: arm64: Add exit to userspace on {LD,ST}64B* outside of memslots";
+    x86: the emulator splits)"""
     injected_length: InjectedLength = InjectedLength.FULL
-    """inject. (arm64: inject_abt64, "KVM: arm64: Unconditionally set IL for injected abort exceptions")"""
+    """unhandled, external, atomic, size_fault. (arm64: inject_abt64, "KVM: arm64: Unconditionally set IL for
+    injected abort exceptions"; x86: no such bit)"""
     injected_walk: InjectedWalk = InjectedWalk.PLAIN
-    """inject. (arm64: inject_abt64, "KVM: arm64: Populate level on S1PTW SEA injection")"""
+    """external, atomic, size_fault. (arm64: inject_abt64, "KVM: arm64: Populate level on S1PTW SEA injection";
+    x86: no such status)"""
     injected_target: InjectedTarget = InjectedTarget.KERNEL
-    """inject. (arm64: kvm_inject_sea, kvm_sea_target_is_el2, effective_sctlr2_ease)"""
+    """external, atomic, size_fault. (arm64: kvm_inject_sea, kvm_sea_target_is_el2, effective_sctlr2_ease;
+    x86: reflects to the hypervisor by its own rules)"""
     register_page: RegisterPage = RegisterPage.UNHANDLED
-    """handle_vncr_abort. (arm64: kvm_handle_vncr_abort, "KVM: arm64: nv: Re-translate VNCR before injecting abort")"""
+    """handle_vncr_abort, vncr_path. (arm64: kvm_handle_vncr_abort, "KVM: arm64: nv: Re-translate VNCR before
+    injecting abort"; x86: no such page)"""
 
     def differs(self, other: Policy) -> dict[str, tuple[object, object]]:
         """Members whose values differ: name -> (this, other)."""
