@@ -178,9 +178,6 @@ def test_the_original_stays_as_it_is() -> None:
     assert (arm.policy, arm.facts, bind(arm).named) == before
     added = {step.name for step, _ in bind(other).named} - {step.name for step, _ in bind(arm).named}
     assert added == {"track_write", "protect_tracked"}
-        "track_write",
-        "protect_tracked",
-    }
     assert Vm.on(other).key() != Vm.on(arm).key()
     assert other.with_facts(nested=False).with_policy(
         write_tracking=False, mmio_sign_extension=SignExtension.LOST
