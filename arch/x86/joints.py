@@ -24,6 +24,7 @@ from kvmfault.contract.outcome import (
     Inject,
     NeedsGuestWalk,
     Outcome,
+    Reason,
     Retry,
     Spurious,
     WriteProtected,
@@ -78,6 +79,15 @@ def known_mmio(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
         case MmioNote.BROKEN:
             vm.warn("reserved bits in an entry that is not MMIO")
             return Error(EINVAL, "reserved bits in an entry that is not MMIO")
+
+
+def known_mmio_ept(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
+    """As ``known_mmio``. A misconfiguration while an event was delivered cannot be emulated: the VMM is told, and the
+    event is lost. A violation in the same situation is handled like any other. (vmx_handle_exit)"""
+    if fault.is_reserved and vm.facts.event_reinjected and not fault.is_prefetch:
+        why = "MMIO was accessed while an event was delivered (KVM_INTERNAL_ERROR_DELIVERY_EV)"
+        return Exit(Reason.INTERNAL_ERROR, why=why)
+    return known_mmio(vm, fault, at)
 
 
 def _is_virtual(vm: VmView, fault: PageFault) -> bool:
@@ -234,9 +244,9 @@ def rmp_handler_runs(fault: PageFault, outcome: Outcome) -> bool:
     return bool(fault.syndrome >> 31 & 1) and not (isinstance(outcome, Error | Exit | Inject) and outcome.errno)
 
 
-def _nested(walk: Joint, gpt_write: Callable[[PageFault], bool]) -> Joints:
+def _nested(mmio: Joint, walk: Joint, gpt_write: Callable[[PageFault], bool]) -> Joints:
     return Joints(
-        screen=(check_root, known_mmio),
+        screen=(check_root, mmio),
         translate=(walk,),
         repair=(fast_page_fault,),
         special_slot=(apic_page,),
@@ -247,12 +257,12 @@ def _nested(walk: Joint, gpt_write: Callable[[PageFault], bool]) -> Joints:
 
 
 EPT_JOINTS: Final = {
-    "6.12": _nested(walk_ept(later=False), _ept_gpt_write),
-    "7.4": _nested(walk_ept(later=True), _ept_gpt_write),
+    "6.12": _nested(known_mmio_ept, walk_ept(later=False), _ept_gpt_write),
+    "7.4": _nested(known_mmio_ept, walk_ept(later=True), _ept_gpt_write),
 }
 NPT_JOINTS: Final = {
-    "6.12": _nested(walk_npt(later=False), _npf_gpt_write),
-    "7.4": _nested(walk_npt(later=True), _npf_gpt_write),
+    "6.12": _nested(known_mmio, walk_npt(later=False), _npf_gpt_write),
+    "7.4": _nested(known_mmio, walk_npt(later=True), _npf_gpt_write),
 }
 _SHADOW: Final = Joints(
     screen=(check_root, known_mmio),
