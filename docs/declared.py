@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ast
-import inspect
 import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
@@ -12,19 +10,13 @@ from itertools import groupby
 from pathlib import Path
 from typing import Final, get_args
 
-from docs.scenario_reference import (
-    scenario_events,
-    scenario_expectations,
-    scenario_files,
-    scenario_invariants,
-    scenario_outcomes,
-    scenario_tables,
-)
+from docs import decided
 from kvmfault.algebra.explain import spell
 from kvmfault.algebra.expr import ALWAYS, NEVER, Pred, Term, Word
 from kvmfault.algebra.prove import bits_read
 from kvmfault.contract.accessors import FACTS, Accessors, Gap
 from kvmfault.contract.backend import Backend, Joints
+from kvmfault.contract.described import documented, geometry, joint_name, one_line, policy_texts
 from kvmfault.contract.format import size_text
 from kvmfault.contract.outcome import Outcome
 from kvmfault.contract.policy import Policy
@@ -60,22 +52,6 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
         widths = [1] * len(head)
     lines = ["| " + " | ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() + " |" for row in cells]
     return "\n".join([lines[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *lines[1:]])
-
-
-def documented(cls: type) -> dict[str, str]:
-    """Members of a class with the docstrings below them, as one line each; a run of members shares the next one."""
-    body = ast.parse(inspect.getsource(cls)).body[0]
-    assert isinstance(body, ast.ClassDef)
-    found: dict[str, str] = {}
-    waiting: list[str] = []
-    for node in body.body:
-        match node:
-            case ast.AnnAssign(target=ast.Name(id=name)):
-                waiting.append(name)
-            case ast.Expr(value=ast.Constant(value=str(text))):
-                found |= dict.fromkeys(waiting, " ".join(text.split()))
-                waiting.clear()
-    return {f.name: found.get(f.name, "") for f in fields(cls)}
 
 
 # -- facts -------------------------------------------------------------------------------------------
@@ -129,13 +105,14 @@ def _fact_text(target: Target, name: str) -> str:
     if isinstance(fact, Word):
         return f"`{spell_word(fact, target.backend)}`" if fact.terms or fact.const else ""
     text = "always" if fact is ALWAYS else "never" if fact is NEVER else f"`{spell(fact)}`"
-    return f"{text} ({_reads(fact)})" if fact.reads else text
+    return f"{text} (reads {bits_text(fact.reads)})" if fact.reads else text
 
 
-def _reads(fact: Pred) -> str:
-    runs = [f"{register} {_bits(mask)}" for register, mask in fact.reads.items()]
-    count = bits_read(fact.reads)
-    return f"reads {count} bit{'s' * (count > 1)}: {', '.join(runs)}"
+def bits_text(reads: Mapping[str, int]) -> str:
+    """Register bits as text: ``7 bits: ESR_EL2 31:26 7``."""
+    runs = [f"{register} {_bits(mask)}" for register, mask in reads.items()]
+    count = bits_read(dict(reads))
+    return f"{count} bit{'s' * (count > 1)}: {', '.join(runs)}"
 
 
 def _bits(mask: int) -> str:
@@ -203,11 +180,8 @@ def formats() -> str:
     rows = []
     for source in ours():
         for name, fmt in source.formats.items():
-            levels = (size_text(1 << lv.shift) if lv.leaf else f"({size_text(1 << lv.shift)})" for lv in fmt.levels)
-            mmio = str(fmt.mmio_generation_bits() or "no MMIO entries")
-            page = size_text(1 << fmt.page_shift)
-            rows.append((f"`{source.name}:{name}`", page, " ".join(levels), str(fmt.gpa_bits), mmio))
-    return table(("format", "host page", "levels, root first", "gpa bits", "MMIO generation bits"), rows)
+            rows.append((f"`{source.name}:{name}`", *geometry(fmt).values()))
+    return table(("format", *geometry(newest()[0].format)), rows)
 
 
 def _merged(show: Callable[[Target], object], every: Sequence[Target]) -> dict[str, Target]:
@@ -232,7 +206,11 @@ def policies() -> str:
 
 def policy_meanings() -> str:
     """What each policy decides, and who reads it."""
-    return "\n".join(f"- `{name}`: {text}" for name, text in documented(Policy).items())
+    lines = []
+    for name, text in policy_texts().items():
+        readers = ", ".join(f"`{reader}`" for reader in text.readers)
+        lines.append(f"- `{name}`: {text.meaning}. Read by {readers}. Kernel: {'; '.join(map(str, text.kernel))}.")
+    return "\n".join(lines)
 
 
 def by_format() -> str:
@@ -304,17 +282,31 @@ def joints() -> str:
 
 
 def _functions(target: Target, place: str) -> list[str]:
-    return [function.__qualname__.partition(".")[0] for function in getattr(target.joints, place)]
+    return [joint_name(function).partition("(")[0] for function in getattr(target.joints, place)]
 
 
 def outcomes() -> str:
     """How a fault can end."""
-    rows = [(f"`{cls.__name__}`", _one_line(cls), ", ".join(f.name for f in fields(cls))) for cls in get_args(Outcome)]
+    rows = [(f"`{cls.__name__}`", one_line(cls), ", ".join(f.name for f in fields(cls))) for cls in get_args(Outcome)]
     return table(("outcome", "meaning", "members"), rows)
 
 
-def _one_line(thing: object) -> str:
-    return " ".join((inspect.getdoc(thing) or "").split())
+# -- recorded cases ----------------------------------------------------------------------------------
+
+
+def arm64_cases() -> str:
+    """The step that decided each case of arm64_decisions.json."""
+    return table(decided.HEAD, decided.case_rows(decided.arm64(decided.path("arm64@6.12"))))
+
+
+def x86_cases() -> str:
+    """The same of the path cases of x86_vectors.json."""
+    return table(decided.HEAD, decided.case_rows(decided.x86(decided.path("x86-npt@6.12"))))
+
+
+def size_cases() -> str:
+    """The step that set the size in each hugepage case of x86_vectors.json."""
+    return table(decided.SIZE_HEAD, decided.size_rows(decided.sizes(decided.path("x86-shadow@6.12"))))
 
 
 def _flat() -> list[tuple[Step, bool]]:
@@ -325,9 +317,6 @@ def _flat() -> list[tuple[Step, bool]]:
 
 
 _PARTS: Final = (facts, answers, expressions, names, overview, registers, formats)
+_CASES: Final = (arm64_cases, x86_cases, size_cases)
 _DECISIONS: Final = (policies, policy_meanings, by_format, steps, presence, joints, outcomes)
-_SCENARIOS: Final = (
-    *(scenario_tables, scenario_expectations, scenario_events),
-    *(scenario_outcomes, scenario_invariants, scenario_files),
-)
-BLOCKS: Final[Mapping[str, Callable[[], str]]] = {b.__name__: b for b in (*_PARTS, *_DECISIONS, *_SCENARIOS)}
+BLOCKS: Final[Mapping[str, Callable[[], str]]] = {block.__name__: block for block in (*_PARTS, *_DECISIONS, *_CASES)}

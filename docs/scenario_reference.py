@@ -5,13 +5,14 @@ from __future__ import annotations
 import ast
 import inspect
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from enum import Enum
 from pathlib import Path
 from typing import Any, Final, get_args
 
 from pydantic import BaseModel
 
+from docs.declared import table
 from kvmfault.scenario import model
 from kvmfault.scenario.expectation import Differs, ExitMatch, Expect, Kind, RingMatch
 from kvmfault.scenario.invariants import NAMES
@@ -25,6 +26,7 @@ _TABLES: Final[Mapping[str, type[BaseModel]]] = {
     "`[[memory]]`": model.Memory,
     "`[[device]]`": model.Device,
     "`[[memfd]]`": model.Memfd,
+    "`[[guest]]`": model.Translation,
 }
 _EXPECTATIONS: Final[Mapping[str, type[BaseModel]]] = {
     "`expect`": Expect,
@@ -32,12 +34,6 @@ _EXPECTATIONS: Final[Mapping[str, type[BaseModel]]] = {
     "One of `expect.ring`": RingMatch,
     "`[[event.differs]]`": Differs,
 }
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    from docs.declared import table  # which lists these functions among its own
-
-    return table(head, rows)
 
 
 def scenario_tables() -> str:
@@ -62,19 +58,19 @@ def scenario_events() -> str:
 
 def scenario_outcomes() -> str:
     """What ``expect.outcome`` may be."""
-    return _table(("outcome", "meaning"), [(f"`{kind.value}`", text) for kind, text in _members(Kind).items()])
+    return table(("outcome", "meaning"), [(f"`{kind.value}`", text) for kind, text in _members(Kind).items()])
 
 
 def scenario_invariants() -> str:
     """What is looked for after every event."""
-    return _table(("invariant", "broken if"), [(f"`{name}`", text) for name, text in NAMES.items()])
+    return table(("invariant", "broken if"), [(f"`{name}`", text) for name, text in NAMES.items()])
 
 
 def scenario_files() -> str:
     """The bundled scenarios."""
     files = sorted((ROOT / "examples" / "scenarios").glob("*.toml"))
     titles = [(path, tomllib.loads(path.read_text(encoding="utf-8"))["title"]) for path in files]
-    return _table(("file in examples/scenarios", "shows"), [(f"`{path.name}`", title) for path, title in titles])
+    return table(("file in examples/scenarios", "shows"), [(f"`{path.name}`", title) for path, title in titles])
 
 
 def _section(title: str, cls: type[BaseModel], leave_out: tuple[str, ...]) -> str:
@@ -94,7 +90,7 @@ def _keys(cls: type[BaseModel], leave_out: tuple[str, ...]) -> str:
             default = "needed" if name in needed else _default(field.get_default(call_default_factory=True))
             text = " ".join((field.description or "").split()).replace("``", "`")
             rows.append((f"`{name}`", what, default, text))
-    return _table(("key", "value", "if left out", "meaning"), rows)
+    return table(("key", "value", "if left out", "meaning"), rows)
 
 
 def _type(schema: Mapping[str, Any]) -> str:
@@ -145,3 +141,12 @@ def _members(cls: type[Enum]) -> dict[Enum, str]:
 
 def _is_text(node: ast.stmt) -> bool:
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+
+
+BLOCKS: Final[Mapping[str, Callable[[], str]]] = {
+    block.__name__: block
+    for block in (
+        *(scenario_tables, scenario_expectations, scenario_events),
+        *(scenario_outcomes, scenario_invariants, scenario_files),
+    )
+}

@@ -26,7 +26,7 @@ from kvmfault.contract.outcome import (
     Spurious,
     WriteProtected,
 )
-from kvmfault.contract.policy import OnRetry, PoisonSpan, Policy, SignExtension, UnknownArea
+from kvmfault.contract.policy import OnRetry, PoisonSpan, PresentLeaf, SignExtension, UnknownArea
 from kvmfault.contract.ports import GuestTranslation, GuestWalkFault, MapResult, MmioNote, Pin, Repair
 from kvmfault.contract.shapes import Raw
 from kvmfault.contract.target import Target
@@ -77,7 +77,7 @@ class Surroundings(X86Ports):
     def mark_dirty(self, slot: Memslot, gfn: Gfn, pfn: Pfn) -> None:
         self.marked.append(gfn)
 
-    def repair_fast(self, gpa: Gpa, *, write: bool, execute: bool) -> Repair:
+    def repair_fast(self, gpa: Gpa, *, write: bool, execute: bool) -> Repair | MapResult:
         self.repairs.append((write, execute))
         return super().repair_fast(gpa, write=write, execute=execute)
 
@@ -160,8 +160,18 @@ def test_a_read_only_slot_never_waits_in_the_background() -> None:
 
 
 def test_policies_agree_between_kernels_and_backends() -> None:
-    policies: list[Policy] = [make(b.formats["4k"]) for b in (EPT, NPT, SHADOW) for make in b.policies.values()]
-    assert not [policies[0].differs(other) for other in policies if policies[0].differs(other)]
+    policies = {(b.name, k): make(b.formats["4k"]) for b in (EPT, NPT, SHADOW) for k, make in b.policies.items()}
+    base = policies["x86-ept", "6.12"]
+    keep = {
+        ("x86-ept", "7.4"): PresentLeaf.KEEP_IF_ALLOWED,
+        ("x86-npt", "7.4"): PresentLeaf.KEEP_IF_ALLOWED,
+        ("x86-shadow", "7.4"): PresentLeaf.KEEP_FOR_PREFETCH,
+    }
+    for name, policy in policies.items():
+        wanted = {"present_leaf"} if name in keep else set()
+        wanted |= {"prefault"} if name[0] == SHADOW.name else set()  # only where addresses are virtual
+        assert set(base.differs(policy)) == wanted
+        assert policy.present_leaf is keep.get(name, PresentLeaf.REPLACE)
 
 
 def test_values_that_decide_nothing_without_host_areas_and_granules() -> None:
@@ -196,6 +206,19 @@ def test_reserved_bit(target: Target, note: MmioNote, expected: Outcome) -> None
     assert (done.machinery is None) == (note is not MmioNote.STALE)
     assert bool(vm.warnings) == (note is MmioNote.BROKEN)
     assert ("cache_mmio" in vm.events) == (note is MmioNote.CURRENT)
+
+
+def test_mmio_while_an_event_is_delivered() -> None:
+    misconfig = {"EXIT_REASON": 49, "GUEST_PHYSICAL_ADDRESS": GFN << 12}
+    vm = Surroundings(EPT_612, reinj=1)
+    vm.note = MmioNote.CURRENT
+    assert outcome(vm, EPT_612.decode(**misconfig), EPT_612) == Exit(Reason.INTERNAL_ERROR)
+    assert not vm.events
+    violation = {"EXIT_QUALIFICATION": 0x182, "GUEST_PHYSICAL_ADDRESS": GFN << 12}
+    assert isinstance(run(vm, EPT_612.decode(**violation), EPT_612).outcome, Fixed)
+    vm = Surroundings(NPT_612, reinj=1)  # AMD has no such test
+    vm.note = MmioNote.CURRENT
+    assert outcome(vm, npf(READ | RESERVED | PRESENT)) == Emulate()
 
 
 def test_a_prefetch_is_not_screened() -> None:

@@ -15,10 +15,9 @@ from kvmfault.scenario.match import left_text, mismatches, pages_text, word
 from kvmfault.scenario.read import Source
 from kvmfault.scenario.result import Left, Result
 from kvmfault.scenario.run import run_on
-from kvmfault.scenario.settings import read, spell, with_policy
+from kvmfault.scenario.settings import cap, has, member, told
 from kvmfault.scenario.world import Misuse, Subject
 from kvmfault.trace.document import near
-from kvmfault.vm.caps import HostCaps
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +199,7 @@ class _Judge:
 
     def _with_policy(self, subject: Subject, values: Mapping[str, object]) -> tuple[Result, ...] | None:
         key = (subject.name, "policy", *((name, repr(value)) for name, value in values.items()))
-        return self._rerun(key, lambda: replace(subject, target=with_policy(subject.target, **values)))
+        return self._rerun(key, lambda: replace(subject, target=subject.target.with_policy(**values)))
 
     def _without_joint(self, subject: Subject, place: str) -> tuple[Result, ...] | None:
         if not getattr(subject.target.joints, place):
@@ -232,16 +231,16 @@ def _holds(differs: Differs, subject: Subject) -> bool:
         if differs.joint not in known:
             raise UsageError(f"no joint {differs.joint[:60]!r}{near(differs.joint, known)}")
         return bool(getattr(subject.target.joints, differs.joint))
-    record: Policy | HostCaps = subject.target.policy if differs.policy else subject.caps
-    wanted = differs.policy or differs.host or {}
-    return all(getattr(record, name, None) == read(record, name, value) for name, value in wanted.items())
+    policy, caps = subject.target.policy, subject.caps
+    return all(has(getattr(policy, n), member(Policy, n, v)) for n, v in (differs.policy or {}).items()) and all(
+        getattr(caps, n, None) == cap(caps, n, v) for n, v in (differs.host or {}).items()
+    )
 
 
 def _cause(differs: Differs) -> str:
     if differs.joint is not None:
         return f"joint {differs.joint}"
-    kind = "policy" if differs.policy else "host"
-    return f"{kind} " + ", ".join(f"{k} = {spell(v)}" for k, v in (differs.policy or differs.host or {}).items())
+    return f"policy {told(differs.policy)}" if differs.policy else f"host {told(differs.host or {})}"
 
 
 _NOTICED = (

@@ -30,8 +30,10 @@ class Kind(Enum):
     """KVM_EXIT_INTERNAL_ERROR: the emulator gave up."""
     INTERRUPTED = "interrupted"
     """KVM_EXIT_INTR: a signal is pending."""
-    EXIT = "exit"
-    """KVM_RUN returns with a reason that has no word of its own here."""
+    EXTERNAL_ABORT = "external_abort"
+    """KVM_EXIT_ARM_SEA: the memory system failed, and the VMM decides."""
+    WIDE_MMIO = "wide_mmio"
+    """KVM_EXIT_ARM_LDST64B: a device access of 64 bytes."""
     INJECTED = "injected"
     """The guest gets an exception."""
     SKIPPED = "skipped"
@@ -69,7 +71,11 @@ class Kind(Enum):
 class ExitMatch(Record):
     """One return to the VMM; what is left out may be anything."""
 
-    kind: Literal["mmio", "memory_fault", "undecoded_mmio", "ring_full", "internal_error", "interrupted"] | None = None
+    kind: Literal[
+        "mmio", "memory_fault", "undecoded_mmio", "ring_full", "internal_error", "interrupted",
+        "external_abort", "wide_mmio",
+    ] | None = None  # fmt: skip
+    """The word that ``outcome`` has for it."""
     gpa: Address | None = None
     """Address that kvm_run names."""
     size: Bytes | None = None

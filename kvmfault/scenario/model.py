@@ -119,6 +119,30 @@ class Memfd(Record):
     """Bytes."""
 
 
+class Translation(Record):
+    """What the guest's own tables make of addresses: its paging when it is shadowed, the second stage of its hypervisor
+    when the vCPU runs a nested guest (fact ``nested``). Everywhere else they map every address to itself."""
+
+    address: Address
+    """Where the guest, or its guest, goes."""
+    size: Bytes
+    """Bytes."""
+    gpa: Address | None = None
+    """Where that is; the same address if left out. ``read`` and the like need it to be the same."""
+    block: Bytes = PAGE
+    """Bytes that one entry of the guest's maps."""
+    present: bool = True
+    """False: nothing is mapped there."""
+    readable: bool = True
+    """The guest's entries allow reads."""
+    writable: bool = True
+    """The guest's entries allow writes."""
+    executable: bool = True
+    """The guest's entries allow fetches."""
+    user: bool = True
+    """User mode may use them."""
+
+
 class _Event(Record):
     note: str = ""
     """Words for the reader, printed with the event."""
@@ -402,5 +426,7 @@ class Scenario(Record):
     """Devices inside the kernel."""
     memfd: Annotated[tuple[Memfd, ...], Field(max_length=MOST_PARTS)] = ()
     """guest_memfd files."""
+    guest: Annotated[tuple[Translation, ...], Field(max_length=MOST_PARTS)] = ()
+    """The guest's own tables, where they do not map an address to itself."""
     event: Annotated[tuple[Event, ...], Field(min_length=1, max_length=MOST_EVENTS)]
     """What happens, in order."""

@@ -37,6 +37,8 @@ _EXITS: Final = {
     Reason.DIRTY_RING_FULL: Kind.RING_FULL,
     Reason.INTERNAL_ERROR: Kind.INTERNAL_ERROR,
     Reason.INTR: Kind.INTERRUPTED,
+    Reason.EXTERNAL_ABORT: Kind.EXTERNAL_ABORT,
+    Reason.WIDE_MMIO: Kind.WIDE_MMIO,
 }
 _RESUMED: Final = {
     Done.CLAIMED: Kind.CLAIMED,
@@ -117,7 +119,7 @@ class Result:
 
 def left(exit_: Exit) -> Left:
     """A return to the VMM."""
-    kind = _EXITS.get(exit_.reason, Kind.EXIT)
+    kind = _EXITS[exit_.reason]
     match exit_.detail:
         case MmioAccess(gpa, size, is_write, data):
             return Left(kind=kind, errno=exit_.errno, gpa=gpa, size=size, write=is_write, data=data.hex(" "))
@@ -154,7 +156,7 @@ def kind_of(outcome: Outcome) -> tuple[Kind, int]:
         case Emulate():
             return Kind.EMULATE, 0
         case Exit(reason, _, errno):
-            return _EXITS.get(reason, Kind.EXIT), errno
+            return _EXITS[reason], errno
         case Inject(errno=errno):
             return Kind.INJECTED, errno
         case Error(errno):

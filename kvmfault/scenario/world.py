@@ -7,17 +7,18 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Self
 
-from kvmfault.contract.policy import MemfdSource
+from kvmfault.contract.policy import MemfdSource, Policy
 from kvmfault.contract.ports import GuestTranslation, GuestWalkFault, Memslot, VmFacts
 from kvmfault.contract.target import Target
 from kvmfault.errors import ModelError
 from kvmfault.machine.vm import Vm
 from kvmfault.scenario.fields import error_name
-from kvmfault.scenario.model import HVA_BASE, Machine, Memfd, Scenario, Slot
-from kvmfault.scenario.settings import changed, read, spell
+from kvmfault.scenario.model import HVA_BASE, Machine, Memfd, Scenario, Slot, Translation
+from kvmfault.scenario.settings import cap, member
 from kvmfault.types import Gfn, Gpa, Hva, Pfn
 from kvmfault.vm.caps import HostCaps
 from kvmfault.vm.dirty import INITIALLY_SET, MANUAL_PROTECT
+from kvmfault.vm.guest_tables import GuestEntry, GuestTables, WalkEnd
 
 
 class Misuse(ModelError):
@@ -35,22 +36,23 @@ class Subject:
     name: str
     """The target as it was named."""
     target: Target
-    facts: VmFacts
     caps: HostCaps
 
     @classmethod
     def of(cls, scenario: Scenario, target: Target, settings: Iterable[str] = ()) -> Subject:
         """*settings*: ``KEY=VALUE``, after those of the scenario. Raises UsageError for one that is none."""
-        machine, facts, caps = scenario.machine, target.backend.vm, target.backend.host(target.format)
+        machine, caps = scenario.machine, target.backend.host(target.format)
+        changed = target
         host: dict[str, object] = {}
         if machine.private_memory is not None:
             by_attribute = machine.private_memory == "by_attribute"
-            facts = replace(facts, private_memory=True, private_by_attribute=by_attribute)
+            changed = changed.with_facts(private_memory=True, private_by_attribute=by_attribute)
             host = {"guest_memfd": True, "memory_attributes": True, "nr_address_spaces": 1}
-        told = [f"{key}={spell(value)}" for key, value in (*machine.policy.items(), *machine.facts.items())]
-        changed_target, facts = changed(target, facts, [*told, *settings])
-        host |= {name: read(caps, name, value) for name, value in machine.host.items()}
-        return cls(target.name, changed_target, facts, replace(caps, **host))  # type: ignore[arg-type]  # as read says
+        changed = changed.with_policy(**{n: member(Policy, n, v) for n, v in machine.policy.items()})
+        changed = changed.with_facts(**{n: member(VmFacts, n, v) for n, v in machine.facts.items()})
+        host |= {name: cap(caps, name, value) for name, value in machine.host.items()}
+        caps = replace(caps, **host)  # type: ignore[arg-type]  # cap has looked at each
+        return cls(target.name, changed.with_settings(settings), caps)
 
 
 class World(Vm):
@@ -59,8 +61,13 @@ class World(Vm):
     forgetful: bool = False
     """Nothing is flushed from TLBs."""
 
+    guest_tables: GuestTables = GuestTables()
+    """What the guest's own tables do otherwise."""
+
     def walk_guest(self, gpa: Gpa) -> GuestTranslation | GuestWalkFault | None:
         """See Ports."""
+        if any(entry.address <= gpa < entry.stop for entry in self.guest_tables.entries):
+            return self.guest_tables.walk(gpa)
         return GuestTranslation(gpa, 1 << 30)
 
     def flush_stale(self) -> None:
@@ -106,7 +113,7 @@ class World(Vm):
     def build(cls, scenario: Scenario, subject: Subject) -> Self:
         """The machine before the first event. Raises Misuse for what KVM would refuse."""
         machine = scenario.machine
-        vm = cls(subject.target, caps=subject.caps, facts=subject.facts)
+        vm = cls(subject.target, caps=subject.caps)
         vm._log(machine)
         for n, file in enumerate(scenario.memfd):
             vm._try(partial(vm._open, file), "memfd", n)
@@ -114,6 +121,7 @@ class World(Vm):
             vm._try(partial(vm.back, m.hva, m.size, m.kind, readonly=m.readonly), "memory", n)
         for n, slot in enumerate(scenario.slot):
             vm._try(partial(vm._add, slot, n), "slot", n)
+        vm._try(partial(vm._translations, scenario.guest), "guest")
         vm.devices = tuple((Gpa(d.gpa), d.size, d.value) for d in scenario.device)
         return vm
 
@@ -124,6 +132,23 @@ class World(Vm):
             errno = self.enable_dirty_ring(machine.dirty_ring)
             if errno:
                 raise Misuse(f"KVM_CAP_DIRTY_LOG_RING gives {error_name(errno)}", "machine", "dirty_ring")
+
+    def _translations(self, runs: tuple[Translation, ...]) -> None:
+        entries = (
+            GuestEntry(
+                address=run.address,
+                size=run.size,
+                gpa=Gpa(run.address if run.gpa is None else run.gpa),
+                block=min(run.size, run.block),
+                readable=run.readable,
+                writable=run.writable,
+                executable=run.executable,
+                user=run.user,
+                end=None if run.present else WalkEnd.MISSING,
+            )
+            for run in runs
+        )
+        self.guest_tables = GuestTables(tuple(entries))
 
     def _open(self, file: Memfd) -> None:
         errno = self.create_guest_memfd(file.id, file.size)
