@@ -231,9 +231,10 @@ def _holds(differs: Differs, subject: Subject) -> bool:
         if differs.joint not in known:
             raise UsageError(f"no joint {differs.joint[:60]!r}{near(differs.joint, known)}")
         return bool(getattr(subject.target.joints, differs.joint))
-    policy, caps = subject.target.policy, subject.caps
-    return all(has(getattr(policy, n), member(Policy, n, v)) for n, v in (differs.policy or {}).items()) and all(
-        getattr(caps, n, None) == cap(caps, n, v) for n, v in (differs.host or {}).items()
+    policies = {name: member(Policy, name, value) for name, value in (differs.policy or {}).items()}
+    limits = {name: cap(subject.caps, name, value) for name, value in (differs.host or {}).items()}
+    return all(has(getattr(subject.target.policy, n), v) for n, v in policies.items()) and all(
+        getattr(subject.caps, n) == v for n, v in limits.items()
     )
 
 

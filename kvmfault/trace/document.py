@@ -62,7 +62,7 @@ def wrong(
     Of several findings the most telling: rather a key that is no key than the one that is missing for it. *tidy* takes
     out of a place what is no key of the file.
     """
-    found = min(error.errors(), key=lambda e: e["type"] == "missing")
+    found = min(error.errors(), key=lambda e: ("missing", "too_short").count(e["type"]))
     loc, message = tidy(found["loc"]), found["msg"].removeprefix("Value error, ")
     match found["type"]:
         case "missing":
@@ -88,30 +88,31 @@ def key_of(loc: Location) -> str:
 def line_of(text: str, loc: Location) -> str:
     """``:LINE`` of a value in TOML whose tables stand under a header each, or nothing.
 
-    TOML's parser keeps no positions, but such a file is simple enough to find the table and its key again.
+    TOML's parser keeps no positions, but such a file is simple enough to find the tables and the key again.
     """
-    table, number = next(iter(loc), None), next(iter(loc[1:]), None)
-    if not isinstance(table, str):
-        return ""
-    name = re.escape(table)
-    header = rf"\[\[[ \t]*{name}[ \t]*\]\]" if isinstance(number, int) else rf"\[[ \t]*{name}\b"
-    tables = [m.start() for m in re.finditer(rf"^[ \t]*{header}", text, re.MULTILINE)]
-    index = number if isinstance(number, int) else 0
-    if not tables and not isinstance(number, int):  # a key of the file itself
-        tables = [m.start() for m in re.finditer(rf"^[ \t]*{name}[ \t]*=", text, re.MULTILINE)]
-    if index >= len(tables):
-        return ""
-    start, end = [*tables, len(text)][index : index + 2]
-    key = None
-    for part in reversed(loc[1:]):
-        if isinstance(part, str) and (key := _find_key(part, text, start, end)) is not None:
-            break
-    return f":{text.count(chr(10), 0, start if key is None else key) + 1}"
+    start, end, found = 0, len(text), -1
+    for part, inside in zip(loc, (*loc[1:], None), strict=True):
+        if isinstance(part, int):
+            continue
+        headers = _headers(part, text, start, end)
+        index = inside if isinstance(inside, int) else 0
+        if index < len(headers):
+            start, end = [*headers, end][index : index + 2]
+            found = start
+        elif (key := _find_key(part, text, start, end)) >= 0:
+            found = key
+    return f":{text.count(chr(10), 0, found) + 1}" if found >= 0 else ""
 
 
-def _find_key(name: str, text: str, start: int, end: int) -> int | None:
+def _headers(name: str, text: str, start: int, end: int) -> list[int]:
+    # of tables that are called so, or a.so: [so], [[so]], [a.so]
+    header = re.compile(rf"^[ \t]*\[{{1,2}}[ \t]*(?:[\w.-]+\.)?{re.escape(name)}[ \t]*\]", re.MULTILINE)
+    return [m.start() for m in header.finditer(text, start, end)]
+
+
+def _find_key(name: str, text: str, start: int, end: int) -> int:
     found = re.compile(rf"(?:^[ \t]*|[.{{, \t]){re.escape(name)}[ \t]*[=.]", re.MULTILINE).search(text, start, end)
-    return None if found is None else found.start() + found[0].startswith("\n")
+    return -1 if found is None else found.start() + found[0].startswith("\n")
 
 
 def near(word: str, known: list[str]) -> str:
