@@ -75,6 +75,7 @@ class MapResult(Enum):
     LOST = "another vCPU changed the entry meanwhile"
     MMIO = "the entry remembers MMIO"
     WRITE_PROTECTED = "the frame must stay write-protected"
+    READ_ONLY = "installed, but read-only: the frame must stay write-protected"
     ABSENT = "there is no entry to change"
 
 

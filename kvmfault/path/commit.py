@@ -93,7 +93,7 @@ def install(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
     """
     slot = at.slot
     if slot is None:
-        at.answer = _answer(at, vm.map_mmio(at.at, at.prot))
+        at.answer = _answer(fault, at, vm.map_mmio(at.at, at.prot))
         return at.answer
     if at.size > 1 << vm.page_shift and vm.facts.small_exec:
         at.prot &= ~X
@@ -116,11 +116,11 @@ def install(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
             young=not fault.is_prefetch,
             tag=guest.level if guest is not None else 0,
         )
-    at.answer = fixed(at.size, prot) if result is _FIXED else _answer(at, result)
+    at.answer = fixed(at.size, prot) if result is _FIXED else _answer(fault, at, result)
     return at.answer if with_entry else None
 
 
-def _answer(at: Progress, result: MapResult | int) -> Outcome:
+def _answer(fault: MmioFault, at: Progress, result: MapResult | int) -> Outcome:
     match result:
         case MapResult.FIXED:
             return fixed(at.size, at.prot)
@@ -134,7 +134,9 @@ def _answer(at: Progress, result: MapResult | int) -> Outcome:
             return Retry("the entry is gone")
         case MapResult.MMIO:
             return Emulate(why="no slot: the entry remembers MMIO, the access is emulated")
-        case MapResult.WRITE_PROTECTED:
+        case MapResult.READ_ONLY if not fault.is_write:
+            return fixed(at.size, at.prot & ~W)
+        case MapResult.WRITE_PROTECTED | MapResult.READ_ONLY:
             return WriteProtected("the frame must stay write-protected")
         case _:
             return Error(result or EFAULT, "the table could not be changed")
