@@ -46,13 +46,14 @@ class Machine(RuleBasedStateMachine):
         eager=st.booleans(),
         small_exec=st.booleans(),
         ad=st.booleans(),
+        logged=st.booleans(),
     )
-    def begin(self, mode: Mode, kind: str, eager: bool, small_exec: bool, ad: bool) -> None:
+    def begin(self, mode: Mode, kind: str, eager: bool, small_exec: bool, ad: bool, logged: bool) -> None:
         if kind == "hugetlb":
             kind = "thp" if self.target == "arm64:16k" else "hugetlb-2m"
         self.it = NaiveVm(self.target, mode, kind, eager=eager, small_exec=small_exec, hardware_ad=ad)
         self.thp = kind == "thp"
-        self.create(0, 0, readonly=False, logged=False, memfd=False, userfault=False)
+        self.create(0, 0, readonly=False, logged=logged, memfd=False, userfault=False)
 
     def place(self, n: int) -> int:
         """A page: mostly one of a slot, else anywhere."""
@@ -193,6 +194,19 @@ class Machine(RuleBasedStateMachine):
     def share(self, at: int, accesses: list[tuple[int, int, str]]) -> None:
         for vcpu, _, kind in accesses:
             self.it.access(vcpu, self.place(at), kind)
+
+    @rule(accesses=st.lists(ACCESSES, min_size=1, max_size=4))
+    def again(self, accesses: list[tuple[int, int, str]]) -> None:
+        """The same before and after user space takes everything that was written."""
+        self.run(accesses)
+        for n, number in enumerate(sorted(self.it.slots)):
+            if self.it.slots[number].npages % 64 == 0:
+                self.clear_log(n, 0, self.it.slots[number].npages // 64, -1 & (1 << self.it.slots[number].npages) - 1)
+            self.get_log(n)
+        if self.it.mode is Mode.RING:
+            for vcpu in range(VCPUS):
+                self.harvest(vcpu, vcpu == VCPUS - 1)
+        self.run(accesses)
 
     @rule(at=PAGES, pages=st.integers(1, 3), vcpu=st.integers(0, VCPUS - 1))
     def prefault(self, at: int, pages: int, vcpu: int) -> None:
