@@ -19,7 +19,7 @@ from kvmfault.scenario.invariants import broken
 from kvmfault.scenario.model import HVA_BASE, Scenario
 from kvmfault.scenario.result import Leaf, Left, Result, access_kind, kind_of, left, shown, signal_of
 from kvmfault.scenario.world import Misuse, Subject, World
-from kvmfault.types import U64, Gpa, Hva
+from kvmfault.types import U64, Gfn, Gpa, Hva
 from kvmfault.vm.area import HvaRange
 from kvmfault.vm.dirty import LogAnswer
 from kvmfault.vm.memslot import MemslotFlag
@@ -136,8 +136,7 @@ class Runner:
                 return _answered(vm.set_attributes(event.gpa, event.size, attributes))
             case model.PunchHole():
                 self._charge(event.size >> 12)
-                vm.punch_hole(event.memfd, event.offset, event.size)
-                return _OK
+                return _answered(vm.punch_hole(event.memfd, event.offset, event.size))
             case model.PoisonMemfd():
                 vm.poison_memfd(event.memfd, event.offset)
                 return _OK
@@ -152,7 +151,7 @@ class Runner:
                 kind = exits[-1].kind if exits else Kind.ERROR if answer.errno else Kind.OK
                 return Result(outcome=kind, errno=answer.errno, left=answer.size, exits=exits)
             case model.Track():
-                vm.track(Gpa(event.gpa))
+                vm.track_writes(Gfn(event.gpa >> vm.page_shift))
                 return _OK
             case model.Look():
                 return _OK

@@ -102,13 +102,6 @@ class World(Vm):
             raise ModelError(f"no slot covers gpa {gpa:#x}, so it has no user address")
         return Hva(slot.hva_of(Gfn(gpa >> self.page_shift)) + (gpa & (1 << self.page_shift) - 1))
 
-    def track(self, gpa: Gpa) -> None:
-        """Begin to track writes to a page. (kvm_write_track_add_gfn)"""
-        gfn = Gfn(gpa >> self.page_shift)
-        self.tracked.add(gfn)
-        self.table.write_protect(*self.bytes_of(gfn, gfn + 1))
-        self.flush_stale()
-
     @classmethod
     def build(cls, scenario: Scenario, subject: Subject) -> Self:
         """The machine before the first event. Raises Misuse for what KVM would refuse."""
