@@ -69,6 +69,7 @@ WRONG: Final[dict[str, str]] = {
     HEAD + 'do = "migrate"\n': "f.toml:5: event[0] expected gpa or hva, one of them",
     HEAD + 'do = "evict"\ngpa = "1G"\nsize = "1G"\n': "f.toml:8: event[0].size expected 1 to 0x1000000 bytes",
     READ + "[machine]\ninitially_set = true\n": "f.toml:8: machine initially_set needs manual_protect = true",
+    '{"title": "\\ud800"}': "f.toml: the file invalid JSON: unexpected end of hex escape",
     # what is wrong with the meaning
     'targets = ["arm65"]\n' + READ: "f.toml:1: targets[0]: no backend 'arm65' in target 'arm65' (did",
     'targets = ["arm64", "arm64:4k"]\n' + READ: "f.toml: arm64:4k@7.4 is named twice",

@@ -6,6 +6,7 @@ import json
 import re
 import tomllib
 from difflib import get_close_matches
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Final
 
 from kvmfault.errors import UsageError
@@ -91,7 +92,7 @@ def line_of(text: str, loc: Location) -> str:
     TOML's parser keeps no positions, but such a file is simple enough to find the tables and the key again.
     """
     start, end, found = 0, len(text), -1
-    for part, inside in zip(loc, (*loc[1:], None), strict=True):
+    for part, inside in zip_longest(loc, loc[1:]):
         if isinstance(part, int):
             continue
         headers = _headers(part, text, start, end)
