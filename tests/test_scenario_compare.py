@@ -58,7 +58,8 @@ def test_only_the_first_undeclared_difference_of_a_target_is_told() -> None:
         ('policy.exec_grant = "always"\nexpect.pages = [0]\n', "1 x86-ept: declared to differ by policy exec_grant = "
          "always, but differs also with the value of arm64:4k@7.4: pages is 0, but none"),
         ('policy.read_maps_writable = "always"\npolicy.exec_grant = "always"\nexpect.pages = [0]\n', "1 x86-ept: "
-         "declared to differ by policy read_maps_writable = always, exec_grant = always, but exec_grant has no part in it"),
+         "declared to differ by policy read_maps_writable = always, exec_grant = always, but exec_grant has no part "
+         "in it"),
         ('policy.read_maps_writable = "always"\nexpect.pages = []\n', "1 x86-ept: pages is 0, expected none"),
         ('joint = "repair"\nexpect.pages = [0]\n', None),
         ('host.nr_address_spaces = 2\nexpect.pages = [0]\n', "1 x86-ept: declared to differ by host nr_address_spaces "
@@ -83,8 +84,8 @@ def test_a_declared_difference_that_does_not_show() -> None:
 
 def test_a_limit_of_the_host_is_a_cause() -> None:
     text = (
-        SLOT
-        + '[[event]]\ndo = "set_slot"\nid = 1\ngpa = 0x20_0000_0000_0000\nsize = "4K"\nhva = "1G"\nexpect.errno = "EINVAL"\n'
+        SLOT + '[[event]]\ndo = "set_slot"\nid = 1\ngpa = 0x20_0000_0000_0000\nsize = "4K"\nhva = "1G"\n'
+        'expect.errno = "EINVAL"\n'
     )
     text += '[[event.differs]]\nhost.beyond_errno = 14\nexpect.errno = "EFAULT"\n'
     done = judged(text, "x86-ept", "arm64")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tomllib
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, Final
 
@@ -202,7 +203,7 @@ def mutated(draw: st.DrawFn) -> dict[str, Any]:
                         draw(st.sampled_from(["gpa", "hva", "id", "slot", "private", "policy", "joint", "size", "do"]))
                     ] = at[key]
                 case _:
-                    at[key] = draw(VALUES)
+                    at[key] = deepcopy(draw(VALUES))  # a later step may change it
             break
     return data
 
