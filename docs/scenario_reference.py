@@ -13,7 +13,7 @@ from typing import Any, Final, get_args
 from pydantic import BaseModel
 
 from docs.declared import table
-from kvmfault.scenario import model
+from kvmfault.scenario import events, model
 from kvmfault.scenario.expectation import Differs, ExitMatch, Expect, Kind, RingMatch
 from kvmfault.scenario.invariants import NAMES
 
@@ -48,9 +48,9 @@ def scenario_expectations() -> str:
 
 def scenario_events() -> str:
     """Keys of every kind of event."""
-    own = tuple({*model.Look.model_fields} - {*_SHARED} | {"do"})
-    parts = ["`do` says what happens. Every event may also have these:", _keys(model.Look, own)]
-    for cls in get_args(get_args(model.Event)[0]):
+    own = tuple({*events.Look.model_fields} - {*_SHARED} | {"do"})
+    parts = ["`do` says what happens. Every event may also have these:", _keys(events.Look, own)]
+    for cls in get_args(get_args(events.Event)[0]):
         does = get_args(cls.model_fields["do"].annotation)
         parts.append(_section(", ".join(f"`{word}`" for word in does), cls, _SHARED))
     return "\n\n".join(parts)

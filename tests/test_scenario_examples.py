@@ -11,9 +11,9 @@ import pytest
 
 from kvmfault.contract.target import backend
 from kvmfault.scenario.compare import compare
+from kvmfault.scenario.events import Event
 from kvmfault.scenario.expectation import Expect
 from kvmfault.scenario.match import mismatches
-from kvmfault.scenario.model import Event
 from kvmfault.scenario.read import DOES, Source, parse_scenario, read_scenario
 from kvmfault.scenario.run import run
 from tests.cli import Cli

@@ -11,10 +11,11 @@ from typing import Final
 from kvmfault.cli.render import grid, to_json
 from kvmfault.contract.format import size_text
 from kvmfault.scenario.compare import Comparison, Failure, compare
+from kvmfault.scenario.events import Access, Convert, Event
 from kvmfault.scenario.expectation import Kind
 from kvmfault.scenario.fields import error_name
 from kvmfault.scenario.match import left_text, pages_text, ring_text
-from kvmfault.scenario.model import Access, Convert, Event, Scenario
+from kvmfault.scenario.model import Scenario
 from kvmfault.scenario.read import read_scenario
 from kvmfault.scenario.result import FaultShown, Result
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import re
-from typing import Annotated, Final, TypeAlias
+from typing import Annotated, Final, Literal, TypeAlias
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
@@ -148,3 +148,5 @@ Setting: TypeAlias = Annotated[
     WithJsonSchema({"anyOf": [{"type": "boolean"}, {"type": "integer"}, {"type": "string"}]}),
 ]
 """Value of a policy, a VM fact or a limit of the host: true or false, a number, or the value's name."""
+Backing: TypeAlias = Literal["anon", "thp", "hugetlb-2m", "hugetlb-1g", "pfnmap"]
+"""Host memory: anonymous by pages, transparent huge pages, hugetlb, or a device's registers."""

@@ -9,7 +9,8 @@ from typing import Final, get_args
 from pydantic import ValidationError
 
 from kvmfault.errors import UsageError
-from kvmfault.scenario.model import Event, Scenario
+from kvmfault.scenario.events import Event
+from kvmfault.scenario.model import Scenario
 from kvmfault.trace.document import Location, key_of, line_of, near, parse, wrong
 
 _MOST_BYTES: Final = 1 << 20

@@ -13,7 +13,7 @@ from kvmfault.errors import KvmfaultError, ModelError
 from kvmfault.machine.guest import AccessRun
 from kvmfault.machine.private import ATTRIBUTE_PRIVATE
 from kvmfault.path.run import Run
-from kvmfault.scenario import model
+from kvmfault.scenario import events
 from kvmfault.scenario.expectation import Kind
 from kvmfault.scenario.invariants import broken
 from kvmfault.scenario.model import HVA_BASE, Scenario
@@ -53,11 +53,11 @@ class Runner:
         self._reached: dict[int, int] = {}  # page -> frame that the guest reached last
         self._broken: frozenset[str] = frozenset()
 
-    def step(self, number: int, event: model.Event) -> Result:
+    def step(self, number: int, event: events.Event) -> Result:
         """Carry out one event."""
         vm = self.world
         flushes = self._flushes()
-        vm.forgetful = isinstance(event, model.Host) and not event.flush
+        vm.forgetful = isinstance(event, events.Host) and not event.flush
         try:
             done = self._do(event)
             found = self._invariants()
@@ -92,75 +92,75 @@ class Runner:
     def _flushes(self) -> int:
         return sum(vcpu.tlb.flushes for vcpu in self.world.every_vcpu())
 
-    def _leaf(self, event: model.Event) -> Leaf | None:
+    def _leaf(self, event: events.Event) -> Leaf | None:
         vm = self.world
         gpa = getattr(event, "gpa", None)
         if gpa is None:
             return None
-        if isinstance(event, model.Access):
+        if isinstance(event, events.Access):
             gpa += event.step * (event.count - 1)
         found = vm.table.leaf(Gpa(gpa & U64))
         return None if found is None else Leaf(1 << found.shift, str(PROTS[vm.format.prot(found.desc)]))
 
-    def _do(self, event: model.Event) -> Result:
+    def _do(self, event: events.Event) -> Result:
         vm = self.world
         match event:
-            case model.Access():
+            case events.Access():
                 return self._access(event)
-            case model.Fault():
+            case events.Fault():
                 return self._fault(event)
-            case model.Host():
+            case events.Host():
                 return self._host(event)
-            case model.Back():
+            case events.Back():
                 vm.back(self._hva(event), event.size, event.kind, readonly=event.readonly)
                 return _OK
-            case model.Age():
+            case events.Age():
                 start = vm.hva_of(event.gpa)
                 young = vm.age(HvaRange(start, Hva(start + event.size)), test_only=event.test_only)
                 return Result(outcome=Kind.OK, young=young)
-            case model.SetSlot() | model.DeleteSlot():
+            case events.SetSlot() | events.DeleteSlot():
                 return self._slot(event)
-            case model.GetLog():
+            case events.GetLog():
                 return self._log(event)
-            case model.ClearLog():
+            case events.ClearLog():
                 return self._clear(event)
-            case model.HarvestRing():
+            case events.HarvestRing():
                 entries = vm.harvest_ring(event.vcpu) if event.vcpu < len(vm.every_vcpu()) else ()
                 ring = tuple((e.slot, e.offset) for e in entries)
                 return Result(outcome=Kind.OK, ring=ring, count=len(entries))
-            case model.ResetRings():
+            case events.ResetRings():
                 self._charge_split()
                 return Result(outcome=Kind.OK, count=vm.reset_rings())
-            case model.Convert():
+            case events.Convert():
                 attributes = ATTRIBUTE_PRIVATE if event.private else 0
                 return _answered(vm.set_attributes(event.gpa, event.size, attributes))
-            case model.PunchHole():
+            case events.PunchHole():
                 self._charge(event.size >> 12)
                 return _answered(vm.punch_hole(event.memfd, event.offset, event.size))
-            case model.PoisonMemfd():
+            case events.PoisonMemfd():
                 vm.poison_memfd(event.memfd, event.offset)
                 return _OK
-            case model.Mark():
+            case events.Mark():
                 for first, last in event.pages:
                     vm.set_userfault(event.slot, first, last + 1 - first, wanted=event.wanted)
                 return _OK
-            case model.Prefault():
+            case events.Prefault():
                 self._charge(8 * (event.size >> 12))
                 answer = vm.prefault(event.gpa, event.size, vcpu=event.vcpu)
                 exits = (left(answer.exit),) if answer.exit is not None else ()
                 kind = exits[-1].kind if exits else Kind.ERROR if answer.errno else Kind.OK
                 return Result(outcome=kind, errno=answer.errno, left=answer.size, exits=exits)
-            case model.Track():
+            case events.Track():
                 vm.track_writes(Gfn(event.gpa >> vm.page_shift))
                 return _OK
-            case model.Look():
+            case events.Look():
                 return _OK
             case _:
                 assert_never(event)
 
     # The guest.
 
-    def _access(self, event: model.Access) -> Result:
+    def _access(self, event: events.Access) -> Result:
         runs = [self._one(event, event.gpa + n * event.step) for n in range(event.count)]
         ends = [access_kind(run, device=self._served(event, n)) for n, run in enumerate(runs)]
         kind, errno = ends[-1] if len(set(ends)) == 1 else (Kind.VARIOUS, 0)
@@ -179,7 +179,7 @@ class Runner:
             frame=frame,
         )
 
-    def _one(self, event: model.Access, gpa: int) -> AccessRun:
+    def _one(self, event: events.Access, gpa: int) -> AccessRun:
         known: dict[str, object] = {
             name: value for name in ("on_walk", "cache_op", "user") if (value := getattr(event, name)) is not None
         }
@@ -201,11 +201,11 @@ class Runner:
         self._charge(1 + 4 * len(run.faults))
         return run
 
-    def _served(self, event: model.Access, number: int) -> bool:
+    def _served(self, event: events.Access, number: int) -> bool:
         gpa = event.gpa + number * event.step
         return any(start <= gpa < start + size for start, size, _ in self.world.devices)
 
-    def _frames(self, event: model.Access, runs: list[AccessRun]) -> tuple[bool, str | None]:
+    def _frames(self, event: events.Access, runs: list[AccessRun]) -> tuple[bool, str | None]:
         # of the pages that the guest itself reached: does it see the memory's frame, and is it another than before
         vm, stale, frame = self.world, False, None
         for n, run in enumerate(runs):
@@ -217,7 +217,7 @@ class Runner:
                 self._reached[page] = pfn
         return stale, frame
 
-    def _loaded(self, event: model.Access, run: AccessRun, exits: tuple[Left, ...]) -> int | None:
+    def _loaded(self, event: events.Access, run: AccessRun, exits: tuple[Left, ...]) -> int | None:
         last = run.outcome
         if event.do != "read" or event.size not in (1, 2, 4, 8):
             return None
@@ -231,7 +231,7 @@ class Runner:
         value = self.world.bus(MmioAccess(Gpa(event.gpa), event.size, False)) if served else event.answer
         return _emulated(event, value or 0)
 
-    def _fault(self, event: model.Fault) -> Result:
+    def _fault(self, event: events.Fault) -> Result:
         vm = self.world
         registers = event.registers.get(vm.target.backend.name)
         if registers is None:
@@ -245,13 +245,13 @@ class Runner:
 
     # The host.
 
-    def _hva(self, event: model.Host | model.Back) -> Hva:
+    def _hva(self, event: events.Host | events.Back) -> Hva:
         if event.hva is not None:
             return Hva(event.hva)
         gpa = event.gpa or 0
         return self.world.hva_of(gpa) if self.world.slot_at(gpa) is not None else Hva(HVA_BASE + gpa)
 
-    def _host(self, event: model.Host) -> Result:
+    def _host(self, event: events.Host) -> Result:
         vm, hva, size = self.world, self._hva(event), event.size
         host = vm.host
         self._charge((size >> 12) * 8)
@@ -282,11 +282,11 @@ class Runner:
 
     # User space.
 
-    def _slot(self, event: model.SetSlot | model.DeleteSlot) -> Result:
+    def _slot(self, event: events.SetSlot | events.DeleteSlot) -> Result:
         vm = self.world
         number = event.id | event.as_id << 16
         old = vm.slots.by_id(event.id, event.as_id) if event.as_id < vm.caps.nr_address_spaces else None
-        if isinstance(event, model.DeleteSlot):
+        if isinstance(event, events.DeleteSlot):
             request = MemslotRequest(slot=number, gpa=Gpa(0), size=0, hva=Hva(0))
         else:
             if old is None and (event.gpa is None or event.size is None):
@@ -309,7 +309,7 @@ class Runner:
         result = vm.set_region(request)
         return replace(_answered(result.errno), rule=result.rule)
 
-    def _flags(self, event: model.SetSlot, old: MemslotFlag, memfd: int | None) -> int:
+    def _flags(self, event: events.SetSlot, old: MemslotFlag, memfd: int | None) -> int:
         wanted = (
             (MemslotFlag.READONLY, event.readonly),
             (MemslotFlag.LOG_DIRTY, event.log_dirty),
@@ -324,14 +324,14 @@ class Runner:
         if vm.facts.eager_split:
             self._charge(sum(1 << e.shift - vm.page_shift for e in vm.table.entries()))
 
-    def _log(self, event: model.GetLog) -> Result:
+    def _log(self, event: events.GetLog) -> Result:
         bitmap = self.world.log.bitmap(event.slot)
         self._charge(len(bitmap) // 16 if bitmap is not None else 1)
         self._charge_split()
         answer: LogAnswer = self.world.get_dirty_log(event.slot)
         return replace(_answered(answer.errno), pages=None if answer.errno else _runs(answer.pages))
 
-    def _clear(self, event: model.ClearLog) -> Result:
+    def _clear(self, event: events.ClearLog) -> Result:
         self._charge(event.count)
         self._charge_split()
         bits = (1 << event.count) - 1
@@ -348,7 +348,7 @@ def _answered(errno: int) -> Result:
     return Result(outcome=Kind.ERROR if errno else Kind.OK, errno=errno)
 
 
-def _emulated(event: model.Access, value: int) -> int:
+def _emulated(event: events.Access, value: int) -> int:
     # what the instruction is defined to load: the emulator does just that
     bits = 8 * event.size
     value &= (1 << bits) - 1
