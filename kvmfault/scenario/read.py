@@ -65,7 +65,7 @@ def _explained(path: str, text: str, error: ValidationError) -> UsageError:
     first = error.errors()[0]
     loc = first["loc"]
     if first["type"] == "union_tag_invalid":
-        word = str(first["ctx"]["tag"])[:40]
+        word = str(first.get("ctx", {})["tag"])[:40]
         what = f"is {word!r}{near(word, list(DOES))}; there is: {', '.join(DOES)}"
         return UsageError(f"{path}{line_of(text, (*loc, 'do'))}: {key_of(loc)}.do {what}")
     if first["type"] == "union_tag_not_found":
