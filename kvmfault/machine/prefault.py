@@ -50,9 +50,7 @@ class Prefaulting(Guest):
     def _prefault_one(self, gpa: Gpa) -> tuple[int, int, Exit | None]:
         # (size mapped, errno, exit)
         private = Gfn(gpa >> self.page_shift) in self.private
-        access = Access(
-            gpa=Gpa(gpa & -4096), offset=0, read=True, final=True, cause=Cause.MISSING, prefetch=True, private=private
-        )
+        access = Access(gpa=Gpa(gpa & -4096), offset=0, final=True, cause=Cause.MISSING, prefetch=True, private=private)
         for _ in range(TRIES):
             run = self._path.handle(self, self.target.encode(access).fault)  # no statistic counts it
             match run.outcome:

@@ -197,7 +197,7 @@ class X86Ports(ScriptedPorts):
             self.warn("KVM_BUG_ON: the slow path has no result")
         return _MAPPED[result]
 
-    def map_mmio(self, gpa: Gpa, prot: int) -> MapResult:
+    def map_mmio(self, at: Gpa, gpa: Gpa, prot: int) -> MapResult:
         self.events.append("map_mmio")
         return MapResult.MMIO
 
