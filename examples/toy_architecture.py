@@ -23,6 +23,7 @@ from kvmfault.contract.policy import (
     OnRetry,
     PoisonSpan,
     Policy,
+    Prefault,
     ReadMaps,
     RetryTest,
     SignExtension,
@@ -32,6 +33,7 @@ from kvmfault.contract.policy import (
     Unbacked,
     Unchanged,
     UnknownArea,
+    Userfault,
 )
 from kvmfault.contract.ports import VmFacts
 from kvmfault.contract.target import Target, resolve
@@ -107,6 +109,11 @@ class ToyFormat:
     gpa_bits = 30
     empty = 0
     perm_mask = 0
+    break_before_make = False
+
+    def change_refused(self, old: int, new: int, shift: int) -> str | None:
+        """Its TLB forgives everything."""
+        return None
 
     def kind(self, desc: int, shift: int) -> Kind:
         """Empty, table or leaf."""
@@ -202,6 +209,9 @@ POLICY = Policy(
     unchanged=Unchanged.SPURIOUS,
     smaller_over_block=SmallerOverBlock.DROP,
     slot_flush=SlotFlush.SLOT,
+    userfault=Userfault.ABSENT,
+    prefault=Prefault.ABSENT,
+    recovers_blocks=False,
     mmio_sign_extension=SignExtension.KEPT,
 )
 

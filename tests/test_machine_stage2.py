@@ -140,6 +140,7 @@ def apply(table: Stage2, naive: Naive, op: tuple[object, ...]) -> None:
     match op:
         case ("map", int(gpa), int(size), int(which), int(prot), Memory() as memory, bool(host), bool(young)):
             shift = size.bit_length() - 1
+            which *= fmt.break_before_make  # elsewhere another frame may not take the place of one that is mapped
             hpa = Hpa((which + 1 << 36) | gpa & -size & (1 << 36) - 1)
             desc = fmt.leaf(shift, hpa, prot, memory, young=young, host_writable=host, tag=0)
             got = table.map(

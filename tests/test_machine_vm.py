@@ -73,7 +73,7 @@ def test_forks_do_not_see_each_other(target: str) -> None:
     moved.invalidate(moved.host.migrate(Hva(HVA)))
     grandchild = mapped.fork()
     grandchild.resolve(fault(target, "write", GPA + 0x20_0000))
-    grandchild.dirty.take()
+    grandchild.get_dirty_log(0)
     keys |= {"mapped": mapped.key(), "deleted": deleted.key(), "moved": moved.key(), "grandchild": grandchild.key()}
     assert len(set(keys.values())) == len(keys)
     assert root.key() == keys["root"]
@@ -112,7 +112,7 @@ def test_a_fork_costs_the_same_whatever_is_mapped() -> None:
             vm.table.map(
                 Gpa(GPA + i * 4096), 4096, Pfn(i), 7, Memory.NORMAL, host_writable=True, young=True, tag=0
             )  # fmt: skip
-            vm.dirty.add((0, Gfn(i)))
+            vm.private.add(2 * i)
         before = sys.getallocatedblocks()
         forks = [vm.fork() for _ in range(20)]
         grown = sys.getallocatedblocks() - before
@@ -142,7 +142,7 @@ def test_a_slot_of_the_second_address_space_is_another() -> None:
     smm = MemslotRequest(slot=1 << 16, gpa=Gpa(GPA), size=SIZE, hva=Hva(HVA))
     assert not vm.set_region(smm).errno
     assert vm.find_slot(Gfn(GPA >> 12)) is None
-    vm.as_id = 1
+    vm.vcpu.as_id = 1
     assert vm.find_slot(Gfn(GPA >> 12)) is not None
     assert isinstance(vm.resolve(fault("x86-ept", "write")), Fixed)
 
@@ -152,13 +152,13 @@ def test_dirty_pages_are_collected_by_slot() -> None:
     vm.add_memslot(3, gpa=1 << 32, size=1 << 20, hva=HVA, log_dirty=True)
     vm.resolve(fault("x86-ept", "write"))
     vm.resolve(fault("x86-ept", "write", 1 << 32))
-    assert vm.dirty.take() == {(0, GPA >> 12), (3, 1 << 20)}
-    assert set(vm.dirty) == set()
+    assert (vm.get_dirty_log(0).pages, vm.get_dirty_log(3).pages) == ((0,), (0,))
+    assert vm.log.pages(0) == vm.log.pages(3) == ()
 
 
 def test_registers_of_the_vcpu() -> None:
     vm = Vm.on("arm64")
-    vm.registers = tuple(range(31))
+    vm.vcpu.registers = tuple(range(31))
     assert [vm.register(i) for i in (0, 30, 31)] == [0, 30, 0]
 
 

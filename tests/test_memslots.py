@@ -167,6 +167,7 @@ NOTICED: Final = {
 UNREACHABLE: Final = {
     "ioctl-exists": "the vectors' kernel has both ioctls",
     "ioctl-flags": "the vectors use the newer ioctl",
+    "userfault-bitmap": "proposed: the vectors' kernel has no such flag",
     "page-count": "pages are counted right",
     "total-pages": "needs 2^64 pages",
     "memfd-kind": "every open file of the vectors is the VM's guest_memfd",

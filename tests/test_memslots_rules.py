@@ -66,6 +66,13 @@ BOTH: Final = [
     ("slot-number", EINVAL, {"slot": 32767, "via": Via.KERNEL, "gpa": 0xFFFFFFFFFFFFF000}, {}, None),
     ("gpa-wraps", EINVAL, {"gpa": 0xFFFFFFFFFFFFF000, "size": (MAX_SLOT_PAGES + 1) * PAGE, "hva": 0}, {}, None),
     ("slot-size", EINVAL, {"slot": 1, "size": (MAX_SLOT_PAGES + 1) * PAGE, "hva": 0, "flags": MEMFD}, {}, None),
+    (
+        "userfault-bitmap",
+        EINVAL,
+        {"slot": 9, "size": 0, "flags": 8, "userfault_bitmap": 1 << 50},
+        {"userfault": True},
+        None,
+    ),
     ("delete-absent", EINVAL, {"size": 0}, {}, Allocation.INVALID_COPY),
     ("memfd-immutable", EINVAL, {"slot": 2, "flags": MEMFD, "hva": 0}, {}, None),
     ("fixed-properties", EINVAL, {"slot": 1, "gpa": 2 * PAGE, "hva": 0}, {}, None),

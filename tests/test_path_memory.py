@@ -277,13 +277,12 @@ def test_a_permission_fault_that_neither_writes_nor_fetches(target: str, becomes
 def test_a_write_protected_entry_is_repaired_without_the_lock(target: str) -> None:
     vm = world(target, log_dirty=True)
     vm.resolve(fault(target, "write"))
-    vm.dirty.take()
-    vm.table.write_protect(Gpa(GPA), Gpa(GPA + 4096))  # the log was harvested
+    vm.get_dirty_log(0)
     vm.events.clear()
     outcome = vm.resolve(permission(target, "write"))
     assert rwx(outcome) == (4 * K, "rwx")
     assert "lock" not in vm.events
-    assert set(vm.dirty) == {(0, GPA >> 12)}
+    assert vm.log.pages(0) == (0,)
     assert isinstance(vm.resolve(permission(target, "write")), Spurious)
 
 
@@ -351,7 +350,7 @@ def test_a_logged_slot_is_mapped_by_pages(target: str) -> None:
     for backing in ("thp", "hugetlb-2m"):
         vm = world(target, backing, log_dirty=True)
         assert rwx(vm.resolve(fault(target, "write", SOMEWHERE)))[0] == 4 * K
-        assert set(vm.dirty) == {(0, SOMEWHERE >> 12)}
+        assert vm.log.pages(0) == (SOMEWHERE - GPA >> 12,)
 
 
 @pytest.mark.parametrize("target", ALL)
@@ -359,13 +358,13 @@ def test_a_read_of_a_logged_slot(target: str) -> None:
     vm = world(target, log_dirty=True)
     if target.startswith("x86"):  # mapped writable, and counted as written
         assert rwx(vm.resolve(fault(target, "read"))) == (4 * K, "rwx")
-        assert set(vm.dirty) == {(0, GPA >> 12)}
+        assert vm.log.pages(0) == (0,)
         return
     assert rwx(vm.resolve(fault(target, "read"))) == (4 * K, "r--")
-    assert set(vm.dirty) == set()
+    assert vm.log.pages(0) == ()
     vm.events.clear()
     assert rwx(vm.resolve(permission(target, "write", granule=4 * K))) == (4 * K, "rw-")
-    assert set(vm.dirty) == {(0, GPA >> 12)}
+    assert vm.log.pages(0) == (0,)
     assert "topup" in vm.events
 
 
@@ -373,7 +372,7 @@ def test_a_read_of_a_logged_slot(target: str) -> None:
 def test_nothing_is_logged_without_the_log(target: str) -> None:
     vm = world(target)
     vm.resolve(fault(target, "write"))
-    assert set(vm.dirty) == set()
+    assert vm.log.pages(0) == ()
     assert any(e.startswith("mark_dirty") for e in vm.events) is target.startswith("arm64")  # which marks the page
 
 
@@ -381,7 +380,7 @@ def test_nothing_is_logged_without_the_log(target: str) -> None:
 def test_a_log_on_a_read_only_slot_counts_on_x86_only(target: str, size: int) -> None:
     vm = world(target, "hugetlb-2m", readonly=True, log_dirty=True)
     assert rwx(vm.resolve(fault(target, "read", SOMEWHERE)))[0] == size
-    assert set(vm.dirty) == set()
+    assert vm.log.pages(0) == ()
 
 
 @pytest.mark.parametrize(
@@ -509,7 +508,7 @@ def test_a_lost_race_in_a_logged_slot_is_dirty_only_where_it_is_marked_first(tar
     vm = world(target, log_dirty=True)
     vm.answers["map"] = MapResult.LOST
     vm.resolve(fault(target, "write"))
-    assert set(vm.dirty) == ({(0, GPA >> 12)} if target.startswith("x86") else set())
+    assert vm.log.pages(0) == ((0,) if target.startswith("x86") else ())
 
 
 # Private memory (guest_memfd).

@@ -78,7 +78,7 @@ def test_a_load_leaves_to_user_space(target: str, size: int) -> None:
 )  # fmt: skip
 def test_a_store_carries_the_registers_bytes(target: str, size: int, big: bool, data: str) -> None:
     vm = world(target, big_endian=big)
-    vm.registers = tuple(0x1122_3344_5566_7788 if i == 5 else 0xEEEE for i in range(31))
+    vm.vcpu.registers = tuple(0x1122_3344_5566_7788 if i == 5 else 0xEEEE for i in range(31))
     outcome = vm.resolve(abort(target, described(size, 5, write=True)))
     assert outcome == Exit(Reason.MMIO, MmioAccess(Gpa(NOWHERE), size, True, bytes.fromhex(data)))
     assert isinstance(outcome, Exit)

@@ -393,16 +393,16 @@ def test_every_part_of_the_state_is_in_the_key(target: str) -> None:
         "host": lambda vm: vm.host.evict(Hva(HVA)),
         "invalidations": lambda vm: vm.invalidations.begin(),
         "table": lambda vm: vm.resolve(fault(target, "read", GPA + 0x10_0000)),
-        "dirty": lambda vm: vm.dirty.add((0, Gfn(1))),
+        "dirty": lambda vm: vm.log.start(0, 8),
         "private": lambda vm: vm.private.add(Gfn(1)),
         "tracked": lambda vm: vm.tracked.add(Gfn(1)),
         "signals": lambda vm: vm.signal(Signal(Hva(0), 12)),
         "warnings": lambda vm: vm.warn("x"),
-        "registers": lambda vm: setattr(vm, "registers", (1, *vm.registers[1:])),
+        "registers": lambda vm: setattr(vm.vcpu, "registers", (1, *vm.vcpu.registers[1:])),
         "devices": lambda vm: setattr(vm, "devices", ((Gpa(0), 1, 0),)),
         "note": lambda vm: vm.note_mmio(Gfn(7), None),
         "facts": lambda vm: vm.with_facts(nested=True),
-        "space": lambda vm: setattr(vm, "as_id", 1),
+        "space": lambda vm: setattr(vm.vcpu, "as_id", 1),
     }
     vm = world(target)
     keys = {vm.key()}

@@ -16,6 +16,7 @@ from kvmfault.contract.policy import (
     OnRetry,
     PoisonSpan,
     Policy,
+    Prefault,
     Reaction,
     ReadMaps,
     RetryTest,
@@ -26,6 +27,7 @@ from kvmfault.contract.policy import (
     Unbacked,
     Unchanged,
     UnknownArea,
+    Userfault,
 )
 from kvmfault.contract.ports import PinError
 
@@ -47,17 +49,20 @@ def policy_612(fmt: Stage2Format) -> Policy:
         topup=Topup.UNLESS_PERMISSION,
         unexplained_permission=EFAULT,
         memfd_source=MemfdSource.NONE,
+        prefault=Prefault.ABSENT,
         mmio_sign_extension=SignExtension.LOST,
     )
 
 
 def policy_74(fmt: Stage2Format) -> Policy:
-    """Linux 7.4: page-table pages whenever logging (7.3), an unexplained permission fault only warns (7.1)."""
+    """Linux 7.4: page-table pages whenever logging (7.3), an unexplained permission fault only warns (7.1),
+    KVM_PRE_FAULT_MEMORY (7.4)."""
     return _policy(
         fmt,
         topup=Topup.UNLESS_PERMISSION_UNLOGGED,
         unexplained_permission=None,
         memfd_source=MemfdSource.SLOT,
+        prefault=Prefault.OFFERED,
         mmio_sign_extension=SignExtension.KEPT,
     )
 
@@ -68,6 +73,7 @@ def _policy(
     topup: Topup,
     unexplained_permission: int | None,
     memfd_source: MemfdSource,
+    prefault: Prefault,
     mmio_sign_extension: SignExtension,
 ) -> Policy:
     return Policy(
@@ -98,5 +104,8 @@ def _policy(
         unchanged=Unchanged.RETRY,
         smaller_over_block=SmallerOverBlock.DROP,
         slot_flush=SlotFlush.SLOT,
+        userfault=Userfault.ABSENT,
+        prefault=prefault,
+        recovers_blocks=False,
         mmio_sign_extension=mmio_sign_extension,
     )

@@ -93,6 +93,25 @@ class Stage2:
         """Permissions: an entry that differs only there is not replaced (stage2_pte_needs_update)."""
         return S2AP_R | S2AP_W | XN | XNX
 
+    @property
+    def break_before_make(self) -> bool:
+        """Yes: two live translations of one address may meet in a TLB (Arm ARM, "Using break-before-make")."""
+        return True
+
+    def change_refused(self, old: int, new: int, shift: int) -> str | None:
+        """Break-before-make is needed to change size, output address or memory type of a live entry."""
+        if not (old & VALID and new & VALID) or self.kind(old, shift) is Kind.EMPTY:
+            return None
+        if self.kind(old, shift) is not self.kind(new, shift):
+            what = "its size"
+        elif self.hpa(old, shift) != self.hpa(new, shift):
+            what = "its output address"
+        elif self.kind(old, shift) is Kind.LEAF and (old ^ new) & (MEMATTR_MASK | (0 if self.lpa2 else SH_INNER)):
+            what = "its memory type"
+        else:
+            return None
+        return f"break-before-make: {what} may only change through an invalid entry and a TLB flush"
+
     def _is_block_level(self, shift: int) -> bool:
         # by the architecture; KVM uses fewer: 512G (4K), 64G (16K) and 4T (64K) need 52-bit addresses
         top = {12: 39 if self.lpa2 else 30, 14: 36 if self.lpa2 else 25, 16: 42}[self.page_shift]

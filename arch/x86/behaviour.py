@@ -7,7 +7,7 @@ from typing import Final
 
 from arch.x86 import encode, live
 from arch.x86.joints import EPT_JOINTS, NPT_JOINTS, SHADOW_JOINTS
-from arch.x86.policy import policy
+from arch.x86.policy import policy, shadow_policy
 from arch.x86.trace import EPT_TRACEPOINTS, NPT_TRACEPOINTS, SHADOW_TRACEPOINTS
 from kvmfault.contract.backend import Behaviour, Encode, Joints
 from kvmfault.contract.format import Stage2Format
@@ -53,7 +53,7 @@ _VM: Final = VmFacts(ipa_limit_bits=_PHYSICAL_BITS, table_bits=_PHYSICAL_BITS, m
 def _of(encode: Encode, joints: Joints, tracepoints: Tracepoints, live: Live, *, shadow: bool = False) -> Behaviour:
     return Behaviour(
         encode=encode,
-        policies={"6.12": policy, "7.4": policy},
+        policies=dict.fromkeys(("6.12", "7.4"), shadow_policy if shadow else policy),
         joints={"6.12": joints, "7.4": joints},
         host=shadow_host if shadow else host,
         vm=_VM,

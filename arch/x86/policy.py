@@ -6,6 +6,7 @@ No difference between 6.12 and 7.4 is known that these values could express.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Final
 
 from kvmfault.contract.format import Stage2Format
@@ -18,6 +19,7 @@ from kvmfault.contract.policy import (
     OnRetry,
     PoisonSpan,
     Policy,
+    Prefault,
     Reaction,
     ReadMaps,
     RetryTest,
@@ -28,6 +30,7 @@ from kvmfault.contract.policy import (
     Unbacked,
     Unchanged,
     UnknownArea,
+    Userfault,
 )
 from kvmfault.contract.ports import PinError
 
@@ -67,8 +70,16 @@ POLICY: Final = Policy(
     unchanged=Unchanged.SPURIOUS,
     smaller_over_block=SmallerOverBlock.SPLIT,
     slot_flush=SlotFlush.TABLE,
+    userfault=Userfault.ABSENT,
+    prefault=Prefault.OFFERED,
+    recovers_blocks=True,
     mmio_sign_extension=SignExtension.KEPT,
 )
+
+
+def shadow_policy(fmt: Stage2Format) -> Policy:
+    """Shadow paging has no addresses to pre-fault: those of the guest are virtual."""
+    return replace(POLICY, prefault=Prefault.REFUSED)
 
 
 def policy(fmt: Stage2Format) -> Policy:

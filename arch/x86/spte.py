@@ -123,6 +123,19 @@ class SpteFormat:
         """48 with four levels, 57 with five."""
         return self.levels[0].shift + self.levels[0].index_bits
 
+    @property
+    def break_before_make(self) -> bool:
+        """No: entries are exchanged by compare-and-swap, and the TLBs flushed afterwards."""
+        return False
+
+    def change_refused(self, old: int, new: int, shift: int) -> str | None:
+        """A present leaf is dropped and flushed before another frame takes its place. Kernel: handle_changed_spte."""
+        if self.kind(old, shift) is not Kind.LEAF or self.kind(new, shift) is not Kind.LEAF:
+            return None
+        if self.hpa(old, shift) == self.hpa(new, shift):
+            return None
+        return "a present leaf is replaced by a leaf of another frame; drop and flush it first (handle_changed_spte)"
+
     def kind(self, desc: int, shift: int) -> Kind:
         """See Stage2Format. Kernel: is_mmio_spte, is_shadow_present_pte, is_last_spte."""
         if desc & self.bits.mmio_mask == self.bits.mmio_value:

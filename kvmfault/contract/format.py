@@ -118,6 +118,17 @@ class Stage2Format(Protocol):
         """Bits in which an existing entry may differ from a new one and still count as the same mapping."""
         ...
 
+    @property
+    def break_before_make(self) -> bool:
+        """A live entry is made invalid and flushed from every TLB before another takes its place (arm64); else
+        entries are exchanged in one step."""
+        ...
+
+    def change_refused(self, old: int, new: int, shift: int) -> str | None:
+        """Why *old* may not become *new* in one step while CPUs walk the table, or None: it may. Both are entries of
+        this level. arm64: break-before-make; x86: what handle_changed_spte takes for a bug."""
+        ...
+
     def kind(self, desc: int, shift: int) -> Kind:
         """What the descriptor is at this level."""
         ...

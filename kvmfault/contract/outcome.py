@@ -36,10 +36,12 @@ class Spurious:
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """Nothing was decided; the guest (or the caller) tries again. *signal*: a SIGBUS was queued for the VMM."""
+    """Nothing was decided; the guest (or the caller) tries again. *signal*: a SIGBUS was queued for the VMM.
+    *waits*: it is no use before user space has supplied the page (userfaultfd)."""
 
     why: str = field(default="", compare=False)
     signal: Signal | None = None
+    waits: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -133,6 +133,21 @@ class SlotFlush(Enum):
     TABLE = "the whole table"
 
 
+class Userfault(Enum):
+    """The proposed slot flag KVM_MEM_USERFAULT."""
+
+    ABSENT = "the kernel does not have it"
+    V3 = "as in version 3 of the proposal, June 2025"
+
+
+class Prefault(Enum):
+    """KVM_PRE_FAULT_MEMORY."""
+
+    ABSENT = "there is no such ioctl: EINVAL"
+    REFUSED = "not with this kind of table: EOPNOTSUPP"
+    OFFERED = "maps as reads of the vCPU would"
+
+
 class SignExtension(Enum):
     """Whether a sign-extending MMIO load does."""
 
@@ -200,6 +215,13 @@ class Policy:
     """install. (tdp_mmu_split_huge_page; stage2_map_walk_leaf)"""
     slot_flush: SlotFlush
     """Vm.set_region. (kvm_arch_flush_shadow_memslot; kvm_mmu_zap_all_fast by the quirk SLOT_ZAP_ALL)"""
+    userfault: Userfault
+    """Filters userfault: pages that user space marked in a bitmap leave to it. (kvm_do_userfault, proposed)"""
+    prefault: Prefault
+    """Guest.prefault. (kvm_arch_vcpu_pre_fault_memory)"""
+    recovers_blocks: bool
+    """DirtyLogging.recover_blocks: when logging of a slot ends, pages that the host maps by blocks are dropped.
+    (kvm_mmu_zap_collapsible_sptes)"""
     mmio_sign_extension: SignExtension
     """completion. (kvm_handle_mmio_return; "KVM: arm64: Fix sign-extension of MMIO loads")"""
 

@@ -138,6 +138,10 @@ class VmView(Protocol):
         """The memory attribute PRIVATE of *gfn*."""
         ...
 
+    def userfault_wanted(self, slot: Memslot, gfn: Gfn) -> bool | None:
+        """User space marked *gfn* in the slot's userfault bitmap; None: the bitmap cannot be read."""
+        ...
+
     def entry_prot(self, gpa: Gpa) -> tuple[int, int] | None:
         """(R/W/X bits, size in bytes) of the present leaf over *gpa*, or None."""
         ...
@@ -159,6 +163,8 @@ class VmFacts:
     """The guest uses memory tags (MTE)."""
     hardware_access_dirty: bool = True
     """The CPU sets accessed and dirty bits itself."""
+    eager_split: bool = False
+    """Blocks are split when dirty logging begins, not at the first write (eager_page_split; a chunk size on arm64)."""
     mmio_caching: bool = True
     """MMIO may be kept in the table."""
     ipa_limit_bits: int = 48

@@ -2,6 +2,8 @@
 
 Tables are shared between forks and copied when one of them writes (an owner token per fork), so a fork
 costs nothing and a change copies one table per level.
+
+What a change makes wrong in the vCPUs' TLBs is noted in ``stale``; who holds the table has to flush it.
 """
 
 from __future__ import annotations
@@ -58,12 +60,14 @@ class Removed:
 class Stage2:
     """Map, change and walk. Each call is what one vCPU does under mmu_lock, one compare-and-swap per entry."""
 
-    __slots__ = ("_levels", "_next_hpa", "_owner", "_root", "_sizes", "format", "split_blocks")
+    __slots__ = ("_levels", "_next_hpa", "_owner", "_root", "_sizes", "format", "split_blocks", "stale")
 
     def __init__(self, fmt: Stage2Format, *, split_blocks: bool) -> None:
         self.format = fmt
         self.split_blocks = split_blocks
         """Mapping a piece of a block keeps the other pieces (else they are dropped and fault again)."""
+        self.stale: list[tuple[Gpa, Gpa]] = []
+        """Addresses ``[start, end)`` whose cached translations are wrong until they are flushed; see ``take_stale``."""
         self._levels = tuple((level.shift, (1 << level.index_bits) - 1) for level in fmt.levels)
         self._sizes = block_sizes(fmt)
         self._owner = object()
@@ -147,9 +151,31 @@ class Stage2:
             mask = fmt.perm_mask
             if mask and (old ^ new) & ~mask == 0 and fmt.kind(old, shift) is Kind.LEAF:
                 return _UNCHANGED  # same mapping: permissions are relaxed by the fault that needs them
-        table.children.pop(index, None)
+        if old is not None:
+            self._replace(gpa, shift, old, new)
+            table.children.pop(index, None)
         entries[index] = new
         return _FIXED
+
+    def _replace(self, gpa: Gpa, shift: int, old: int, new: int) -> None:
+        # KVM puts a leaf where something is: what that takes, and what is never done
+        fmt = self.format
+        if fmt.kind(old, shift) not in (Kind.LEAF, Kind.TABLE):
+            return
+        refused = fmt.change_refused(old, new, shift)
+        if refused is not None and not fmt.break_before_make:
+            raise ModelError(f"entry at {gpa & -(1 << shift):#x}: {refused}")
+        if fmt.break_before_make or fmt.kind(old, shift) is Kind.TABLE or fmt.prot(old) & ~fmt.prot(new):
+            self._note_stale(gpa, shift)
+
+    def _note_stale(self, gpa: Gpa, shift: int) -> None:
+        start = gpa & -(1 << shift)
+        self.stale.append((Gpa(start), Gpa(start + (1 << shift))))
+
+    def take_stale(self) -> list[tuple[Gpa, Gpa]]:
+        """What has to be flushed since this was last asked for."""
+        stale, self.stale = self.stale, []
+        return stale
 
     def _map_run(
         self, gpa: Gpa, size: int, pfn: Pfn, prot: int, memory: Memory, *, host_writable: bool, young: bool, tag: int
@@ -167,10 +193,21 @@ class Stage2:
         return result
 
     def put(self, gpa: Gpa, size: int, desc: int) -> MapResult:
-        """Write a descriptor as it is (an MMIO entry, a recorded one) at the level of *size* bytes, or ModelError."""
-        table, index = self._descend(gpa, size.bit_length() - 1)
-        if table.entries.get(index, self.format.empty) == desc and index not in table.children:
+        """Write a descriptor as it is (an MMIO entry, a recorded one) at the level of *size* bytes.
+
+        ModelError: there is no such level, or what is there may not be replaced by it while the guest runs (see
+        ``Stage2Format.change_refused``): unmap and flush first.
+        """
+        shift = size.bit_length() - 1
+        table, index = self._descend(gpa, shift)
+        old = table.entries.get(index, self.format.empty)
+        if old == desc and index not in table.children:
             return _UNCHANGED
+        refused = self.format.change_refused(old, desc, shift)
+        if refused is not None:
+            raise ModelError(f"entry at {gpa & -size:#x}: {refused}")
+        if self.format.kind(old, shift) in (Kind.LEAF, Kind.TABLE):
+            self._note_stale(gpa, shift)
         table.children.pop(index, None)
         table.entries[index] = desc
         return _FIXED
@@ -187,20 +224,23 @@ class Stage2:
                 return table, index
             child = table.children.get(index)
             if child is None:
-                child = self._grow(table, index, shift)
+                child = self._grow(table, index, shift, gpa)
             elif child.owner is not owner:
                 child = table.children[index] = child.copy(owner)
             table = child
         raise ModelError(f"no level of {self.format.name} maps {1 << target:#x} bytes")
 
-    def _grow(self, table: _Table, index: int, shift: int) -> _Table:
+    def _grow(self, table: _Table, index: int, shift: int, gpa: Gpa, *, splitting: bool = False) -> _Table:
         fmt = self.format
         child = self._new_table()
         old = table.entries.get(index)
-        if old is not None and self.split_blocks and fmt.kind(old, shift) is Kind.LEAF:
-            child_shift = next(s for s, _ in self._levels if s < shift)
-            for i in range(1 << shift - child_shift):
-                child.entries[i] = fmt.child_leaf(old, shift, child_shift, i)
+        if old is not None and fmt.kind(old, shift) is Kind.LEAF:
+            if self.split_blocks or splitting:
+                child_shift = next(s for s, _ in self._levels if s < shift)
+                for i in range(1 << shift - child_shift):
+                    child.entries[i] = fmt.child_leaf(old, shift, child_shift, i)
+            if fmt.break_before_make or not child.entries:
+                self._note_stale(gpa, shift)  # the pieces translate as the block did, but for the rule
         table.entries[index] = fmt.table(child.hpa)
         table.children[index] = child
         return child
@@ -258,6 +298,8 @@ class Stage2:
             if not table.entries:
                 self._drop_empty(entry.gpa)
         leaves = [e for e in found if self.format.kind(e.desc, e.shift) is Kind.LEAF]
+        for entry in leaves:
+            self._note_stale(entry.gpa, entry.shift)
         return Removed(len(leaves), sum(1 << e.shift for e in leaves))
 
     def _drop_empty(self, gpa: Gpa) -> None:
@@ -282,8 +324,26 @@ class Stage2:
                 desc = self.format.write_protect(entry.desc)
                 if desc != entry.desc:
                     self._update(entry, desc)
+                    self._note_stale(entry.gpa, entry.shift)
                     changed += 1
         return changed
+
+    def split(self, start: Gpa, end: Gpa) -> int:
+        """Replace every block in the range by pages that map the same; the number of blocks split, at any level.
+
+        Kernel: tdp_mmu_split_huge_page, kvm_pgtable_stage2_split.
+        """
+        count = 0
+        blocks = [e for e in self.in_range(start, end) if e.shift > self.format.page_shift]
+        while blocks:
+            block = blocks.pop()
+            if self.format.kind(block.desc, block.shift) is Kind.LEAF:
+                table, index = self._descend(block.gpa, block.shift)
+                self._grow(table, index, block.shift, block.gpa, splitting=True)
+                inside = self.in_range(block.gpa, Gpa(block.gpa + (1 << block.shift)))
+                blocks += [e for e in inside if e.shift > self.format.page_shift]
+                count += 1
+        return count
 
     def age(self, start: Gpa, end: Gpa, *, test_only: bool) -> bool:
         """Whether any leaf in the range was used; clears their access flags unless *test_only*."""
@@ -320,6 +380,7 @@ class Stage2:
     def clear(self) -> None:
         """Retire the whole table: a new root. (kvm_mmu_zap_all_fast; kvm_free_stage2_pgd)"""
         self._root = self._new_table()
+        self.stale.append((Gpa(0), Gpa(1 << 64)))
 
     # Copies.
 
@@ -329,6 +390,7 @@ class Stage2:
         new.format, new.split_blocks = self.format, self.split_blocks
         new._levels, new._sizes = self._levels, self._sizes
         new._root, new._next_hpa = self._root, self._next_hpa
+        new.stale = list(self.stale)
         new._owner, self._owner = object(), object()  # neither owns the shared tables any more
         return new
 

@@ -30,6 +30,8 @@ _SLOT = MemfdSource.SLOT
 _NO_SLOT = Pin(None, PinError.NO_SLOT)
 PRIVATE_FLAG = 1 << 3
 """KVM_MEMORY_EXIT_FLAG_PRIVATE."""
+USERFAULT_FLAG = 1 << 4
+"""KVM_MEMORY_EXIT_FLAG_USERFAULT (proposed)."""
 
 
 def lookup(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
@@ -175,8 +177,8 @@ def become_mmio(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
     return None
 
 
-def memory_fault(vm: Ports, at: Progress, errno: int, why: str) -> Exit:
+def memory_fault(vm: Ports, at: Progress, errno: int, why: str, flags: int = 0) -> Exit:
     """KVM_EXIT_MEMORY_FAULT for the page of the fault. Kernel: kvm_mmu_prepare_memory_fault_exit."""
     page = 1 << vm.page_shift
-    detail = MemoryFault(Gpa(at.gfn << vm.page_shift), page, PRIVATE_FLAG if at.private else 0)
+    detail = MemoryFault(Gpa(at.gfn << vm.page_shift), page, flags | (PRIVATE_FLAG if at.private else 0))
     return Exit(Reason.MEMORY_FAULT, detail, errno, why=why)

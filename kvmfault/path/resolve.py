@@ -18,7 +18,7 @@ from kvmfault.contract.policy import (
 )
 from kvmfault.contract.ports import Memslot, Pin, PinError, Ports
 from kvmfault.contract.progress import Progress
-from kvmfault.path.lookup import become_mmio, memory_fault
+from kvmfault.path.lookup import USERFAULT_FLAG, become_mmio, memory_fault
 from kvmfault.types import Gfn, Gpa, Hva
 
 _PAGE_ON_WRITE = LoggedSize.PAGE_ON_WRITE
@@ -41,6 +41,8 @@ def bound_size(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
     page = 1 << vm.page_shift
     if at.logged:
         at.page_only = policy.logged_size is not _PAGE_ON_WRITE or fault.is_write
+    if slot.userfault:
+        at.page_only = True
     at.size = at.area_size = page
     area = at.area
     if area is None:  # sizes come from the host's page table alone, under the lock
@@ -108,6 +110,21 @@ def precheck(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
     return None
 
 
+def userfault(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
+    """User space asked to hear of this page before it is mapped: leave to it.
+
+    After the sequence is sampled and before the page is asked for, on every architecture. Kernel: kvm_do_userfault
+    (proposed, version 3 of June 2025).
+    """
+    slot = at.slot
+    if slot is None or not slot.userfault:
+        return None
+    wanted = vm.userfault_wanted(slot, at.gfn)
+    if wanted is None:
+        return Error(EFAULT, "the userfault bitmap cannot be read")
+    return memory_fault(vm, at, EFAULT, "user space marked the page in its bitmap", USERFAULT_FLAG) if wanted else None
+
+
 def pin(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
     """Obtain the page: from guest_memfd or from host memory. Everything may race with this.
 
@@ -170,6 +187,8 @@ def judge_pfn(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
         return None
     error = at.pin.error
     why = error.value
+    if error is PinError.WAITS:
+        return Retry(why, waits=True)
     match at.policy.frame_reaction.get(error, Reaction.FAULT):
         case Reaction.FAULT:
             return Error(EFAULT, why)

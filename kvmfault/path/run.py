@@ -11,7 +11,7 @@ from typing import Final, TypeAlias
 from kvmfault.contract.backend import Joints
 from kvmfault.contract.fault import MmioFault
 from kvmfault.contract.outcome import Error, Outcome
-from kvmfault.contract.policy import DirtyMark, MemfdSource, Policy, Unbacked
+from kvmfault.contract.policy import DirtyMark, MemfdSource, Policy, Unbacked, Userfault
 from kvmfault.contract.ports import PinError, Ports
 from kvmfault.contract.progress import Progress
 from kvmfault.contract.target import Target
@@ -102,6 +102,12 @@ PATH: Final[tuple[Step | Locked, ...]] = (
     ),
     Step("bound_size", resolve.bound_size),
     Step("precheck", resolve.precheck, "no invalidation of the frame in sight", lambda p, j: p.precheck),
+    Step(
+        "userfault",
+        resolve.userfault,
+        "user space did not ask for the page",
+        lambda p, j: p.userfault is not Userfault.ABSENT,
+    ),
     Step("pin", resolve.pin),
     Step("wait", resolve.wait, "no input was needed", lambda p, j: p.nowait_first, asks=("defer",)),
     Step("judge_pfn", resolve.judge_pfn, "a page was obtained"),

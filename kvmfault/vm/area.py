@@ -84,6 +84,8 @@ class PinError(Enum):
     RO_FAULT = "ro-fault"
     SIGPENDING = "sigpending"
     NEEDS_IO = "needs-io"
+    WAITS = "waits for user space to supply the page (userfaultfd)"
+    """A model of one thread cannot sleep: the caller says so and comes again."""
     NO_SLOT = "no-slot"
     """No memslot, hence no memory (KVM_PFN_NOSLOT). Never from host memory itself."""
 

@@ -48,6 +48,16 @@ class HostCaps:
     readonly_slots: bool = True
     guest_memfd: bool = False
     """Slots may take private memory from a guest_memfd. (kvm_arch_has_private_mem)"""
+    guest_memfd_files: bool = False
+    """KVM_CREATE_GUEST_MEMFD exists, also for VMs whose slots cannot use the file; else ENOTTY."""
+    memfd_flags: int = 0
+    """Flags of KVM_CREATE_GUEST_MEMFD that are allowed; none before 6.18."""
+    memory_attributes: bool = False
+    """KVM_SET_MEMORY_ATTRIBUTES exists, else ENOTTY."""
+    userfault: bool = False
+    """Slots may have KVM_MEM_USERFAULT (KVM_CAP_USERFAULT, proposed)."""
+    ring_reserved: int = 64
+    """Entries of a dirty ring kept free: 64, and what the CPU itself buffers (512 with PML)."""
     region2: bool = True
     """KVM_SET_USER_MEMORY_REGION2 exists (6.8 and later)."""
     fixed_flags: MemslotFlag = MemslotFlag.READONLY | MemslotFlag.GUEST_MEMFD

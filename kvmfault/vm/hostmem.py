@@ -29,6 +29,10 @@ class PageState(Enum):
     """Mapped read-only until written: the zero page, or shared after fork."""
     ABSENT = "absent"
     """Allowed but not present: a pin has to wait for I/O."""
+    MISSING = "missing"
+    """Registered with userfaultfd and not supplied yet: whoever needs it waits for user space."""
+    PROTECTED = "write-protected"
+    """By userfaultfd: read as it is, and a write waits for user space."""
     POISONED = "poisoned"
 
 
@@ -36,6 +40,8 @@ _OVERRULES: Final = {
     PageState.PRESENT: (PageState.PRESENT,),
     PageState.COW: (PageState.PRESENT, PageState.COW),
     PageState.ABSENT: (PageState.PRESENT, PageState.COW, PageState.ABSENT),
+    PageState.MISSING: (PageState.PRESENT, PageState.COW, PageState.ABSENT, PageState.PROTECTED),
+    PageState.PROTECTED: (PageState.PRESENT, PageState.COW),
     PageState.POISONED: tuple(PageState),
 }
 """What a page may be to become that: poison stays, and what is not present cannot be shared."""
@@ -52,6 +58,7 @@ _RO_FAULT: Final = Pin(None, PinError.RO_FAULT)
 _HWPOISON: Final = Pin(None, PinError.HWPOISON)
 _SIGPENDING: Final = Pin(None, PinError.SIGPENDING)
 _NEEDS_IO: Final = Pin(None, PinError.NEEDS_IO)
+_WAITS: Final = Pin(None, PinError.WAITS)
 
 
 _NOWHERE: Final = Vma(start=Hva(0), end=Hva(0), kind=AreaKind.ANON, pfn=Pfn(0), page_shift=12, block=1 << 12)
@@ -127,7 +134,7 @@ class HostMemory:
             return 0
         if self._pages:
             page = self._pages.get(hva & -vma.unit)
-            if page is not None and page.state in (PageState.ABSENT, PageState.POISONED):
+            if page is not None and page.state in (PageState.ABSENT, PageState.POISONED, PageState.MISSING):
                 return 0
         return vma.unit if vma.unit == vma.block else self._leaf(vma, hva)
 
@@ -206,6 +213,30 @@ class HostMemory:
         """The pages that *size* bytes at *hva* touch are shared until written, with their frame, or *zero*'s."""
         return self._override(hva, size, PageState.COW, _ZERO_PAGE if zero else None)
 
+    def make_missing(self, hva: Hva, size: int = 1) -> HvaRange:
+        """The pages that *size* bytes at *hva* touch are dropped, and user space will supply them (UFFDIO_REGISTER
+        for missing pages, then MADV_DONTNEED)."""
+        return self._override(hva, size, PageState.MISSING)
+
+    def write_protect(self, hva: Hva, size: int = 1) -> HvaRange:
+        """Writes to the pages that *size* bytes at *hva* touch wait for user space (UFFDIO_WRITEPROTECT)."""
+        return self._override(hva, size, PageState.PROTECTED)
+
+    def supply(self, hva: Hva, size: int = 1) -> None:
+        """User space answers for the pages that *size* bytes at *hva* touch: a missing one gets a frame, a protected
+        one may be written (UFFDIO_COPY, UFFDIO_WRITEPROTECT with mode 0). Invalidates nothing: nothing was mapped
+        that is not now."""
+        at = hva
+        while at < hva + size:
+            vma = self._need(at)
+            unit = at & -vma.unit
+            page = self._pages.get(unit)
+            if page is not None and page.state is PageState.MISSING:
+                self._move(vma, unit)
+            elif page is not None and page.state is PageState.PROTECTED:
+                self._pages = {**self._pages, unit: _Page(PageState.PRESENT, page.pfn)}
+            at = Hva(unit + vma.unit)
+
     def break_cow(self, hva: Hva) -> HvaRange:
         """Somebody other than the guest writes to the shared page at *hva*: it gets a frame of its own. (do_wp_page)"""
         vma = self._need(hva)
@@ -277,6 +308,10 @@ class HostMemory:
                 if signal and not special:
                     return _SIGPENDING
                 self._move(vma, unit)
+            case PageState.MISSING | PageState.PROTECTED if write or page.state is PageState.MISSING:
+                return _NEEDS_IO if nowait else _SIGPENDING if signal else _WAITS
+            case PageState.PROTECTED:
+                writable = False
             case PageState.COW if write:
                 invalidated = self._move(vma, unit)
             case PageState.COW:

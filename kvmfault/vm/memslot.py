@@ -26,6 +26,8 @@ class MemslotFlag(IntFlag):
     LOG_DIRTY = 1 << 0
     READONLY = 1 << 1
     GUEST_MEMFD = 1 << 2
+    USERFAULT = 1 << 3
+    """Proposed: pages marked in a bitmap of user space leave to it before they are mapped."""
     INVALID = 1 << 16
     """The slot is being deleted or moved: still found by look-ups, but nothing may be mapped from it."""
 
@@ -57,6 +59,7 @@ class Memslot:
     """First frame behind the slot."""
     readonly: bool = field(init=False, repr=False, compare=False)
     logs_dirty: bool = field(init=False, repr=False, compare=False)
+    userfault: bool = field(init=False, repr=False, compare=False)
     invalid: bool = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -64,6 +67,7 @@ class Memslot:
         put(self, "end_gfn", Gfn(self.base_gfn + self.npages))
         put(self, "readonly", bool(self.flags & MemslotFlag.READONLY))
         put(self, "logs_dirty", bool(self.flags & MemslotFlag.LOG_DIRTY))
+        put(self, "userfault", bool(self.flags & MemslotFlag.USERFAULT))
         put(self, "invalid", bool(self.flags & MemslotFlag.INVALID))
 
     def contains(self, gfn: Gfn) -> bool:

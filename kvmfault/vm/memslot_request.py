@@ -66,12 +66,14 @@ class MemslotRequest:
     memfd: int = NO_FILE
     """File descriptor of a guest_memfd; looked at only with GUEST_MEMFD."""
     memfd_offset: int = 0
+    userfault_bitmap: int = 0
+    """Address of the bitmap; looked at only with USERFAULT (proposed)."""
     via: Via = Via.REGION2
 
     def __post_init__(self) -> None:
         for name, bits in (("slot", 32), ("flags", 32), ("memfd", 32)):
             self._check(name, getattr(self, name), bits)
-        for name in ("gpa", "size", "hva", "memfd_offset"):
+        for name in ("gpa", "size", "hva", "memfd_offset", "userfault_bitmap"):
             self._check(name, getattr(self, name), 64)
 
     def _check(self, name: str, value: int, bits: int) -> None:

@@ -23,6 +23,7 @@ from kvmfault.vm.memslot_request import Allocation, ChangeKind, GuestMemfd, Mems
 _LOG_DIRTY: Final = int(MemslotFlag.LOG_DIRTY)
 _READONLY: Final = int(MemslotFlag.READONLY)
 _GUEST_MEMFD: Final = int(MemslotFlag.GUEST_MEMFD)
+_USERFAULT: Final = int(MemslotFlag.USERFAULT)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,6 +120,8 @@ def _flags(a: Asked) -> str | None:
         allowed |= _GUEST_MEMFD
     if a.caps.readonly_slots and not private:
         allowed |= _READONLY
+    if a.caps.userfault:
+        allowed |= _USERFAULT
     bad = a.request.flags & ~allowed
     return f"flags {a.request.flags:#x} hold {bad:#x}; allowed are {allowed:#x}" if bad else None
 
@@ -155,6 +158,16 @@ def _slot_size(a: Asked) -> str | None:
     return f"{a.npages:#x} pages are more than {MAX_SLOT_PAGES:#x}" if a.npages > MAX_SLOT_PAGES else None
 
 
+def _userfault_bitmap(a: Asked) -> str | None:
+    if not a.request.flags & _USERFAULT:
+        return None
+    start, size = a.request.userfault_bitmap, -(-a.npages // 64) * 8
+    if start & a.caps.user_tag_mask:
+        return f"userfault bitmap {start:#x} is tagged"
+    illegal = start + size > a.caps.user_top
+    return f"userfault bitmap {start:#x}-{start + size:#x} goes beyond {a.caps.user_top:#x}" if illegal else None
+
+
 def _delete_absent(a: Asked) -> str | None:
     return f"size 0 deletes, but slot {a.request.id} does not exist" if a.old is None and not a.request.size else None
 
@@ -172,6 +185,8 @@ def _total_pages(a: Asked) -> str | None:
 
 def _memfd_immutable(a: Asked) -> str | None:
     refused = a.old and a.request.size and a.request.flags & _GUEST_MEMFD
+    if refused and a.caps.userfault and a.kind in (None, ChangeKind.FLAGS_ONLY):
+        return None  # the proposal lets flags change
     return f"slot {a.request.id} exists; with guest_memfd it can only be deleted" if refused else None
 
 
@@ -263,6 +278,7 @@ REQUEST_RULES: Final = (
     Rule("slot-number", EINVAL, _slot_number),
     Rule("gpa-wraps", EINVAL, _gpa_wraps),
     Rule("slot-size", EINVAL, _slot_size),
+    Rule("userfault-bitmap", EINVAL, _userfault_bitmap),
     Rule("delete-absent", EINVAL, _delete_absent),
     Rule("page-count", EIO, _page_count),
     Rule("total-pages", EINVAL, _total_pages),

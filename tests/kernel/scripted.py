@@ -39,6 +39,9 @@ class ScriptedPorts:
     def is_private(self, gfn: Gfn) -> bool:
         return False
 
+    def userfault_wanted(self, slot: Memslot, gfn: Gfn) -> bool | None:
+        return False
+
     def entry_prot(self, gpa: Gpa) -> tuple[int, int] | None:
         return None
 

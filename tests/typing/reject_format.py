@@ -12,6 +12,10 @@ class Partial:
     gpa_bits = 21
     empty = 0
     perm_mask = 0
+    break_before_make = False
+
+    def change_refused(self, old: int, new: int, shift: int) -> str | None:
+        return None
 
     def kind(self, desc: int, shift: int) -> Kind:
         return Kind.EMPTY

@@ -1,0 +1,136 @@
+"""Dirty logging as user space drives it: bitmaps read and cleared, rings harvested, and what each does to the table."""
+
+from __future__ import annotations
+
+from errno import EINVAL, ENOENT, ENXIO
+
+from kvmfault.contract.outcome import Exit, Reason
+from kvmfault.machine.surroundings import Surroundings
+from kvmfault.types import Gfn, Gpa
+from kvmfault.vm.dirty import WORD, LogAnswer, RingEntry
+from kvmfault.vm.memslot import Memslot
+
+
+class DirtyLogging(Surroundings):
+    """Slot numbers are the ioctls': id in bits 15:0, address space in bits 31:16."""
+
+    def enable_manual_protect(self, flags: int) -> int:
+        """KVM_ENABLE_CAP of KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2: 0 or EINVAL."""
+        return self.log.enable_manual_protect(flags)
+
+    def enable_dirty_ring(self, size: int) -> int:
+        """KVM_ENABLE_CAP of KVM_CAP_DIRTY_LOG_RING with *size* bytes, before the first vCPU is used: 0 or an errno."""
+        return self.log.enable_ring(size, 1 << self.page_shift, self.caps.ring_reserved, vcpus=len(self.vcpus))
+
+    def get_dirty_log(self, slot: int) -> LogAnswer:
+        """KVM_GET_DIRTY_LOG. Without manual protection it clears what it gives, and protects those pages again."""
+        refused, found = self._logged_slot(slot)
+        if found is None:
+            return LogAnswer(refused)
+        pages = self.log.bitmap(slot)
+        if pages is None:
+            return LogAnswer(ENOENT)
+        answer = LogAnswer(0, tuple(pages))
+        if not self.log.manual:
+            for run in pages.ranges():
+                pages.discard(run.start, run.stop)
+                self._see_writes(found, run)
+            self.flush_stale()
+        return answer
+
+    def clear_dirty_log(self, slot: int, first_page: int, num_pages: int, bitmap: int) -> int:
+        """KVM_CLEAR_DIRTY_LOG: bit n of *bitmap* is page ``first_page + n``. 0 or an errno.
+
+        Only pages that were marked are write-protected again.
+        """
+        refused, found = self._logged_slot(slot)
+        if refused in (ENXIO, EINVAL):
+            return refused
+        if first_page % WORD:
+            return EINVAL
+        pages = self.log.bitmap(slot)
+        if found is None or pages is None:
+            return ENOENT
+        rest = found.npages - first_page
+        if rest < 0 or num_pages > rest or (num_pages < rest and num_pages % WORD):
+            return EINVAL
+        for run in pages.meeting(first_page, first_page + num_pages):
+            for page in run:
+                if bitmap >> page - first_page & 1:
+                    pages.discard(page)
+                    self._see_writes(found, range(page, page + 1))
+        self.flush_stale()
+        return 0
+
+    def _logged_slot(self, number: int) -> tuple[int, Memslot | None]:
+        # the checks that both ioctls begin with, in their order
+        slot_id, as_id = number & 0xFFFF, number >> 16
+        if self.log.ring_entries:
+            return ENXIO, None
+        if as_id >= self.caps.nr_address_spaces or slot_id >= self.caps.nr_user_slots:
+            return EINVAL, None
+        found = self.slots.by_id(slot_id, as_id)
+        return (0, found) if found is not None and found.logs_dirty else (ENOENT, None)
+
+    def harvest_ring(self, vcpu: int = 0) -> tuple[RingEntry, ...]:
+        """User space reads the ring of a vCPU, and marks what it read for reset. Oldest first."""
+        ring = self.every_vcpu()[vcpu].ring
+        self.every_vcpu()[vcpu].ring = tuple(entry._replace(harvested=True) for entry in ring)
+        return tuple(entry for entry in ring if not entry.harvested)
+
+    def reset_rings(self) -> int:
+        """KVM_RESET_DIRTY_RINGS: pages that were harvested are write-protected again. The number of entries reset."""
+        count = 0
+        for vcpu in self.every_vcpu():
+            while vcpu.ring and vcpu.ring[0].harvested:
+                entry, vcpu.ring = vcpu.ring[0], vcpu.ring[1:]
+                count += 1
+                slot = self.slots.by_id(entry.slot & 0xFFFF, entry.slot >> 16)
+                if slot is not None and entry.offset < slot.npages:  # the slot may be gone, or smaller
+                    self._see_writes(slot, range(entry.offset, entry.offset + 1))
+        self.flush_stale()
+        return count
+
+    def ring_is_full(self) -> Exit | None:
+        """What KVM_RUN returns before the guest runs while the vCPU's ring is at its soft limit."""
+        if not self.log.ring_entries or len(self.vcpu.ring) < self.log.soft_limit:
+            return None
+        return Exit(Reason.DIRTY_RING_FULL, why="the dirty ring is at its soft limit: harvest and reset it")
+
+    def slot_changed(self, old: Memslot | None, new: Memslot | None) -> None:
+        """After a memslot change: bitmaps come and go, pages are protected, blocks split or found again.
+
+        Kernel: kvm_prepare_memory_region, kvm_mmu_slot_apply_flags, kvm_mmu_wp_memory_region.
+        """
+        for slot in (old, new):
+            if slot is not None and not (new is not None and new.logs_dirty):
+                self.log.stop(slot.as_id << 16 | slot.id)
+        if new is None or not new.logs_dirty:
+            if old is not None and old.logs_dirty and new is not None and self.target.policy.recovers_blocks:
+                self.recover_blocks(new)
+            return
+        if old is None or not old.logs_dirty:
+            self.log.start(new.as_id << 16 | new.id, new.npages)
+            if old is not None and not self.log.initially_set:
+                if self.facts.eager_split:
+                    self.table.split(*self.bytes_of(new.base_gfn, new.end_gfn))
+                self._see_writes(new, range(new.npages))
+                self.flush_stale()
+
+    def _see_writes(self, slot: Memslot, pages: range) -> None:
+        # from now on the next write to each of these pages is noticed
+        start, end = slot.base_gfn + pages.start, slot.base_gfn + pages.stop
+        if self.log.initially_set and self.facts.eager_split:
+            self.table.split(*self.bytes_of(start, end))
+        self.table.write_protect(*self.bytes_of(start, end))
+
+    def recover_blocks(self, slot: Memslot) -> None:
+        """Drop pages that the host itself maps by blocks, so that the next fault finds the block again.
+
+        Kernel: kvm_mmu_zap_collapsible_sptes, later kvm_mmu_recover_huge_pages.
+        """
+        for leaf in list(self.table.in_range(*self.bytes_of(slot.base_gfn, slot.end_gfn))):
+            hva = slot.hva_of(Gfn(leaf.gpa >> self.page_shift))
+            if self.host.mapping_size(hva) > 1 << leaf.shift:
+                self.table.unmap(leaf.gpa, Gpa(leaf.gpa + (1 << leaf.shift)))
+        self.flush_stale()

@@ -1,0 +1,51 @@
+"""What one vCPU has of its own."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Hashable
+
+from kvmfault.contract.outcome import ZERO_REGISTER
+from kvmfault.errors import ModelError
+from kvmfault.machine.tlb import Tlb
+from kvmfault.types import Gfn
+from kvmfault.vm.dirty import RingEntry
+from kvmfault.vm.memslot import Memslot, SlotSet
+
+
+class Vcpu:
+    """State of one vCPU, as far as faults read or change it. Plain values."""
+
+    __slots__ = ("as_id", "counters", "note", "registers", "ring", "slot", "slot_set", "tlb")
+
+    def __init__(self) -> None:
+        self.as_id = 0
+        """Address space that it uses."""
+        self.registers: tuple[int, ...] = (0,) * ZERO_REGISTER
+        self.note: tuple[Gfn, int] | None = None
+        """The frame last found to be MMIO, and the memslot generation of then. (vcpu_cache_mmio_info)"""
+        self.slot: Memslot | None = None
+        self.slot_set: SlotSet | None = None
+        self.tlb = Tlb()
+        self.ring: tuple[RingEntry, ...] = ()
+        """Entries of the dirty ring that the kernel may not use again yet, oldest first."""
+        self.counters: Counter[str] = Counter()
+        """KVM's own statistics of this vCPU: pf_taken, pf_fixed, pf_fast, pf_spurious, pf_emulate, mmio_exits."""
+
+    def push(self, entry: RingEntry, entries: int) -> None:
+        """Put an entry on the ring. ModelError: it is full, so the vCPU ran on beyond the soft limit."""
+        if len(self.ring) >= entries:
+            raise ModelError(f"the dirty ring of {entries} entries is full: a vCPU above its soft limit may not run")
+        self.ring += (entry,)
+
+    def fork(self) -> Vcpu:
+        """An independent copy."""
+        new = Vcpu()
+        new.as_id, new.registers, new.note = self.as_id, self.registers, self.note
+        new.slot, new.slot_set, new.ring = self.slot, self.slot_set, self.ring
+        new.tlb, new.counters = self.tlb.fork(), self.counters.copy()
+        return new
+
+    def key(self) -> Hashable:
+        """All state, hashable. Statistics and the last slot change no behaviour, so they take no part."""
+        return self.as_id, self.registers, self.note, self.tlb.key(), self.ring
