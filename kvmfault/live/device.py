@@ -6,6 +6,7 @@ import ctypes
 import mmap
 import os
 from contextlib import suppress
+from dataclasses import replace
 from errno import EFAULT
 from fcntl import ioctl
 from types import TracebackType
@@ -15,8 +16,9 @@ from kvmfault.contract.live import GuestAccess, GuestCode
 from kvmfault.contract.outcome import Error, Exit, MemoryFault, MmioAccess, Reason, UndecodedMmio
 from kvmfault.errors import LiveError
 from kvmfault.live import ioctl as k
-from kvmfault.live.script import POOL, POOL_SIZE, Answer, HostAction, log_bytes
+from kvmfault.live.script import POOL, POOL_SIZE, Answer, HostAction, guards, log_bytes
 from kvmfault.types import Gpa
+from kvmfault.vm.caps import HostCaps
 from kvmfault.vm.memslot_request import NO_FILE, MemslotRequest, Via
 
 DEVICE: Final = "/dev/kvm"
@@ -68,6 +70,22 @@ class Device:
         self.close()
 
 
+def host_caps(device: Device, usual: HostCaps) -> HostCaps:
+    """*usual* with everything in it that this KVM tells of itself."""
+    ask, e = device.extension, k.Extension
+    return replace(
+        usual,
+        nr_user_slots=ask(e.NR_MEMSLOTS),
+        nr_address_spaces=ask(e.MULTI_ADDRESS_SPACE) or 1,
+        readonly_slots=bool(ask(e.READONLY_MEM)),
+        region2=bool(ask(e.USER_MEMORY2)),
+        guest_memfd=bool(ask(e.GUEST_MEMFD)),
+        guest_memfd_files=bool(ask(e.GUEST_MEMFD)),
+        memfd_flags=ask(e.GUEST_MEMFD_FLAGS),
+        memory_attributes=bool(ask(e.MEMORY_ATTRIBUTES)),
+    )
+
+
 class DeviceKvm:
     """A VM of *device* with one vCPU that runs *guest*; see script.Kvm. One at a time: they share the pool's address.
 
@@ -94,6 +112,8 @@ class DeviceKvm:
         except LiveError:
             os.close(self._vm)
             raise
+        for guard in guards(mmap.PAGESIZE):
+            _libc.munmap(guard, mmap.PAGESIZE)
         address = ctypes.addressof(ctypes.c_char.from_buffer(self._own))
         ioctl(self._vm, k.SET_REGION, k.REGION.pack(GUEST_SLOT, 0, guest.gpa, len(self._own), address))
 
@@ -209,9 +229,13 @@ class DeviceKvm:
 
     def host(self, action: HostAction, hva: int, size: int) -> Answer:
         """See Kvm. Raises LiveError for a range that is not in the pool or not whole pages."""
-        if hva < POOL or hva + size > POOL + POOL_SIZE or (hva | size) % mmap.PAGESIZE:
-            raise LiveError(f"{size:#x} bytes at {hva:#x} are not whole pages of the pool at {POOL:#x}")
-        for page in range(hva, hva + size, mmap.PAGESIZE):
+        pages = range(hva, hva + size, mmap.PAGESIZE)
+        inside = POOL <= hva <= POOL + POOL_SIZE - size and not (hva | size) % mmap.PAGESIZE
+        if not inside or any(guard in pages for guard in guards(mmap.PAGESIZE)):
+            raise LiveError(
+                f"{size:#x} bytes at {hva:#x} are not whole pages of the pool at {POOL:#x}, or have a guard"
+            )
+        for page in pages:
             self._change(action, page)
         return Answer()
 

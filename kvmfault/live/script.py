@@ -21,6 +21,16 @@ from kvmfault.vm.memslot_request import MemslotRequest
 POOL: Final = Hva(1 << 44)
 """Where the pool of host memory begins: far from where Linux puts anything by itself."""
 POOL_SIZE: Final = 8 << 20
+_BLOCK: Final = 2 << 20
+
+
+def guards(page: int) -> range:
+    """The last page of each block of the pool, which is never mapped.
+
+    Where Linux splits an area that covers a whole huge page, it invalidates all of that, huge or not
+    (split_huge_pmd_address); between guards no area does, and a change invalidates its own pages only.
+    """
+    return range(POOL + _BLOCK - page, POOL + POOL_SIZE, _BLOCK)
 
 
 class HostAction(Enum):
@@ -110,7 +120,7 @@ class Kvm(Protocol):
         ...
 
     def host(self, action: HostAction, hva: int, size: int) -> Answer:
-        """The process changes memory of its own: whole pages within the pool."""
+        """The process changes memory of its own: whole pages of the pool, no guards. What is impossible is not done."""
         ...
 
     def access(self, access: GuestAccess) -> Answer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from enum import Enum
 from errno import EAGAIN, EINVAL, ENOENT, EOPNOTSUPP
@@ -114,11 +115,14 @@ class Guest(DirtyLogging):
         data: int | None = None,
         private: bool = False,
         described: bool = True,
+        emulated: bool = False,
+        exchange: bool = False,
         **known: object,
     ) -> AccessRun:
         """The guest reads, writes or fetches *size* bytes at *gpa*, on *vcpu* (default: the one that ran last).
 
-        *data*: what a store writes. *described*: the instruction is one that a syndrome can describe. *known*: more
+        *data*: what a store writes. *described*: the instruction is one that a syndrome can describe. *emulated*: KVM's
+        emulator runs the guest, so that no table is used. *exchange*: one instruction reads, then writes. *known*: more
         members of Access, such as ``gva``, ``on_walk`` or ``cache_op``. ModelError for an impossible access.
         """
         if vcpu is not None or not self.vcpus:
@@ -128,11 +132,12 @@ class Guest(DirtyLogging):
         full = self.ring_is_full()
         if full is not None:
             return AccessRun(ended=Ended.EXITED, exits=(full,))
+        write = write or exchange
         if data is not None and write:
             self.vcpu.registers = (data & U64, *self.vcpu.registers[1:])
         plain = described and size in (1, 2, 4, 8) and not fetch
         wanted = Access(
-            read=not write and not fetch,
+            read=exchange or not (write or fetch),
             write=write,
             exec=fetch,
             final=True,
@@ -141,6 +146,8 @@ class Guest(DirtyLogging):
             register=0 if plain else None,
             wide=size == 8 if plain else None,
         )
+        if emulated:
+            return self._emulate(Gpa(gpa), size, wanted, data or 0)
         return self._run(Gpa(gpa), size, replace(wanted, **known), data or 0)  # type: ignore[arg-type]  # as Access.with_
 
     def _run(self, gpa: Gpa, size: int, wanted: Access, data: int) -> AccessRun:
@@ -233,21 +240,32 @@ class Guest(DirtyLogging):
 
         Kernel: emulator_read_write; the parts are those of the pages touched.
         """
+        if wanted.exec and self._emulated_in_memory(gpa, write=False):
+            return AccessRun(ended=Ended.DONE)
         if wanted.exec:
             why = "the emulator cannot fetch the instruction"
             return AccessRun(ended=Ended.EXITED, exits=(Exit(Reason.INTERNAL_ERROR, why=why),))
         exits: list[Outcome] = []
-        page, write = 1 << self.page_shift, wanted.write is True
+        if wanted.read:
+            exits += self._emulate_parts(gpa, size, write=False, data=0)
+        if wanted.read and wanted.write and self._exchange_fails(gpa, size):
+            why = "the emulator cannot exchange values in this host memory"
+            return AccessRun(ended=Ended.EXITED, exits=(*exits, Exit(Reason.INTERNAL_ERROR, why=why)))
+        if wanted.write:
+            exits += self._emulate_parts(gpa, size, write=True, data=data)
+        return AccessRun(ended=Ended.DONE, exits=tuple(exits))
+
+    def _emulate_parts(self, gpa: Gpa, size: int, *, write: bool, data: int) -> Iterator[Exit]:
+        page = 1 << self.page_shift
         at, end = int(gpa), gpa + size
         while at < end:
             part = min(end, (at & -page) + page)
-            if not self._emulated_in_memory(Gpa(at), write):
+            if not self._emulated_in_memory(Gpa(at), write=write):
                 for piece in range(at, part, 8):
-                    exits += self._device(Gpa(piece), min(8, part - piece), write, data >> 8 * (piece - gpa))
+                    yield from self._device(Gpa(piece), min(8, part - piece), write, data >> 8 * (piece - gpa))
             at = part
-        return AccessRun(ended=Ended.DONE, exits=tuple(exits))
 
-    def _emulated_in_memory(self, gpa: Gpa, write: bool) -> bool:
+    def _emulated_in_memory(self, gpa: Gpa, *, write: bool) -> bool:
         gfn = Gfn(gpa >> self.page_shift)
         slot = self.find_slot(gfn)
         if slot is None or slot.invalid or (write and slot.readonly):
@@ -260,6 +278,14 @@ class Guest(DirtyLogging):
         if write:
             self.mark_dirty(slot, gfn, Pfn(0))
         return True
+
+    def _exchange_fails(self, gpa: Gpa, size: int) -> bool:
+        # emulator_cmpxchg_emulated: not within one page, or not in a slot that may be written, it is a plain store
+        gfn = Gfn(gpa >> self.page_shift)
+        slot = self.find_slot(gfn)
+        if slot is None or slot.invalid or slot.readonly or gpa + size - 1 >> self.page_shift != gfn:
+            return False
+        return self.host.fork().pin(slot.hva_of(gfn), write=True).error is not None
 
     def _device(self, gpa: Gpa, size: int, write: bool, data: int) -> tuple[Exit, ...]:
         value = (data & (1 << 8 * size) - 1).to_bytes(size, "little") if write else b""
