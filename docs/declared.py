@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ast
-import inspect
 import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
@@ -17,6 +15,7 @@ from kvmfault.algebra.expr import ALWAYS, NEVER, Pred, Term, Word
 from kvmfault.algebra.prove import bits_read
 from kvmfault.contract.accessors import FACTS, Accessors, Gap
 from kvmfault.contract.backend import Backend, Joints
+from kvmfault.contract.described import documented, geometry, joint_name, one_line, policy_texts
 from kvmfault.contract.format import size_text
 from kvmfault.contract.outcome import Outcome
 from kvmfault.contract.policy import Policy
@@ -52,22 +51,6 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
         widths = [1] * len(head)
     lines = ["| " + " | ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() + " |" for row in cells]
     return "\n".join([lines[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *lines[1:]])
-
-
-def documented(cls: type) -> dict[str, str]:
-    """Members of a class with the docstrings below them, as one line each; a run of members shares the next one."""
-    body = ast.parse(inspect.getsource(cls)).body[0]
-    assert isinstance(body, ast.ClassDef)
-    found: dict[str, str] = {}
-    waiting: list[str] = []
-    for node in body.body:
-        match node:
-            case ast.AnnAssign(target=ast.Name(id=name)):
-                waiting.append(name)
-            case ast.Expr(value=ast.Constant(value=str(text))):
-                found |= dict.fromkeys(waiting, " ".join(text.split()))
-                waiting.clear()
-    return {f.name: found.get(f.name, "") for f in fields(cls)}
 
 
 # -- facts -------------------------------------------------------------------------------------------
@@ -195,11 +178,8 @@ def formats() -> str:
     rows = []
     for source in ours():
         for name, fmt in source.formats.items():
-            levels = (size_text(1 << lv.shift) if lv.leaf else f"({size_text(1 << lv.shift)})" for lv in fmt.levels)
-            mmio = str(fmt.mmio_generation_bits() or "no MMIO entries")
-            page = size_text(1 << fmt.page_shift)
-            rows.append((f"`{source.name}:{name}`", page, " ".join(levels), str(fmt.gpa_bits), mmio))
-    return table(("format", "host page", "levels, root first", "gpa bits", "MMIO generation bits"), rows)
+            rows.append((f"`{source.name}:{name}`", *geometry(fmt).values()))
+    return table(("format", *geometry(newest()[0].format)), rows)
 
 
 def _merged(show: Callable[[Target], object], every: Sequence[Target]) -> dict[str, Target]:
@@ -224,7 +204,11 @@ def policies() -> str:
 
 def policy_meanings() -> str:
     """What each policy decides, and who reads it."""
-    return "\n".join(f"- `{name}`: {text}" for name, text in documented(Policy).items())
+    lines = []
+    for name, text in policy_texts().items():
+        readers = ", ".join(f"`{reader}`" for reader in text.readers)
+        lines.append(f"- `{name}`: {text.meaning}. Read by {readers}. Kernel: {'; '.join(map(str, text.kernel))}.")
+    return "\n".join(lines)
 
 
 def by_format() -> str:
@@ -296,17 +280,13 @@ def joints() -> str:
 
 
 def _functions(target: Target, place: str) -> list[str]:
-    return [function.__qualname__.partition(".")[0] for function in getattr(target.joints, place)]
+    return [joint_name(function).partition("(")[0] for function in getattr(target.joints, place)]
 
 
 def outcomes() -> str:
     """How a fault can end."""
-    rows = [(f"`{cls.__name__}`", _one_line(cls), ", ".join(f.name for f in fields(cls))) for cls in get_args(Outcome)]
+    rows = [(f"`{cls.__name__}`", one_line(cls), ", ".join(f.name for f in fields(cls))) for cls in get_args(Outcome)]
     return table(("outcome", "meaning", "members"), rows)
-
-
-def _one_line(thing: object) -> str:
-    return " ".join((inspect.getdoc(thing) or "").split())
 
 
 def _flat() -> list[tuple[Step, bool]]:

@@ -6,7 +6,7 @@ host* (4K, 16K or 64K, the kernel's ``gpa >> PAGE_SHIFT``), whatever granule a t
 
 from __future__ import annotations
 
-from typing import Final, NewType
+from typing import Annotated, Final, NewType, TypeAlias
 
 Gpa = NewType("Gpa", int)
 """Guest-physical address, bytes. arm64 calls it IPA."""
@@ -20,6 +20,11 @@ Gfn = NewType("Gfn", int)
 """Guest frame number: a Gpa in units of the host's pages."""
 Pfn = NewType("Pfn", int)
 """Host frame number (the kernel's kvm_pfn_t without its error encodings)."""
+
+Errno: TypeAlias = Annotated[int, "errno"]
+"""A positive error number, spelled by its name."""
+Size: TypeAlias = Annotated[int, "bytes"]
+"""A power of two of bytes, at least 4K, spelled as 2M."""
 
 U64: Final = (1 << 64) - 1
 """All ones in 64 bits: the width of every register word of the model."""

@@ -18,6 +18,10 @@ from kvmfault.errors import KvmfaultError
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 TargetArgument = Annotated[str, typer.Argument(metavar="TARGET", help="BACKEND[:FORMAT][@KERNEL]; see 'backend list'.")]
+SettingOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Another policy or VM fact than the target's; may be repeated."),
+]
 
 
 def decode_command(
@@ -68,12 +72,13 @@ def path_command(
     long: Annotated[
         bool, typer.Option("--long", "-l", help="With what each step decides and the kernel functions.")
     ] = False,
+    settings: SettingOption = None,
     json: JsonFlag = False,
 ) -> None:
     """Print the fault path as a target runs it: every step in order, and which of them the target has."""
     from kvmfault.cli import path
 
-    finish(path.run(target, long=long, json=json))
+    finish(path.run(target, settings or [], long=long, json=json))
 
 
 def prove_command(
@@ -104,13 +109,14 @@ def replay_command(
         list[str] | None, typer.Option("--backend", metavar="TARGET", help="Where to replay it; may be repeated.")
     ] = None,
     slots: Annotated[str | None, typer.Option("--slots", help="Memslots: TOML, JSON or an aux recording.")] = None,
+    settings: SettingOption = None,
     strict: Annotated[bool, typer.Option("--strict", help="Stop at the first line that cannot be read.")] = False,
     json: JsonFlag = False,
 ) -> None:
     """Run the recorded faults through the path, on their own backend and on others, and say what happened."""
     from kvmfault.cli import replay
 
-    finish(replay.run(recording, backend or [], slots, strict=strict, json=json))
+    finish(replay.run(recording, backend or [], slots, settings or [], strict=strict, json=json))
 
 
 def backend_list_command(json: JsonFlag = False) -> None:
@@ -118,6 +124,17 @@ def backend_list_command(json: JsonFlag = False) -> None:
     from kvmfault.cli import backends
 
     finish(backends.run(json=json))
+
+
+def compare_policies_command(
+    targets: Annotated[list[str], typer.Argument(metavar="TARGET TARGET...", help="See 'backend list'.")],
+    everything: Annotated[bool, typer.Option("--all", help="What is equal, too.")] = False,
+    json: JsonFlag = False,
+) -> None:
+    """Print how targets differ: decisions, joints, facts not told, and what a usual VM, host and table are."""
+    from kvmfault.cli import compare
+
+    finish(compare.policies(targets, everything=everything, json=json))
 
 
 def finish(status: int) -> NoReturn:
@@ -132,7 +149,10 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "prove": prove_command,
     "replay": replay_command,
 }
-_BACKEND_COMMANDS: dict[str, Callable[..., None]] = {"list": backend_list_command}
+_GROUPS: dict[str, tuple[str, dict[str, Callable[..., None]]]] = {
+    "backend": ("The architectures that are installed.", {"list": backend_list_command}),
+    "compare": ("How targets differ.", {"policies": compare_policies_command}),
+}
 
 
 def _group(about: str) -> typer.Typer:
@@ -154,10 +174,11 @@ def build(wanted: str | None = None) -> typer.Typer:
         if wanted not in _COMMANDS or name == wanted:
             app.command(name)(command)
     if wanted not in _COMMANDS:
-        backends = _group("The architectures that are installed.")
-        for name, command in _BACKEND_COMMANDS.items():
-            backends.command(name)(command)
-        app.add_typer(backends, name="backend")
+        for group, (about, commands) in _GROUPS.items():
+            sub = _group(about)
+            for name, command in commands.items():
+                sub.command(name)(command)
+            app.add_typer(sub, name=group)
     return app
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from textwrap import fill
 
@@ -10,9 +11,9 @@ from kvmfault.contract.target import Target, backend
 from kvmfault.path.run import PATH, Locked, Step
 
 
-def run(target: str, *, long: bool, json: bool) -> int:
+def run(target: str, settings: Sequence[str], *, long: bool, json: bool) -> int:
     """Print PATH, marking what the target has of it."""
-    on = backend(target)
+    on = backend(target).with_settings(settings)
     rows = [_row(on, step, locked) for step, locked in _steps()]
     if json:
         print(to_json({"target": on.name, "steps": rows}))

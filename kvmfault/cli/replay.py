@@ -16,7 +16,9 @@ from kvmfault.replay.verdict import outcome_text
 from kvmfault.trace.slotfile import read_slots
 
 
-def run(recording: str, targets: Sequence[str], slots: str | None, *, strict: bool, json: bool) -> int:
+def run(
+    recording: str, targets: Sequence[str], slots: str | None, settings: Sequence[str], *, strict: bool, json: bool
+) -> int:
     """Replay and print; status 1 if an outcome contradicts the recording."""
     known = read_slots(slots) if slots is not None else None
     console = Console(stderr=True)
@@ -32,7 +34,12 @@ def run(recording: str, targets: Sequence[str], slots: str | None, *, strict: bo
     with bar:
         passes = {name: bar.add_task(name, total=size) for name in ("survey", "replay")}
         report = replay(
-            recording, targets, known, strict=strict, progress=lambda n, b: bar.update(passes[n], completed=b)
+            recording,
+            targets,
+            known,
+            settings=settings,
+            strict=strict,
+            progress=lambda n, b: bar.update(passes[n], completed=b),
         )
     if known is not None and not known.timed:  # written by hand: what the kernel refuses is a mistake in it
         refused = report.results[0].first_refused

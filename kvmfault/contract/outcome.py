@@ -112,7 +112,7 @@ class Completion:
     register: int
     sign_extend: bool
     wide: bool
-    convert: Callable[[Completion, int], int]
+    convert: Callable[[Completion, int], int] = field(repr=False)
     """How this architecture and kernel turn *size* bytes from the bus into a register value."""
 
     def finish(self, bus_value: int) -> int | None:

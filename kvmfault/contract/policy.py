@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields
 from enum import Enum
 
 from kvmfault.contract.ports import PinError
+from kvmfault.types import Errno, Size
 
 
 class Unbacked(Enum):
@@ -157,73 +158,95 @@ class SignExtension(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
-    """One target's values. Each docstring: meaning; the step that reads it; the kernel function it models."""
+    """One target's values.
+
+    Each docstring: ``readers: meaning. (kernel functions; commit titles)``. A reader is a step, or a function outside
+    the path; the meaning may be left to the type's docstring; a source may begin with whose it is, ``arm64: ...``.
+    ``contract.described`` takes them apart, for the documentation and for ``compare policies``.
+    """
 
     unbacked: Unbacked
-    """Filters steps leave_unbacked and settle_slot. (kvm_handle_guest_abort / kvm_handle_noslot_fault)"""
+    """leave_unbacked, settle_slot.
+    (arm64: kvm_handle_guest_abort, io_mem_abort; x86: kvm_handle_noslot_fault)"""
     invalid_slot: InvalidSlot
-    """lookup, settle_slot. (gfn_to_hva_memslot_prot / kvm_faultin_pfn)"""
+    """lookup. (arm64: gfn_to_hva_memslot_prot; x86: kvm_faultin_pfn)"""
     write_tracking: bool
-    """Filters track_write: frames that hold guest tables are write-protected. (page_fault_handle_page_track)"""
+    """track_write, fit_size: frames that hold guest tables are write-protected.
+    (arm64: tracks no writes; x86: page_fault_handle_page_track, kvm_gfn_is_write_tracked)"""
     topup: Topup
-    """topup. (user_mem_abort / mmu_topup_memory_caches)"""
-    unexplained_permission: int | None
-    """explain_permission: errno for a permission fault that is neither write nor fetch. (user_mem_abort)"""
-    area_sizes: Mapping[int, int] | None
-    """bound_size: host area block size -> largest block tried; None: no look at the area. (the vma_shift switch)"""
+    """topup. (arm64: user_mem_abort; x86: mmu_topup_memory_caches)"""
+    unexplained_permission: Errno | None
+    """explain_permission: errno for a permission fault that is neither write nor fetch.
+    (arm64: head of user_mem_abort, only VM_WARN_ON_ONCE since 7.1; x86: has no such test)"""
+    area_sizes: Mapping[Size, Size] | None
+    """snapshot, bound_size: host area block size -> largest block tried; None: no look at the area.
+    (arm64: the vma_shift switch of user_mem_abort; x86: kvm_mmu_hugepage_adjust looks at the host's table only)"""
     unknown_area: UnknownArea
-    """bound_size."""
+    """bound_size. (arm64: default of the vma_shift switch; x86: looks at no area)"""
     check_geometry: bool
-    """bound_size, fit_size: a block must lie in the slot with gfn and hva congruent.
-    (fault_supports_stage2_huge_mapping; lpage_info)"""
+    """bound_size: a block must lie in the slot with gfn and hva congruent.
+    (arm64: fault_supports_stage2_huge_mapping; x86: lpage_info, tested for every block by fit_size)"""
     logged_size: LoggedSize
-    """bound_size. (force_pte; kvm_slot_dirty_track_enabled)"""
+    """bound_size.
+    (arm64: force_pte of user_mem_abort; x86: kvm_slot_dirty_track_enabled in kvm_mmu_hugepage_adjust)"""
     readonly_slot_logs: bool
-    """lookup: the log flag counts on a read-only slot. (memslot_is_logging)"""
+    """lookup: the log flag counts on a read-only slot.
+    (arm64: memslot_is_logging; x86: kvm_slot_dirty_track_enabled)"""
     precheck: bool
-    """Filters precheck and recheck: lockless tests. (mmu_invalidate_retry_gfn_unsafe)"""
+    """precheck, recheck: lockless tests for an invalidation of the frame.
+    (arm64: tests under the lock only; x86: mmu_invalidate_retry_gfn_unsafe in kvm_faultin_pfn)"""
     nowait_first: bool
-    """pin: the first try may not sleep. (async in __gfn_to_pfn_memslot)"""
+    """pin, wait: the first try may not sleep.
+    (arm64: __gfn_to_pfn_memslot without async; x86: __kvm_faultin_pfn)"""
     interruptible: bool
-    """wait: the second try may be interrupted by a signal."""
+    """wait: the second try may be interrupted by a signal.
+    (arm64: __gfn_to_pfn_memslot, not interruptible; x86: __kvm_faultin_pfn)"""
     frame_reaction: Mapping[PinError, Reaction]
-    """judge_pfn. (after __gfn_to_pfn_memslot; kvm_handle_error_pfn)"""
+    """judge_pfn: what each error frame becomes.
+    (arm64: user_mem_abort after __gfn_to_pfn_memslot; x86: kvm_handle_error_pfn)"""
     poison_span: PoisonSpan
-    """judge_pfn: lsb of the SIGBUS. (kvm_send_hwpoison_signal)"""
+    """judge_pfn: lsb of the SIGBUS.
+    (arm64: kvm_send_hwpoison_signal with vma_shift; x86: kvm_send_hwpoison_signal with PAGE_SHIFT)"""
     fetch_from_device: bool
-    """permit: code may run from device memory."""
+    """permit: code may run from device memory. (arm64: ENOEXEC of user_mem_abort; x86: make_spte)"""
     read_maps_writable: ReadMaps
-    """permit."""
+    """permit.
+    (arm64: writable and logging_active in user_mem_abort; x86: map_writable of kvm_faultin_pfn, make_spte)"""
     exec_grant: ExecGrant
-    """permit."""
+    """permit. (arm64: user_mem_abort; x86: make_spte)"""
     retry_test: RetryTest
-    """stale. (mmu_invalidate_retry; is_page_fault_stale)"""
-    fit_sizes: tuple[int, ...]
+    """stale.
+    (arm64: mmu_invalidate_retry in user_mem_abort; x86: mmu_invalidate_retry_gfn in is_page_fault_stale)"""
+    fit_sizes: tuple[Size, ...]
     """fit_size: block sizes in bytes that a look at the host's table may give; empty: no look.
-    (transparent_hugepage_adjust; kvm_mmu_hugepage_adjust)"""
+    (arm64: transparent_hugepage_adjust; x86: kvm_mmu_hugepage_adjust)"""
     relax_in_place: bool
-    """install: a permission fault at its own granule only adds permissions. (kvm_pgtable_stage2_relax_perms)"""
+    """fit_size, install: a permission fault at its own granule only adds permissions.
+    (arm64: kvm_pgtable_stage2_relax_perms; x86: kvm_tdp_mmu_map writes the entry anew)"""
     dirty_mark: DirtyMark
-    """install, account. (make_spte; mark_page_dirty_in_slot after the lock)"""
+    """install, account. (arm64: mark_page_dirty_in_slot at the end of user_mem_abort; x86: make_spte)"""
     on_retry: OnRetry
-    """the runner."""
+    """the caller. (arm64: kvm_handle_guest_abort returns 1; x86: RET_PF_RETRY in kvm_mmu_page_fault)"""
     memfd_source: MemfdSource
-    """pin. (kvm_faultin_pfn_private; gmem_abort)"""
+    """snapshot, check_private, pin.
+    (arm64: gmem_abort, "KVM: arm64: Handle guest_memfd-backed guest page faults"; x86: kvm_faultin_pfn_private)"""
     unchanged: Unchanged
-    """install. (RET_PF_SPURIOUS; -EAGAIN of the stage-2 map walker)"""
+    """install. (arm64: EAGAIN of stage2_map_walker_try_leaf; x86: RET_PF_SPURIOUS)"""
     smaller_over_block: SmallerOverBlock
-    """install. (tdp_mmu_split_huge_page; stage2_map_walk_leaf)"""
+    """Surroundings. (arm64: stage2_map_walk_leaf; x86: tdp_mmu_split_huge_page)"""
     slot_flush: SlotFlush
-    """Vm.set_region. (kvm_arch_flush_shadow_memslot; kvm_mmu_zap_all_fast by the quirk SLOT_ZAP_ALL)"""
+    """Vm.set_region.
+    (arm64: kvm_arch_flush_shadow_memslot; x86: kvm_mmu_zap_all_fast by the quirk SLOT_ZAP_ALL)"""
     userfault: Userfault
-    """Filters userfault: pages that user space marked in a bitmap leave to it. (kvm_do_userfault, proposed)"""
+    """userfault. (kvm_do_userfault, proposed)"""
     prefault: Prefault
-    """Guest.prefault. (kvm_arch_vcpu_pre_fault_memory)"""
+    """Guest.prefault. (arm64: "Implement KVM_PRE_FAULT_MEMORY", 7.4; x86: kvm_arch_vcpu_pre_fault_memory)"""
     recovers_blocks: bool
-    """DirtyLogging.recover_blocks: when logging of a slot ends, pages that the host maps by blocks are dropped.
-    (kvm_mmu_zap_collapsible_sptes)"""
+    """DirtyLogging.slot_changed, Vm.change_userfault: when logging ends, pages that the host maps by blocks are dropped.
+    (arm64: keeps the pages; x86: kvm_mmu_zap_collapsible_sptes)"""
     mmio_sign_extension: SignExtension
-    """completion. (kvm_handle_mmio_return; "KVM: arm64: Fix sign-extension of MMIO loads")"""
+    """access_and_completion.
+    (arm64: kvm_handle_mmio_return, "KVM: arm64: Fix sign-extension of MMIO loads"; x86: the emulator extends)"""
 
     def differs(self, other: Policy) -> dict[str, tuple[object, object]]:
         """Members whose values differ: name -> (this, other)."""

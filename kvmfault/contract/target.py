@@ -1,4 +1,4 @@
-"""TARGET = BACKEND[:FORMAT][@KERNEL]: the one name for what one runs on."""
+"""TARGET = BACKEND[:FORMAT][@KERNEL][+KEY=VALUE...]: the one name for what one runs on."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from kvmfault.errors import DecodeError, UsageError
 
 if TYPE_CHECKING:
     from kvmfault.contract.policy import Policy
+    from kvmfault.contract.ports import VmFacts
 
 GROUP = "kvmfault.backends"
 
@@ -51,6 +52,51 @@ class Target:
     def policy(self) -> Policy:
         """The kernel's decisions where architectures and versions differ."""
         return self.backend.policies[self.kernel](self.format)
+
+    @cached_property
+    def facts(self) -> VmFacts:
+        """What a usual VM on this target is."""
+        return self.backend.vm
+
+    def with_policy(self, **values: object) -> Target:
+        """This target with other decisions; its name says which. A mapping by name changes only what it names.
+
+        Raises UsageError for what is no member of Policy, or no value of it.
+        """
+        from kvmfault.contract.settings import replaced
+
+        return self._changed(replaced(self.policy, values), self.facts)
+
+    def with_facts(self, **values: object) -> Target:
+        """This target with VMs of other facts; its name says which. Raises UsageError as ``with_policy``."""
+        from kvmfault.contract.settings import replaced
+
+        return self._changed(self.policy, replaced(self.facts, values))
+
+    def with_settings(self, settings: Iterable[str]) -> Target:
+        """This target with members of Policy and VmFacts as ``KEY=VALUE``; of one key the last counts.
+
+        Raises UsageError naming near members, or the values that there are.
+        """
+        from kvmfault.contract.settings import HINTS, parse_setting
+
+        target = self
+        for member, value in map(parse_setting, settings):
+            change = target.with_policy if member in HINTS[type(self.policy)] else target.with_facts
+            target = change(**{member: value})
+        return target
+
+    def _changed(self, policy: Policy, facts: VmFacts) -> Target:
+        # what registers mean depends on neither: whatever was compiled for it is shared
+        from kvmfault.contract.settings import overrides
+
+        base = self.backend.policies[self.kernel](self.format)
+        new = object.__new__(type(self))
+        new.__dict__.update(self.__dict__)
+        new.policy, new.facts = policy, facts
+        told = (*overrides(base, policy), *overrides(self.backend.vm, facts))
+        new.name = "+".join((self.name.partition("+")[0], *told))
+        return new
 
     @cached_property
     def joints(self) -> Joints:
@@ -237,10 +283,13 @@ def backends() -> Mapping[str, Backend]:
 
 @cache
 def backend(target: str) -> Target:
-    """The target named ``BACKEND[:FORMAT][@KERNEL]``; defaults are the first format and the newest kernel.
+    """The target named ``BACKEND[:FORMAT][@KERNEL][+KEY=VALUE...]``; defaults: the first format, the newest kernel.
 
     Raises UsageError saying which part is unknown and what there is.
     """
+    plain, *settings = target.split("+")
+    if settings:
+        return backend(plain).with_settings(settings)
     rest, _, kernel = target.partition("@")
     name, _, format_name = rest.partition(":")
     installed = _installed()

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
+from dataclasses import replace
 from errno import ENOENT
 from typing import Final, Self
 
 from kvmfault.contract.format import Kind, Memory, Stage2Format
 from kvmfault.contract.outcome import ZERO_REGISTER, MmioAccess, Signal
-from kvmfault.contract.policy import SmallerOverBlock
+from kvmfault.contract.policy import SmallerOverBlock, Userfault
 from kvmfault.contract.ports import (
     Area,
     GuestTranslation,
@@ -53,7 +54,9 @@ class Surroundings:
         self.format: Stage2Format = target.format
         self.page_shift = target.format.page_shift
         self.caps = caps or target.backend.host(target.format)
-        self.facts = facts or target.backend.vm
+        if target.policy.userfault is not Userfault.ABSENT:
+            self.caps = replace(self.caps, userfault=True)
+        self.facts = facts or target.facts
         self.slots = Memslots(self.caps)
         self.host = HostMemory(self.page_shift)
         self.invalidations = Invalidation()

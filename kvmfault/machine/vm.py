@@ -95,7 +95,7 @@ class Vm(PrivateMemory, Guest):
             done = self.slots.step(self.host)
         if done.kind is not None and not done.errno:
             self.slot_changed(done.old, done.new)
-            self._change_userfault(done.old, done.new)
+            self.change_userfault(done.old, done.new)
         return done
 
     def _flush_changing(self, flush: SlotFlush) -> None:
@@ -106,8 +106,8 @@ class Vm(PrivateMemory, Guest):
             self.table.unmap(*self.bytes_of(old.base_gfn, old.end_gfn))
         self.flush_stale()
 
-    def _change_userfault(self, old: Memslot | None, new: Memslot | None) -> None:
-        # from now on every page of the slot is asked for again, or no page is
+    def change_userfault(self, old: Memslot | None, new: Memslot | None) -> None:
+        """After a memslot change: with the userfault flag every page of the slot is asked for again."""
         if new is not None and new.userfault and (old is None or not old.userfault):
             self.table.unmap(*self.bytes_of(new.base_gfn, new.end_gfn))
             self.flush_stale()

@@ -70,17 +70,21 @@ def replay(
     targets: Sequence[str] = (),
     slots: SlotSource | None = None,
     *,
+    settings: Sequence[str] = (),
     strict: bool = False,
     progress: Progress | None = None,
 ) -> Report:
     """Replay the recording *source* ("-" for standard input) on *targets*; its own backend always comes first.
 
     Without *slots* the inferred ones are used; with them, the report says what inference would have missed or invented.
+    *settings*: ``KEY=VALUE`` for every target, the recording's own included.
     Raises UsageError, TraceError.
     """
-    named = [backend(t) for t in targets]
+    named = [backend(t).with_settings(settings) for t in targets]
     with _seekable(source) as path:
         own, inferred, no_memory = _survey(path, source, named, strict=strict, progress=progress)
+        if own not in named:
+            own = own.with_settings(settings)
         chosen = [own, *(t for t in named if t is not own)]
         report = Report(source_name(source), own, slots=slots or inferred, no_memory=no_memory)
         if slots is not None:

@@ -8,7 +8,7 @@ from errno import EINVAL
 from typing import Final
 
 from kvmfault.errors import ModelError
-from kvmfault.types import Gfn, Hva
+from kvmfault.types import Errno, Gfn, Hva
 from kvmfault.vm.memslot import NR_SLOTS, MemslotFlag
 
 PAGE_SHIFTS: Final = (12, 14, 16)
@@ -33,7 +33,7 @@ class HostCaps:
     """log2 of the host's page: 12, 14 or 16."""
     max_gfn: Gfn
     """Highest frame a slot may hold. x86: by MAXPHYADDR, or 2^52 bytes when shadowing; arm64: the VM's IPA size."""
-    beyond_errno: int
+    beyond_errno: Errno
     """Errno of a slot beyond ``max_gfn``: EINVAL (x86), EFAULT (arm64, RISC-V), ENOMEM (LoongArch)."""
     end_refused: bool = False
     """A slot that ends exactly at ``max_gfn`` is refused too (RISC-V compares with >= where others use >)."""
@@ -62,7 +62,7 @@ class HostCaps:
     """KVM_SET_USER_MEMORY_REGION2 exists (6.8 and later)."""
     fixed_flags: MemslotFlag = MemslotFlag.READONLY | MemslotFlag.GUEST_MEMFD
     """Flags that an existing slot keeps. 6.12.0 forgot GUEST_MEMFD ("Disallow toggling KVM_MEM_GUEST_MEMFD")."""
-    bound_errno: int = EINVAL
+    bound_errno: Errno = EINVAL
     """Errno of a guest_memfd range that another slot has; EEXIST since 7.2."""
     moves_refused: bool = False
     """Moving a slot is EINVAL: somebody outside KVM tracks guest pages (x86, kvm_page_track_has_external_user)."""

@@ -1,0 +1,83 @@
+"""``kvmfault compare``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from shutil import get_terminal_size
+from textwrap import wrap
+
+from kvmfault.cli.render import to_json
+from kvmfault.contract.difference import Row, compare
+from kvmfault.contract.target import Target, backend
+from kvmfault.errors import UsageError
+
+WIDEST = 120
+"""Columns of the output, less on a narrower terminal."""
+_ELSEWHERE = 100
+"""Columns where there is no terminal."""
+_TITLES = {"gaps": "facts that are not told", "vm": "facts of a usual VM", "host": "limits of a usual host"}
+
+
+def policies(targets: Sequence[str], *, everything: bool, json: bool) -> int:
+    """Print what differs between targets, or with *everything* all there is."""
+    if len(targets) < 2:
+        raise UsageError("compare takes two targets or more")
+    on = [backend(t) for t in targets]
+    groups = compare(on)
+    if json:
+        print(to_json({"targets": [t.name for t in on], **{g: _data(r, everything) for g, r in groups.items()}}))
+        return 0
+    width = min(WIDEST, get_terminal_size((_ELSEWHERE, 0)).columns)
+    print("\n".join(wrap(", ".join(t.name for t in on), width, break_on_hyphens=False)))
+    for group, rows in groups.items():
+        shown = rows if everything else [row for row in rows if row.differs]
+        print(f"\n{_TITLES.get(group, group)}: {sum(row.differs for row in rows)} of {len(rows)} differ")
+        for row in shown:
+            print("\n".join(_lines(on, row, width)))
+    return 0
+
+
+def _data(rows: Sequence[Row], everything: bool) -> list[dict[str, object]]:
+    return [
+        {
+            "name": row.name,
+            "meaning": row.meaning,
+            "differs": row.differs,
+            "values": list(row.values),
+            "about": dict(row.about),
+            "read_by": row.readers,
+            "kernel": [str(source) for source in row.kernel],
+        }
+        for row in rows
+        if everything or row.differs
+    ]
+
+
+def _lines(targets: Sequence[Target], row: Row, width: int) -> Iterator[str]:
+    yield from wrap(
+        ": ".join(filter(None, (row.name, row.meaning))).replace("``", ""),
+        width,
+        initial_indent="  ",
+        subsequent_indent="    ",
+    )
+    about = row.about
+    labelled = [
+        (t.name, ": ".join(filter(None, (_spaced(value), about.get(value) or about.get(t.name)))))
+        for t, value in zip(targets, row.values, strict=True)
+    ]
+    labelled += [(part, text) for part, text in about.items() if part not in {*row.values, *(t.name for t in targets)}]
+    labelled += [("read by", ", ".join(row.readers))] * bool(row.readers)
+    labelled += [("kernel", "; ".join(map(str, row.kernel)))] * bool(row.kernel)
+    column = min(max(len(label) for label, _ in labelled), width // 3)
+    for label, text in labelled:
+        parts = wrap(text.replace("``", ""), width - column - 6, break_on_hyphens=False) or [""]
+        if len(label) > column:
+            yield f"    {label}"
+        else:
+            yield f"    {label:{column}}  {parts.pop(0)}"
+        yield from (" " * (column + 6) + part for part in parts)
+
+
+def _spaced(value: str) -> str:
+    # lists of a setting have no spaces; here they may be folded
+    return value.replace(", ", ",").replace(",", ", ")
