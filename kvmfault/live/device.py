@@ -5,7 +5,8 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from errno import EFAULT
 from fcntl import ioctl
@@ -104,18 +105,22 @@ class DeviceKvm:
         self._device = device
         self._own = mmap.mmap(-1, len(guest.memory))
         self._own[:] = guest.memory
+        with _needs("a VM"):
+            self._vm = ioctl(device.fd, k.CREATE_VM, 0)
         self._store = os.memfd_create("kvmfault")
         os.write(self._store, guest.end)
-        self._vm = _create(device.fd)
         try:
             self._map(POOL, POOL_SIZE, _MAP_FIXED_NOREPLACE)
         except LiveError:
             os.close(self._vm)
+            os.close(self._store)
             raise
         for guard in guards(mmap.PAGESIZE):
             _libc.munmap(guard, mmap.PAGESIZE)
         address = ctypes.addressof(ctypes.c_char.from_buffer(self._own))
-        ioctl(self._vm, k.SET_REGION, k.REGION.pack(GUEST_SLOT, 0, guest.gpa, len(self._own), address))
+        argument = k.REGION.pack(GUEST_SLOT, 0, guest.gpa, len(self._own), address)
+        with suppress(OSError):  # a guest without its memory shows at its first access
+            ioctl(self._vm, k.SET_REGION, argument)
 
     def close(self) -> None:
         """End the VM and give the pool back."""
@@ -259,7 +264,8 @@ class DeviceKvm:
     def access(self, access: GuestAccess) -> Answer:
         """See Kvm. Raises LiveError for an exit that no access has."""
         run = self._start()
-        self._guest.aim(self._vcpu, access)
+        with _needs(f"the registers of guest {self._guest.name}"):
+            self._guest.aim(self._vcpu, access)
         exits: list[Exit | Error] = []
         while len(exits) < MOST_EXITS:
             try:
@@ -292,8 +298,9 @@ class DeviceKvm:
 
     def _start(self) -> mmap.mmap:
         if self._run is None:
-            self._vcpu = ioctl(self._vm, k.CREATE_VCPU, 0)
-            self._guest.prepare(self._device.fd, self._vcpu)
+            with _needs("a vCPU"):
+                self._vcpu = ioctl(self._vm, k.CREATE_VCPU, 0)
+                self._guest.prepare(self._device.fd, self._vcpu)
             self._run = mmap.mmap(self._vcpu, self._run_size)
             if self._ring:
                 self._entries = mmap.mmap(self._vcpu, self._ring, offset=k.RING_PAGE * mmap.PAGESIZE)
@@ -331,11 +338,13 @@ def _exit(run: mmap.mmap, reason: int, errno: int) -> Exit | Error:
     return Error(errno) if errno and known is not Reason.MEMORY_FAULT else Exit(known, detail, errno)
 
 
-def _create(device: int) -> int:
+@contextmanager
+def _needs(what: str) -> Iterator[None]:
+    # what every script takes for granted
     try:
-        return ioctl(device, k.CREATE_VM, 0)
+        yield
     except OSError as e:
-        raise LiveError(f"KVM makes no VM: {e.strerror}") from None
+        raise LiveError(f"this KVM refuses {what}: {e.strerror}") from None
 
 
 def _errno(e: OSError) -> int:

@@ -66,7 +66,7 @@ class Answer:
     def __str__(self) -> str:
         parts = [errorcode.get(self.errno, str(self.errno)) if self.errno else "ok"]
         if self.pages:
-            parts.append(f"pages {' '.join(map(str, self.pages))}")
+            parts.append(f"pages {_ranges(self.pages)}")
         if self.ring:
             parts.append("ring " + " ".join(f"{slot:#x}:{page}" for slot, page in self.ring))
         if self.reset:
@@ -303,6 +303,17 @@ def exit_text(done: Exit | Error) -> str:
             return f"undecoded mmio at {gpa:#x} syndrome {syndrome:#x}"
         case None:
             return f"{done.reason}{errno}"
+
+
+def _ranges(pages: tuple[int, ...]) -> str:
+    # rising numbers, with neighbours as one: 1 3-5
+    runs: list[list[int]] = []
+    for page in pages:
+        if runs and runs[-1][-1] == page - 1:
+            runs[-1][1:] = [page]
+        else:
+            runs.append([page])
+    return " ".join("-".join(map(str, run)) for run in runs)
 
 
 def log_bytes(pages: int) -> int:
