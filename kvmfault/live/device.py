@@ -7,7 +7,6 @@ import mmap
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from errno import EFAULT
 from fcntl import ioctl
 from types import TracebackType
@@ -19,7 +18,6 @@ from kvmfault.errors import LiveError
 from kvmfault.live import ioctl as k
 from kvmfault.live.script import POOL, POOL_SIZE, Answer, HostAction, guards, log_bytes
 from kvmfault.types import Gpa
-from kvmfault.vm.caps import HostCaps
 from kvmfault.vm.memslot_request import NO_FILE, MemslotRequest, Via
 
 DEVICE: Final = "/dev/kvm"
@@ -69,22 +67,6 @@ class Device:
 
     def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
         self.close()
-
-
-def host_caps(device: Device, usual: HostCaps) -> HostCaps:
-    """*usual* with everything in it that this KVM tells of itself."""
-    ask, e = device.extension, k.Extension
-    return replace(
-        usual,
-        nr_user_slots=ask(e.NR_MEMSLOTS),
-        nr_address_spaces=ask(e.MULTI_ADDRESS_SPACE) or 1,
-        readonly_slots=bool(ask(e.READONLY_MEM)),
-        region2=bool(ask(e.USER_MEMORY2)),
-        guest_memfd=bool(ask(e.GUEST_MEMFD)),
-        guest_memfd_files=bool(ask(e.GUEST_MEMFD)),
-        memfd_flags=ask(e.GUEST_MEMFD_FLAGS),
-        memory_attributes=bool(ask(e.MEMORY_ATTRIBUTES)),
-    )
 
 
 class DeviceKvm:
@@ -257,6 +239,8 @@ class DeviceKvm:
                 _libc.mprotect(page, mmap.PAGESIZE, 0)
             case HostAction.WRITABLE:
                 _libc.mprotect(page, mmap.PAGESIZE, mmap.PROT_READ | mmap.PROT_WRITE)
+            case HostAction.DISCARD:
+                _libc.madvise(page, mmap.PAGESIZE, mmap.MADV_DONTNEED)
             case HostAction.STORE:
                 with suppress(OSError):  # by a system call: a store of this process itself might end it
                     os.preadv(self._store, [(ctypes.c_char * 1).from_address(page)], 0)

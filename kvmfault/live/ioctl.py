@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from enum import IntEnum
 from struct import Struct
 from typing import Final
+
+from kvmfault.vm.caps import HostCaps
 
 _KVM: Final = 0xAE << 8
 _WRITE, _READ = 1 << 30, 2 << 30
@@ -64,6 +68,22 @@ class Extension(IntEnum):
     GUEST_MEMFD = 234
     PRE_FAULT_MEMORY = 236
     GUEST_MEMFD_FLAGS = 244
+
+
+def told(usual: HostCaps, ask: Callable[[Extension], int]) -> HostCaps:
+    """*usual* with what a KVM tells of itself; *ask* is KVM_CHECK_EXTENSION."""
+    e = Extension
+    return replace(
+        usual,
+        nr_user_slots=ask(e.NR_MEMSLOTS),
+        nr_address_spaces=ask(e.MULTI_ADDRESS_SPACE) or 1,
+        readonly_slots=bool(ask(e.READONLY_MEM)),
+        region2=bool(ask(e.USER_MEMORY2)),
+        guest_memfd=bool(ask(e.GUEST_MEMFD)),
+        guest_memfd_files=bool(ask(e.GUEST_MEMFD)),
+        memfd_flags=ask(e.GUEST_MEMFD_FLAGS),
+        memory_attributes=bool(ask(e.MEMORY_ATTRIBUTES)),
+    )
 
 
 # struct kvm_run

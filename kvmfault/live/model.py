@@ -101,8 +101,10 @@ class ModelKvm:
                 self.vm.invalidate(self.vm.host.unback(Hva(page), self._page))
                 if action is HostAction.UNMAP:
                     self._gone.add(page)
+            case HostAction.DISCARD:
+                self.vm.invalidate(self.vm.host.make_cow(Hva(page), zero=True))
             case HostAction.STORE:
-                pass  # the host's own stores are seen by nobody
+                self.vm.invalidate(self.vm.host.pin(Hva(page), write=True).invalidated)  # it copies a shared page
 
     def access(self, access: GuestAccess) -> Answer:
         """See Kvm."""

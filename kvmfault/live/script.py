@@ -44,6 +44,8 @@ class HostAction(Enum):
     WRITABLE = "make writable"
     STORE = "store to"
     """One byte in each page."""
+    DISCARD = "discard"
+    """The content goes: until the next store, loads find the shared page of zeros, which is no code."""
 
 
 @dataclass(frozen=True, slots=True)

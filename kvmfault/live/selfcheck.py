@@ -12,7 +12,8 @@ from kvmfault.contract.live import GuestCode, Live
 from kvmfault.contract.target import Target, backend, backends
 from kvmfault.errors import LiveError
 from kvmfault.live.compare import Difference, compare
-from kvmfault.live.device import Device, DeviceKvm, host_caps
+from kvmfault.live.device import Device, DeviceKvm
+from kvmfault.live.ioctl import told
 from kvmfault.live.model import ModelKvm, OneToOne
 from kvmfault.live.sequences import STANDING, Sequence, random_sequences
 from kvmfault.vm.caps import HostCaps
@@ -40,7 +41,7 @@ class SelfCheck:
             raise LiveError(f"{self.target.backend.name} has no guest code to drive a real KVM with")
         self.live: Live = live
         usual = self.target.backend.host(self.target.format)
-        self.caps: HostCaps = host_caps(device, self.live.host(usual))
+        self.caps: HostCaps = told(self.live.host(usual), device.extension)
 
     def count(self, randoms: int) -> int:
         """How many ``sequences`` gives."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from random import Random
 from typing import Final, TypeAlias
@@ -38,8 +39,8 @@ _RAM, _LOGGED, _ROM, _HOLE = 0, 0x40000, 0x60000, 0x80000
 """Where the sequences have memory, logged memory, a read-only slot and nothing."""
 
 
-def region(slot: int, gpa: int, size: int, offset: int, flags: int = 0, via: Via = Via.REGION2) -> SetRegion:
-    """A request whose memory is *offset* bytes into the pool."""
+def region(slot: int, gpa: int, size: int, offset: int, flags: int = 0, via: Via = Via.REGION1) -> SetRegion:
+    """A request whose memory is *offset* bytes into the pool, by the ioctl that every kernel has."""
     return SetRegion(MemslotRequest(slot=slot, flags=flags, gpa=Gpa(gpa), size=size, hva=Hva(POOL + offset), via=via))
 
 
@@ -60,6 +61,12 @@ _MEMORY: Final[Sequence] = (
 
 def _pages(operation: str, offset: int, pages: int = 1) -> Host:
     return Host(HostAction[operation], POOL + offset, pages * _PAGE)
+
+
+def _bound(slot: int, gpa: int, size: int, fd: int, offset: int, flags: int = 0) -> SetRegion:
+    # a slot whose private memory comes from a file
+    request = region(slot, gpa, size, 0, flags | _MEMFD, Via.REGION2).request
+    return SetRegion(replace(request, memfd=fd, memfd_offset=offset))
 
 
 def _manual(flags: int) -> Sequence:
@@ -110,8 +117,9 @@ STANDING: Final[Mapping[str, Sequence]] = {
         region(3, 0x100000, 4 * _K, (3 << 20) + 1),
         region(3, 0x100000, 4 * _K, 3 << 20, 1 << 3),
         region(3, 0x100000, 4 * _K, 3 << 20, _MEMFD),
-        region(3, 0x100000, 4 * _K, 3 << 20, _LOG, Via.REGION1),
-        region(3, 0x100000, 0, 3 << 20, via=Via.REGION1),
+        region(3, 0x100000, 4 * _K, 3 << 20, _MEMFD, Via.REGION2),
+        region(3, 0x100000, 4 * _K, 3 << 20, _LOG, Via.REGION2),
+        region(3, 0x100000, 0, 3 << 20, via=Via.REGION2),
         region(3, 0x100000, 0, 3 << 20),
         region(0x10000, 0x100000, 4 * _K, 3 << 20),
         region(0x20000, 0x100000, 4 * _K, 3 << 20),
@@ -207,6 +215,24 @@ STANDING: Final[Mapping[str, Sequence]] = {
         GetDirtyLog(1),
         *(GetDirtyLog(slot) for slot in (0, 5, 0x7FFB, 0x7FFC, 0x7FFF, 0xFFFF, 0x20000, 0xFFFFFFFF)),
     ),
+    "dirty log: memory that is not present": (
+        *_MEMORY,
+        write(_LOGGED + 0x2000),
+        _pages("DISCARD", 1 << 20, 8),
+        GetDirtyLog(1),
+        read(_LOGGED),
+        write(_LOGGED + 0x1000),
+        read(_LOGGED + 0x2000),
+        exchange(_LOGGED + 0x3000),
+        GetDirtyLog(1),
+        write(_LOGGED),
+        read(_LOGGED + 0x1000),
+        GetDirtyLog(1),
+        _pages("STORE", (1 << 20) + 0x4000),
+        read(_LOGGED + 0x4000),
+        write(_LOGGED + 0x5FFE, 4),
+        GetDirtyLog(1),
+    ),
     "dirty log: moves, read-only slots, clear": (
         *_MEMORY,
         region(3, 0x90000, 16 * _K, 3 << 20, _LOG),
@@ -275,7 +301,7 @@ STANDING: Final[Mapping[str, Sequence]] = {
             ((1 << 64) - 0x1000, 0x2000, 0, 0),
         )
     ),
-    "guest_memfd": tuple(
+    "guest_memfd: files": tuple(
         CreateMemfd(fd, size, flags)
         for fd, (size, flags) in enumerate(
             (
@@ -287,6 +313,27 @@ STANDING: Final[Mapping[str, Sequence]] = {
             ),
             100,
         )
+    ),
+    "guest_memfd: slots": (
+        CreateMemfd(100, 64 * _K),
+        _bound(0, 0, 16 * _K, 100, 0),
+        read(0x1000),
+        write(0x1FFE, 4),
+        _bound(1, 0x100000, 16 * _K, 100, 16 * _K),
+        _bound(2, 0x200000, 16 * _K, 100, 48 * _K + 0x800),
+        _bound(2, 0x200000, 16 * _K, 100, 56 * _K),
+        _bound(2, 0x200000, 16 * _K, 100, 64 * _K),
+        _bound(2, 0x200000, 16 * _K, 100, (1 << 64) - 4 * _K),
+        _bound(2, 0x200000, 16 * _K, 100, 32 * _K, _LOG),
+        _bound(2, 0x200000, 16 * _K, 100, 32 * _K, _READONLY),
+        _bound(2, 0x200000, 16 * _K, 101, 0),
+        _bound(0, 0x300000, 16 * _K, 100, 0),
+        _bound(0, 0, 16 * _K, 100, 0),
+        region(0, 0, 16 * _K, 0, _LOG),
+        region(0, 0, 0, 0),
+        read(0x1000),
+        _bound(0, 0x300000, 16 * _K, 100, 0),
+        write(0x300000),
     ),
     "pre-fault": (
         *_MEMORY,
@@ -332,7 +379,7 @@ def _random_operation(random: Random, fill: int, ring: bool) -> Operation:
     if kind < 0.67:
         return _random_region(random, random.randrange(5))
     if kind < 0.75:
-        action = random.choice(tuple(HostAction))
+        action = random.choice(_ACTIONS)
         return Host(action, POOL + random.randrange(64) * _PAGE, random.choice((1, 1, 1, 3)) * _PAGE)
     if ring and kind < 0.95:
         return random.choice((HarvestRing(), ResetRings()))
@@ -344,6 +391,10 @@ def _random_operation(random: Random, fill: int, ring: bool) -> Operation:
     if kind < 0.98:
         return Prefault(random.randrange(0, 72) * _PAGE, random.choice((0, 1, 2, 16)) * _PAGE)
     return SetAttributes(random.randrange(0, 72) * _PAGE, _PAGE, random.choice((0, 8)))
+
+
+_ACTIONS: Final = tuple(action for action in HostAction if action is not HostAction.DISCARD)
+"""Of those that leave memory full of code."""
 
 
 def _random_region(random: Random, slot: int) -> SetRegion:
