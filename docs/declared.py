@@ -104,13 +104,14 @@ def _fact_text(target: Target, name: str) -> str:
     if isinstance(fact, Word):
         return f"`{spell_word(fact, target.backend)}`" if fact.terms or fact.const else ""
     text = "always" if fact is ALWAYS else "never" if fact is NEVER else f"`{spell(fact)}`"
-    return f"{text} ({_reads(fact)})" if fact.reads else text
+    return f"{text} (reads {bits_text(fact.reads)})" if fact.reads else text
 
 
-def _reads(fact: Pred) -> str:
-    runs = [f"{register} {_bits(mask)}" for register, mask in fact.reads.items()]
-    count = bits_read(fact.reads)
-    return f"reads {count} bit{'s' * (count > 1)}: {', '.join(runs)}"
+def bits_text(reads: Mapping[str, int]) -> str:
+    """Register bits as text: ``7 bits: ESR_EL2 31:26 7``."""
+    runs = [f"{register} {_bits(mask)}" for register, mask in reads.items()]
+    count = bits_read(dict(reads))
+    return f"{count} bit{'s' * (count > 1)}: {', '.join(runs)}"
 
 
 def _bits(mask: int) -> str:

@@ -11,9 +11,10 @@ import sys
 from pathlib import Path
 from typing import Final
 
-from docs.declared import BLOCKS
+from docs import declared, kernel_map
 
 DOCS: Final = Path(__file__).parent
+BLOCKS: Final = {**declared.BLOCKS, **kernel_map.BLOCKS}
 BLOCK: Final = re.compile(r"(?<=^<!-- generated: )(\w+)( -->\n)(.*?)(?=^<!-- end -->$)", re.MULTILINE | re.DOTALL)
 HOW: Final = "run: python -m docs.generate"
 

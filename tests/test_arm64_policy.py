@@ -165,12 +165,13 @@ def test_poison_under_a_nested_guest_names_the_block_before_the_guest_s_own_is_l
     assert events[-1] == "hwpoison hva=7f0001234000 lsb=21"
 
 
-def test_kernels_differ_in_four_values() -> None:
+def test_kernels_differ_in_these_values() -> None:
     for fmt in BACKEND.formats.values():
         older, newer = (BACKEND.policies[kernel](fmt) for kernel in ("6.12", "7.4"))
         assert set(older.differs(newer)) == {
             "topup",
             "unexplained_permission",
             "memfd_source",
+            "prefault",
             "mmio_sign_extension",
         }

@@ -9,8 +9,8 @@ from typing import Final
 import pytest
 
 from docs import declared
-from docs.declared import BLOCKS, table
-from docs.generate import BLOCK, HOW, current, pages
+from docs.declared import table
+from docs.generate import BLOCK, BLOCKS, HOW, current, pages
 from kvmfault.contract.accessors import FACTS
 from kvmfault.contract.policy import Policy
 from kvmfault.path.run import PATH, Locked

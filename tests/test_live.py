@@ -18,6 +18,7 @@ from kvmfault.live import ioctl
 from kvmfault.live.compare import compare
 from kvmfault.live.device import DEVICE, GUEST_SLOT, Device, DeviceKvm
 from kvmfault.live.model import ModelKvm, OneToOne
+from kvmfault.live.randoms import random_sequences
 from kvmfault.live.script import (
     POOL,
     POOL_SIZE,
@@ -32,7 +33,7 @@ from kvmfault.live.script import (
     perform,
 )
 from kvmfault.live.selfcheck import SelfCheck
-from kvmfault.live.sequences import STANDING, Sequence, fetch, random_sequences, read, region, write
+from kvmfault.live.sequences import STANDING, Sequence, fetch, read, region, write
 from kvmfault.types import Gpa
 from tests.cli import Cli
 

@@ -1,8 +1,9 @@
 """The kernel's accessors by the kernel's names, in 6.12 and in 7.4 (kvm_emulate.h, esr.h, hyp/fault.h).
 
 Where the kernel has a BUG or gives no value, the accessor is a ``Maybe``. Two answers are no single bit and are
-declared bit by bit: from where the hypervisor takes HPFAR_EL2 (``hpfar_source_*``), and which permission a nested
-guest's own table must give or the fault is forwarded to it (``s2_perm_needs_*``, kvm_s2_handle_perm_fault).
+declared bit by bit: from where the hypervisor takes HPFAR_EL2 (``hpfar_source_*``, __get_fault_info), and which
+permission a nested guest's own table must give or the fault is forwarded to it (``s2_perm_needs_*``,
+kvm_s2_handle_perm_fault).
 """
 
 from __future__ import annotations

@@ -63,7 +63,10 @@ def _byte_address(gpa: Gpa, fault: MmioFault) -> Gpa:
 
 
 def beyond_limits(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
-    """Addresses that the host, or this VM's table, does not have; translation faults only."""
+    """Addresses that the host, or this VM's table, does not have; translation faults only.
+
+    Kernel: the range checks of kvm_handle_guest_abort; kvm_inject_size_fault.
+    """
     gpa = fault.kvm_get_fault_gpa()
     if gpa is None or not fault.is_translation:
         return None
@@ -87,7 +90,7 @@ def external_abort(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
 
 
 def unsupported_status(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
-    """Only translation, permission and access-flag faults go on ("Unsupported FSC")."""
+    """Only translation, permission and access-flag faults go on ("Unsupported FSC" of kvm_handle_guest_abort)."""
     if fault.is_translation or fault.is_permission or fault.is_access_flag:
         return None
     return Error(EFAULT, "KVM handles translation, permission and access-flag faults only")
@@ -164,7 +167,10 @@ def set_access_flag(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None
 
 
 def refuse_unbacked(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
-    """Fetches (by class, so also a fetch's table walk), table walks, and cache operations outside slots."""
+    """Fetches (by class, so also a fetch's table walk), table walks, and cache operations outside slots.
+
+    Kernel: what kvm_handle_guest_abort asks before io_mem_abort.
+    """
     if _is_iabt(fault):
         return _inject(fault, fault.gva, "a fetch from where no memory is", fetch=True)
     if fault.is_table_walk:

@@ -19,7 +19,10 @@ _U32: Final = (1 << 32) - 1
 
 
 def access_and_completion(vm: Ports, fault: MmioFault, gpa: Gpa, policy: Policy) -> tuple[MmioAccess, Completion]:
-    """The access that the syndrome describes (ISV = 1) at *gpa*, byte exact; KVM splits none, whatever it crosses."""
+    """The access that the syndrome describes (ISV = 1) at *gpa*, byte exact; KVM splits none, whatever it crosses.
+
+    Kernel: io_mem_abort; the completion is kvm_handle_mmio_return.
+    """
     size, register = fault.mmio_size or 1, fault.mmio_register or 0
     data = b""
     if fault.is_write:

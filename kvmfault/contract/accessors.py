@@ -38,7 +38,7 @@ class Accessors(Generic[B, U]):
 
     syndrome: U
     """The word in which hardware reported the fault. Opaque to neutral code; for messages, and for joints of the same
-    architecture. arm64 ESR_EL2; x86 exit qualification, EXITINFO1 or #PF error code."""
+    architecture. arm64 ESR_EL2 (kvm_vcpu_get_esr); x86 exit qualification, EXITINFO1 or #PF error code."""
 
     gpa_valid: B
     """Hardware reported the guest-physical page. False: external abort on a walk, or the address is a GVA."""
@@ -51,21 +51,23 @@ class Accessors(Generic[B, U]):
     gva_valid: B
     """The guest-virtual address is known."""
     gva_bits: U
-    """Guest-virtual address of the access, bytes; for a fault on a walk, of the access that was being translated."""
+    """Guest-virtual address of the access, bytes; for a fault on a walk, of the access that was being translated
+    (kvm_vcpu_get_hfar)."""
 
     is_read: B
     """Data was read. May be true together with is_write (a read-modify-write under EPT)."""
     is_write: B
     """Write permission is needed in the second stage (kvm_is_write_fault; PFERR_WRITE)."""
     is_exec: B
-    """An instruction was fetched by the guest itself, not by its table walk (kvm_vcpu_trap_is_exec_fault)."""
+    """An instruction was fetched by the guest itself, not by its table walk (kvm_is_exec_fault,
+    kvm_vcpu_trap_is_exec_fault)."""
     is_user: B
     """The guest was in user mode. Not PFERR bit 2, which under EPT means read and under NPT nothing."""
 
     is_translation: B
-    """No entry maps the page."""
+    """No entry maps the page (kvm_vcpu_trap_is_translation_fault)."""
     is_permission: B
-    """An entry maps the page and forbids this access."""
+    """An entry maps the page and forbids this access (kvm_vcpu_trap_is_permission_fault)."""
     is_access_flag: B
     """An entry maps the page and only lacks its access flag."""
     is_reserved: B
@@ -73,14 +75,14 @@ class Accessors(Generic[B, U]):
     is_address_size: B
     """An address is wider than the table or the machine allows."""
     is_external_abort: B
-    """The memory system failed (SEA, parity); no translation is at fault."""
+    """The memory system failed (SEA, parity); no translation is at fault (kvm_vcpu_abt_issea)."""
     granule_valid: B
     """The level at which translation ended is known."""
     granule_bytes: U
-    """Bytes mapped by an entry at the level at which translation ended."""
+    """Bytes mapped by an entry at the level at which translation ended (kvm_vcpu_trap_get_perm_fault_granule)."""
 
     is_table_walk: B
-    """The access was made for a walk of the guest's own tables (S1PTW; PFERR_GUEST_PAGE)."""
+    """The access was made for a walk of the guest's own tables (kvm_vcpu_abt_iss1tw; PFERR_GUEST_PAGE)."""
     is_final: B
     """The access was to the final address, not to a guest table (PFERR_GUEST_FINAL)."""
     is_protection_key: B
@@ -95,22 +97,22 @@ class Accessors(Generic[B, U]):
     """Nobody waits for the page: pre-fault, or an async page fault that completed (fault->prefetch)."""
 
     mmio_valid: B
-    """The syndrome describes the instruction, enough to emulate an MMIO access (ISV)."""
+    """The syndrome describes the instruction, enough to emulate an MMIO access (kvm_vcpu_dabt_isvalid)."""
     mmio_bytes: U
-    """Access size: 1, 2, 4 or 8 bytes."""
+    """Access size: 1, 2, 4 or 8 bytes (kvm_vcpu_dabt_get_as)."""
     mmio_register_number: U
-    """Transfer register; 31 is the zero register."""
+    """Transfer register; 31 is the zero register (kvm_vcpu_dabt_get_rd)."""
     mmio_sign_extend: B
-    """A load sign-extends."""
+    """A load sign-extends (kvm_vcpu_dabt_issext)."""
     mmio_wide: B
-    """The register is 64 bits wide; else a load clears its upper half."""
+    """The register is 64 bits wide; else a load clears its upper half (kvm_vcpu_dabt_issf)."""
     mmio_ordered: B
     """Acquire or release semantics."""
 
     # The optional facts as the kernel discussion asks for them: a value, or None.
 
     def kvm_get_fault_gpa(self: Accessors[bool, int]) -> Gpa | None:
-        """The guest-physical page that hardware reported, or None: see PageFault."""
+        """kvm_get_fault_gpa: the guest-physical page that hardware reported, or None; see PageFault."""
         return Gpa(self.gpa_page) if self.gpa_valid else None
 
     @property

@@ -116,7 +116,10 @@ class Completion:
     """How this architecture and kernel turn *size* bytes from the bus into a register value."""
 
     def finish(self, bus_value: int) -> int | None:
-        """Value to write to ``register``; None: nothing is written. *bus_value* as read, little-endian."""
+        """Value to write to ``register``; None: nothing is written. *bus_value* as read, little-endian.
+
+        Kernel: kvm_handle_mmio_return.
+        """
         if self.access.is_write or self.register == ZERO_REGISTER:
             return None
         return self.convert(self, bus_value & ((1 << 8 * self.access.size) - 1))

@@ -242,7 +242,7 @@ class Policy:
     prefault: Prefault
     """Guest.prefault. (arm64: "Implement KVM_PRE_FAULT_MEMORY", 7.4; x86: kvm_arch_vcpu_pre_fault_memory)"""
     recovers_blocks: bool
-    """DirtyLogging.slot_changed, Vm.change_userfault: when logging ends, pages that the host maps by blocks are dropped.
+    """DirtyLogging.slot_changed, Vm.change_userfault: pages that the host maps by blocks are dropped when logging ends.
     (arm64: keeps the pages; x86: kvm_mmu_zap_collapsible_sptes)"""
     mmio_sign_extension: SignExtension
     """access_and_completion.

@@ -282,7 +282,7 @@ class Ports(VmView, Protocol):
         ...
 
     def mark_dirty(self, slot: Memslot, gfn: Gfn, pfn: Pfn) -> None:
-        """Record a write to the frame in log and host page."""
+        """Record a write to the frame in log and host page. (mark_page_dirty_in_slot)"""
         ...
 
     def release(self, pfn: Pfn) -> None:

@@ -15,7 +15,8 @@ from kvmfault.live.compare import Difference, compare
 from kvmfault.live.device import Device, DeviceKvm
 from kvmfault.live.ioctl import told
 from kvmfault.live.model import ModelKvm, OneToOne
-from kvmfault.live.sequences import STANDING, Sequence, random_sequences
+from kvmfault.live.randoms import random_sequences
+from kvmfault.live.sequences import STANDING, Sequence
 from kvmfault.vm.caps import HostCaps
 
 

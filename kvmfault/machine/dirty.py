@@ -23,7 +23,10 @@ class DirtyLogging(Surroundings):
         return self.log.enable_ring(size, 1 << self.page_shift, self.caps.ring_reserved, vcpus=len(self.vcpus))
 
     def get_dirty_log(self, slot: int) -> LogAnswer:
-        """KVM_GET_DIRTY_LOG. Without manual protection it clears what it gives, and protects those pages again."""
+        """KVM_GET_DIRTY_LOG. Without manual protection it clears what it gives, and protects those pages again.
+
+        Kernel: kvm_get_dirty_log_protect.
+        """
         refused, found = self._logged_slot(slot)
         if found is None:
             return LogAnswer(refused)
@@ -41,7 +44,7 @@ class DirtyLogging(Surroundings):
     def clear_dirty_log(self, slot: int, first_page: int, num_pages: int, bitmap: int) -> int:
         """KVM_CLEAR_DIRTY_LOG: bit n of *bitmap* is page ``first_page + n``. 0 or an errno.
 
-        Only pages that were marked are write-protected again.
+        Only pages that were marked are write-protected again. Kernel: kvm_clear_dirty_log_protect.
         """
         refused, found = self._logged_slot(slot)
         if refused in (ENXIO, EINVAL):

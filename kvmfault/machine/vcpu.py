@@ -33,7 +33,7 @@ class Vcpu:
         """KVM's own statistics of this vCPU: pf_taken, pf_fixed, pf_fast, pf_spurious, pf_emulate, mmio_exits."""
 
     def push(self, entry: RingEntry, entries: int) -> None:
-        """Put an entry on the ring. ModelError: it is full, so the vCPU ran on beyond the soft limit."""
+        """Put an entry on the ring; ModelError: it is full, the vCPU ran on beyond the limit. (kvm_dirty_ring_push)"""
         if len(self.ring) >= entries:
             raise ModelError(f"the dirty ring of {entries} entries is full: a vCPU above its soft limit may not run")
         self.ring += (entry,)

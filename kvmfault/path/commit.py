@@ -143,7 +143,7 @@ def _answer(at: Progress, result: MapResult | int) -> Outcome:
 def account(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
     """Mark the page dirty outside the lock; a read that mapped writable memory counts. Then answer.
 
-    Kernel: end of user_mem_abort.
+    Kernel: end of user_mem_abort; mark_page_dirty_in_slot.
     """
     if type(at.answer) is Fixed and at.prot & W and at.slot is not None:
         vm.mark_dirty(at.slot, at.gfn, at.pfn)
