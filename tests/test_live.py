@@ -10,9 +10,10 @@ from typing import Final
 
 import pytest
 
+from arch.x86 import live as x86_live
 from kvmfault.contract.live import GuestAccess, GuestCode, Touch
 from kvmfault.contract.outcome import Exit, MmioAccess, Reason
-from kvmfault.contract.target import backend
+from kvmfault.contract.target import backend, backends
 from kvmfault.errors import LiveError
 from kvmfault.live import ioctl
 from kvmfault.live.compare import compare
@@ -32,7 +33,7 @@ from kvmfault.live.script import (
     log_bytes,
     perform,
 )
-from kvmfault.live.selfcheck import SelfCheck
+from kvmfault.live.selfcheck import SelfCheck, this_machine
 from kvmfault.live.sequences import STANDING, Sequence, fetch, read, region, write
 from kvmfault.types import Gpa
 from tests.cli import Cli
@@ -286,6 +287,37 @@ def test_a_target_without_guest_code(cli: Cli) -> None:
         pytest.skip(CHECK)
     cli("selfcheck", "--backend", "arm64").refused("arm64 has no guest code")
     assert backend("arm64").backend.live is None
+
+
+def test_a_machine_that_no_backend_drives(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kvmfault.live.selfcheck.backends", lambda: {"arm64": backend("arm64").backend})
+    with pytest.raises(LiveError, match="no installed backend drives this machine's KVM"):
+        this_machine()
+
+
+@pytest.mark.parametrize(
+    ("modules", "found"),
+    [
+        ({"kvm_intel": {"ept": "Y"}}, "x86-ept"),
+        ({"kvm_intel": {"ept": "N"}}, "x86-shadow"),
+        ({"kvm_amd": {"npt": "1"}}, "x86-npt"),
+        ({"kvm_amd": {"npt": "0"}}, "x86-shadow"),
+        ({"kvm_pvm": {}}, "x86-shadow"),
+        ({"kvm": {}}, None),
+    ],
+    ids=str,
+)
+def test_which_backend_runs_here(
+    modules: dict[str, dict[str, str]], found: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module, parameters in modules.items():
+        folder = tmp_path / module / "parameters"
+        folder.mkdir(parents=True)
+        for name, value in parameters.items():
+            (folder / name).write_text(f"{value}\n")
+    monkeypatch.setattr(x86_live, "MODULES", tmp_path)
+    here = [name for name, b in backends().items() if b.live is not None and b.live.runs_here()]
+    assert here == ([found] if found else [])
 
 
 def test_answer_is_compared_whole() -> None:

@@ -106,13 +106,17 @@ class Guest:
         ioctl(vcpu, _SET_REGS, _REGS.pack(access.value, access.gpa, 0, _PORT, *[0] * 12, rip, 0x3002))
 
 
+MODULES: Final = Path("/sys/module")
+"""What is loaded, with its parameters."""
+
+
 def _is_on(module: str, parameter: str) -> bool:
-    path = Path("/sys/module", module, "parameters", parameter)
+    path = MODULES / module / "parameters" / parameter
     return path.is_file() and path.read_text().strip() in ("Y", "1")
 
 
 def _loaded(module: str) -> bool:
-    return Path("/sys/module", module).is_dir()
+    return (MODULES / module).is_dir()
 
 
 def _nested(module: str, parameter: str) -> Callable[[], bool]:

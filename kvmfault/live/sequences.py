@@ -183,6 +183,9 @@ STANDING: Final[Mapping[str, Sequence]] = {
         _pages("WRITABLE", 0x10000, 2),
         write(0x10000, 2),
         write(0x11000, 2),
+        _pages("UNMAP", 0x12000),
+        _pages("WRITABLE", 0x12000),
+        read(0x12000, 2),
     ),
     "dirty log: bitmap": (
         *_MEMORY,
