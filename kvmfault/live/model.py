@@ -37,7 +37,7 @@ class ModelKvm:
         self._page = 1 << vm.page_shift
         for guard in guards(self._page):
             vm.invalidate(vm.host.unback(Hva(guard), self._page))
-        self._gone: set[int] = set()  # pages that are unmapped, while others may only be inaccessible
+        self._is: dict[int, HostAction] = {}  # how pages are mapped, where not writable
 
     def set_region(self, request: MemslotRequest) -> Answer:
         """See Kvm."""
@@ -88,23 +88,23 @@ class ModelKvm:
         return Answer()
 
     def _change(self, action: HostAction, page: int) -> None:
-        if action is HostAction.MAP:
-            self._gone.discard(page)
-        elif page in self._gone:
-            return
+        was = self._is.get(page, HostAction.WRITABLE)
+        if action is not HostAction.MAP and was in (HostAction.UNMAP, action):
+            return  # nothing is there to change, or it is so already: the kernel invalidates nothing
         match action:
+            case HostAction.STORE:
+                self.vm.invalidate(self.vm.host.pin(Hva(page), write=True).invalidated)  # it copies a shared page
+                return
+            case HostAction.DISCARD:
+                self.vm.invalidate(self.vm.host.make_cow(Hva(page), zero=True))
+                return
             case HostAction.MAP | HostAction.WRITABLE:
                 self.vm.back(page, self._page)
             case HostAction.READ_ONLY:
                 self.vm.back(page, self._page, readonly=True)
             case HostAction.UNMAP | HostAction.NO_ACCESS:
                 self.vm.invalidate(self.vm.host.unback(Hva(page), self._page))
-                if action is HostAction.UNMAP:
-                    self._gone.add(page)
-            case HostAction.DISCARD:
-                self.vm.invalidate(self.vm.host.make_cow(Hva(page), zero=True))
-            case HostAction.STORE:
-                self.vm.invalidate(self.vm.host.pin(Hva(page), write=True).invalidated)  # it copies a shared page
+        self._is[page] = HostAction.WRITABLE if action is HostAction.MAP else action
 
     def access(self, access: GuestAccess) -> Answer:
         """See Kvm."""
