@@ -10,6 +10,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Final, get_args
 
+from docs import decided
 from kvmfault.algebra.explain import spell
 from kvmfault.algebra.expr import ALWAYS, NEVER, Pred, Term, Word
 from kvmfault.algebra.prove import bits_read
@@ -290,6 +291,24 @@ def outcomes() -> str:
     return table(("outcome", "meaning", "members"), rows)
 
 
+# -- recorded cases ----------------------------------------------------------------------------------
+
+
+def arm64_cases() -> str:
+    """The step that decided each case of arm64_decisions.json."""
+    return table(decided.HEAD, decided.case_rows(decided.arm64(decided.path("arm64@6.12"))))
+
+
+def x86_cases() -> str:
+    """The same of the path cases of x86_vectors.json."""
+    return table(decided.HEAD, decided.case_rows(decided.x86(decided.path("x86-npt@6.12"))))
+
+
+def size_cases() -> str:
+    """The step that set the size in each hugepage case of x86_vectors.json."""
+    return table(decided.SIZE_HEAD, decided.size_rows(decided.sizes(decided.path("x86-shadow@6.12"))))
+
+
 def _flat() -> list[tuple[Step, bool]]:
     flat: list[tuple[Step, bool]] = []
     for entry in PATH:
@@ -298,5 +317,6 @@ def _flat() -> list[tuple[Step, bool]]:
 
 
 _PARTS: Final = (facts, answers, expressions, names, overview, registers, formats)
+_CASES: Final = (arm64_cases, x86_cases, size_cases)
 _DECISIONS: Final = (policies, policy_meanings, by_format, steps, presence, joints, outcomes)
-BLOCKS: Final[Mapping[str, Callable[[], str]]] = {block.__name__: block for block in (*_PARTS, *_DECISIONS)}
+BLOCKS: Final[Mapping[str, Callable[[], str]]] = {block.__name__: block for block in (*_PARTS, *_DECISIONS, *_CASES)}

@@ -24,6 +24,7 @@ from kvmfault.contract.policy import (
     PoisonSpan,
     Policy,
     Prefault,
+    PresentLeaf,
     ReadMaps,
     RetryTest,
     SignExtension,
@@ -169,6 +170,10 @@ class ToyFormat:
         """A writable leaf may have been written."""
         return bool(desc & W)
 
+    def clear_dirty(self, desc: int) -> int:
+        """Without W: writes are noted by faults."""
+        return self.write_protect(desc)
+
     def child_leaf(self, desc: int, shift: int, child_shift: int, index: int) -> int:
         """A piece of a block."""
         return desc + (index << child_shift)
@@ -208,6 +213,7 @@ POLICY = Policy(
     memfd_source=MemfdSource.NONE,
     unchanged=Unchanged.SPURIOUS,
     smaller_over_block=SmallerOverBlock.DROP,
+    present_leaf=PresentLeaf.REPLACE,
     slot_flush=SlotFlush.SLOT,
     userfault=Userfault.ABSENT,
     prefault=Prefault.ABSENT,

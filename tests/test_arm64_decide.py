@@ -12,9 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import arch.arm64.joints
 from arch.arm64 import BACKEND
+from arch.arm64.facts import external, translation
 from arch.arm64.mmio import access_and_completion
+from kvmfault.algebra.prove import relate
 from kvmfault.contract.format import Prot
 from kvmfault.contract.outcome import Completion, Error, Exit, Fixed, Inject, Outcome, Retry
 from kvmfault.contract.policy import Policy, SignExtension
@@ -72,6 +73,30 @@ def test_what_the_cases_do_not_show(line: str, ret: int, last: str) -> None:
     assert "apei addr=40012000" in events or "inject_vabt" not in events
 
 
+@pytest.mark.parametrize(
+    ("line", "ret", "event"),
+    [
+        # what the walk of the guest's tables gave is what the exit handler gives
+        ("92000007 0 400120 nested=1 walk=2 walkfsc=6", 2, "inject_s2_fault esr=92000006 far=0 hpfar=400120"),
+        ("92000007 0 400120 nested=1 walk=1 walkfsc=6", 1, "inject_s2_fault esr=92000006 far=0 hpfar=400120"),
+        # sizes below a page, of an area with an unknown shift or of the guest's own block, are used as they are
+        ("92000007 0 400120 vmashift=b mapsz=200000", 1, "map addr=40012000 size=800 phys=140012000 prot=6"),
+        ("92000007 0 400120 nested=1 out=41234000 tsz=800", 1, "map addr=40012000 size=800 phys=141234000 prot=18{}6"),
+        ("9200004f 0 400120 nested=1 out=41234000 tsz=0", 1, "map addr=40012000 size=0 phys=141234000 prot=18{}6"),
+        # only ia_bits bounds the table
+        ("92000007 0 10000000000 ia_bits=34 ipa_limit=34 nisv=1", 0, "exit_nisv esr_iss=7 ipa=1000000000000"),
+        ("92000007 0 10000000000 ia_bits=30 ipa_limit=34", 1, "inject_dabt addr=1000000000000"),
+        ("92000007 0 100000000000 ia_bits=34 ipa_limit=34", 1, "inject_size_fault iabt=0 addr=10000000000000"),
+    ],
+)
+def test_what_no_host_of_today_has(line: str, ret: int, event: str) -> None:
+    (answer,) = arm64_decide.answers([line])
+    events = answer["events"]
+    assert isinstance(events, list)
+    assert answer["ret"] == ret
+    assert event.format(12 * "0") in events
+
+
 DIFFERENT_IN_74: Final = {
     # the exclusive goes on to the page, and then back to the guest
     "unsupported FSC excl atomic 0x35",
@@ -83,6 +108,10 @@ DIFFERENT_IN_74: Final = {
     "mmio load sas=1 sse=1 sf=0 data=f..f80",
     "mmio load sas=1 sse=1 sf=1 data=f..f80",
     "mmio load sas=2 sse=1 sf=1 data=f..f80",
+    # the whole block is written, where 6.12 notes the page
+    "nested 1G guest + THP",
+    "permission store L2 (2M granule) on small vma: relax 2M",
+    "thp 2M",
     # what the nested guest's table makes non-executable stays so
     "nested fetch guest XN (translation fault)",
 }
@@ -117,14 +146,15 @@ def test_74_tries_again_when_a_nested_table_changed_during_the_walk() -> None:
     assert new(0x92000007, nested=1, walk=-14)[0] == -14
 
 
-def test_74_takes_external_aborts_before_the_range_checks() -> None:
-    assert BACKEND.joints["6.12"].screen[0] is arch.arm64.joints.beyond_limits
-    assert BACKEND.joints["7.4"].screen[0] is arch.arm64.joints.external_abort
+def test_no_fault_is_both_an_external_abort_and_a_missing_translation() -> None:
+    # 6.12 has the range checks, which are for missing translations, before the external aborts, and 7.4 after them
+    assert relate(translation, external).disjoint
 
 
 def test_74_gives_an_exclusive_back_with_its_status() -> None:
     assert new(0x92000035)[1] == ["topup", "faultin gfn=40012 write=0", f"inject_dabt addr={FAR:x}"]
-    assert new(0x92000035, slot=0) == (0, ["exit_nisv esr_iss=35 ipa=40012678"])
+    assert new(0x92000035, slot=0, nisv=1) == (0, ["exit_nisv esr_iss=35 ipa=40012678"])
+    assert new(0x92000035, slot=0) == (-38, [])
 
 
 def test_74_has_no_address_after_an_external_abort_on_a_walk() -> None:
@@ -148,7 +178,7 @@ def outcome(esr: int, vm: ScriptedPorts | None = None, **registers: int) -> Outc
         (0x92000007, {"HPFAR_EL2": 1 << 32}, Inject("dabt", 1 << 40, 0x96000010)),
         (0x92000007, {"HPFAR_EL2": 1 << 32, "FAR_EL2": 0x5678}, Inject("dabt", 1 << 40 | 0x678, 0x96000010)),
         (0x82000007, {"HPFAR_EL2": 1 << 40, "FAR_EL2": 0x5678}, Inject("size_fault", 1 << 48 | 0x678, 0x86000000)),
-        (0x92000016, {}, Inject("vabt", 0)),
+        (0x92000016, {}, Inject("vabt", 0, 0xBF000000)),
     ],
 )
 def test_injected(esr: int, registers: dict[str, int], injected: Inject) -> None:

@@ -19,6 +19,7 @@ from tests.conftest import ROOT
 RECORDING: Final = str(ROOT / "tests" / "data" / "traces" / "guest_fault.trace.txt")
 PACKED: Final = next((ROOT / "examples" / "recordings").glob("x86-ept*.gz"))
 STEPS: Final = [s.name for entry in PATH for s in (entry.steps if isinstance(entry, Locked) else (entry,))]
+LOCKED: Final = ["stale", "fit_size", "prepare_page", "keep_present", "protect_tracked", "install"]
 
 
 @pytest.fixture
@@ -42,7 +43,7 @@ def test_the_path_of_a_target(cli: Cli, target: str) -> None:
         assert line.split()[0] == str(number)
         assert (f" {name} " in line and "not on this target" not in line) if name in have else f"({name})" in line
     locked = [line.split()[2] for line in lines if line.split()[1] == "L"]
-    assert {name.strip("()") for name in locked} == {"stale", "fit_size", "prepare_page", "install"}
+    assert {name.strip("()") for name in locked} == set(LOCKED)
 
 
 def test_the_path_in_full(cli: Cli) -> None:
@@ -53,7 +54,7 @@ def test_the_path_in_full(cli: Cli) -> None:
     data = cli("path", "x86-ept", "--json").json
     assert [step["name"] for step in data["steps"]] == STEPS
     assert all(step["doc"] for step in data["steps"])
-    assert [s["name"] for s in data["steps"] if s["locked"]] == ["stale", "fit_size", "prepare_page", "install"]
+    assert [s["name"] for s in data["steps"] if s["locked"]] == LOCKED
     assert "joint known_mmio" in next(s for s in data["steps"] if s["name"] == "screen")["functions"]
     assert "joint apic_page" in next(s for s in data["steps"] if s["name"] == "settle_slot")["functions"]
 

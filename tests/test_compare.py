@@ -144,21 +144,21 @@ def _members(tree: ast.AST) -> set[str]:
 
 
 def _functions(tree: ast.Module) -> Iterator[tuple[str, set[str]]]:
-    # with what private functions of the same module read for them
-    defined = {n.name: n for n in tree.body if isinstance(n, ast.FunctionDef)}
+    # with what functions and private classes of the same module read for them
+    defined = {n.name: n for n in tree.body if isinstance(n, ast.FunctionDef | ast.ClassDef)}
 
-    def read(node: ast.FunctionDef, seen: frozenset[str]) -> set[str]:
+    def read(node: ast.AST, seen: frozenset[str]) -> set[str]:
         found = _members(node)
         for call in ast.walk(node):
             name = getattr(getattr(call, "func", None), "id", "")
-            if name.startswith("_") and name in defined and name not in seen:
+            if name in defined and name not in seen:
                 found |= read(defined[name], seen | {name})
         return found
 
     for name, node in defined.items():
-        if not name.startswith("_"):
+        if isinstance(node, ast.FunctionDef) and not name.startswith("_"):
             yield name, read(node, frozenset())
-    for cls in (n for n in tree.body if isinstance(n, ast.ClassDef)):
+    for cls in (n for n in tree.body if isinstance(n, ast.ClassDef) and not n.name.startswith("_")):
         for method in (n for n in cls.body if isinstance(n, ast.FunctionDef)):
             yield cls.name if method.name == "__init__" else f"{cls.name}.{method.name}", _members(method)
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from arch.x86.spte import EPT_4K_5LEVEL, EPT_4K_NO_AD
-from kvmfault.contract.format import Kind, Memory, R, Stage2Format, W, block_sizes
+from kvmfault.contract.format import Kind, Memory, R, Stage2Format, W, block_sizes, watch_writes
 from kvmfault.contract.ports import MapResult, Repair
 from kvmfault.contract.target import backends
 from kvmfault.errors import ModelError
@@ -385,3 +385,15 @@ def test_arm64_always_asks_the_host(name: str) -> None:
     table = make(FORMATS[name])
     table.write_protect(Gpa(BASE), Gpa(BASE + 1))
     assert table.fix_fast(Gpa(BASE), write=True, execute=False, logged=False) is Repair.NOT_HERE
+
+
+@EVERY_FORMAT
+@pytest.mark.parametrize("shift_index", [-1, -2])
+@pytest.mark.parametrize("hardware_log", [False, True])
+def test_a_watched_leaf_faults_or_is_logged(fmt: Stage2Format, shift_index: int, hardware_log: bool) -> None:
+    shift = fmt.levels[shift_index].shift
+    desc = fmt.leaf(shift, Hpa(1 << 30), 7, Memory.NORMAL, young=True, host_writable=True, tag=0)
+    watched = watch_writes(fmt, desc, shift, hardware_log=hardware_log)
+    assert fmt.prot(watched) in (fmt.prot(desc), fmt.prot(desc) & ~W)
+    logged = hardware_log and shift_index == -1 and not fmt.is_dirty(watched)
+    assert logged or not fmt.prot(watched) & W

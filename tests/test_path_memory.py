@@ -12,10 +12,22 @@ from arch.x86 import EPT
 from arch.x86.spte import EPT_4K_NO_AD
 from kvmfault.contract.access import Cause
 from kvmfault.contract.format import Prot
-from kvmfault.contract.outcome import Emulate, Error, Exit, Fixed, MemoryFault, Outcome, Reason, Retry, Signal, Spurious
-from kvmfault.contract.ports import Area, GuestTranslation, MapResult, PinError
+from kvmfault.contract.outcome import (
+    Emulate,
+    Error,
+    Exit,
+    Fixed,
+    MemoryFault,
+    Outcome,
+    Reason,
+    Retry,
+    Signal,
+    Spurious,
+    WriteProtected,
+)
+from kvmfault.contract.ports import Area, GuestTranslation, MapResult, Pin, PinError
 from kvmfault.contract.target import resolve
-from kvmfault.types import Gfn, Gpa, Hva
+from kvmfault.types import Gfn, Gpa, Hva, Pfn
 from kvmfault.vm.area import AreaKind
 from tests.worlds import ALL, ARM, GPA, HVA, ONE_OF_EACH, SIZE, X86, Watched, fault, leaf, permission, with_memfd, world
 
@@ -175,6 +187,13 @@ def test_a_coherent_instruction_cache_makes_all_memory_executable() -> None:
     assert rwx(world("arm64", coherent_icache=True).resolve(fault("arm64", "read"))) == (4 * K, "rwx")
     device = world("arm64", "pfnmap", coherent_icache=True)
     assert rwx(device.resolve(fault("arm64", "read"))) == (4 * K, "rw-")
+
+
+@pytest.mark.parametrize(("target", "kind"), [("x86-shadow", "read"), ("arm64@7.4", "read"), ("arm64@7.4", "exec")])
+def test_what_the_guests_own_table_makes_non_executable_stays_so(target: str, kind: str) -> None:
+    vm = world(target, nested=True, coherent_icache=True)
+    vm.answers["walk_guest"] = GuestTranslation(Gpa(GPA), 4 * K, executable=False)
+    assert rwx(vm.resolve(fault(target, kind))) == (4 * K, "rw-")
 
 
 # What may not be written.
@@ -614,3 +633,86 @@ def test_every_page_of_a_slot_is_its_own() -> None:
             vm.resolve(fault(target, "write", GPA + i * 4096))
             frames.add(vm.format.hpa(vm.table.walk(Gpa(GPA + i * 4096)).desc, 12))
         assert len(frames) == 5
+
+
+@pytest.mark.parametrize("target", ["x86-ept", "x86-npt", "x86-shadow"])
+def test_a_tracked_frame_is_never_mapped_writable(target: str) -> None:
+    vm = world(target, log_dirty=True)
+    vm.tracked.add(Gfn(GPA >> 12))
+    assert vm.handle(fault(target, "read")).machinery == Fixed(4 * K, Prot.R | Prot.X)
+    assert leaf(vm, GPA) == (GPA, 4 * K, "r-x")
+    assert not vm.log.pages(0)
+    written = vm.handle(fault(target, "write"))  # the entry stays as it is: the write is emulated
+    assert written.machinery == WriteProtected()
+    assert isinstance(written.outcome, Emulate)
+    assert leaf(vm, GPA) == (GPA, 4 * K, "r-x")
+    assert vm.handle(fault(target, "write", GPA + 4 * K)).machinery == Fixed(4 * K, Prot.R | Prot.W | Prot.X)
+
+
+@pytest.mark.parametrize(
+    ("target", "kept"),
+    [
+        ("x86-ept@6.12", ""),
+        ("x86-npt@6.12", ""),
+        ("x86-shadow@6.12", ""),
+        ("x86-ept@7.4", "prefetch, allowed"),
+        ("x86-npt@7.4", "prefetch, allowed"),
+        ("x86-shadow@7.4", "prefetch"),
+    ],
+)
+def test_a_leaf_that_is_there_already(target: str, kept: str) -> None:
+    def again(kind: str, *, prefetch: bool = False) -> tuple[type[Outcome], tuple[int, int, str] | None, bool]:
+        vm = world(target)
+        vm.resolve(fault(target, "write"))
+        vm.answers["pin"] = Pin(Pfn(vm.host.pin(Hva(HVA), write=False).pfn or 0), writable=False)
+        outcome = vm.resolve(fault(target, kind, prefetch=prefetch))
+        found = vm.table.leaf(Gpa(GPA))
+        return type(outcome), leaf(vm, GPA), found is not None and vm.format.is_young(found.desc)
+
+    stays, goes = (GPA, 4 * K, "rwx"), (GPA, 4 * K, "r-x")
+    assert again("read", prefetch=True) == ((Spurious, stays, True) if "prefetch" in kept else (Fixed, goes, False))
+    for kind in ("read", "exec"):  # another vCPU was first, and could be given more
+        assert again(kind) == ((Spurious, stays, True) if "allowed" in kept else (Fixed, goes, True))
+
+
+@pytest.mark.parametrize("target", ["x86-ept@7.4", "x86-npt@7.4"])
+def test_a_leaf_that_does_not_do_is_replaced(target: str) -> None:
+    vm = world(target, "thp", log_dirty=True)
+    vm.resolve(fault(target, "read"))
+    vm.table.write_protect(Gpa(GPA), Gpa(GPA + 4 * K))
+    assert isinstance(vm.resolve(fault(target, "write")), Fixed)  # not a permission fault: no repair
+    assert leaf(vm, GPA) == (GPA, 4 * K, "rwx")
+    vm.add_memslot(0, gpa=GPA, size=SIZE, hva=HVA)
+    assert rwx(vm.resolve(fault(target, "read"))) == (2 * M, "rwx")  # the leaf that is there is a page
+
+
+@pytest.mark.parametrize("target", ["x86-ept", "x86-npt", "x86-shadow"])
+@pytest.mark.parametrize(
+    ("backing", "small", "size"),
+    [
+        ("hugetlb-1g", (), G),
+        ("hugetlb-1g", (G,), 2 * M),
+        ("hugetlb-1g", (G, 2 * M), 4 * K),
+        ("hugetlb-1g", (2 * M,), G),  # only a table where the block would be counts
+        ("thp", (G,), 2 * M),
+        ("thp", (2 * M,), 4 * K),
+    ],
+)
+def test_a_block_does_not_replace_what_a_fetch_made_small(
+    target: str, backing: str, small: tuple[int, ...], size: int
+) -> None:
+    for kind, rights in (("read", "rwx" if size == 4 * K else "rw-"), ("write", "rwx" if size == 4 * K else "rw-")):
+        vm = world(target, backing, small_exec=True)
+        vm.answers["fetched_small"] = small
+        run = vm.handle(fault(target, kind, SOMEWHERE))
+        assert rwx(run.outcome) == (size, rights)
+        assert leaf(vm, SOMEWHERE) == (SOMEWHERE & -size, size, rights)
+        found = vm.table.leaf(Gpa(SOMEWHERE))
+        host = vm.host.pin(Hva(HVA + SOMEWHERE - GPA), write=True).pfn
+        assert found is not None
+        assert host is not None
+        assert vm.format.hpa(found.desc, found.shift) == (host << 12) & -size
+        assert run.progress.wanted == (G if backing == "hugetlb-1g" else 2 * M)
+    vm = world(target, backing)
+    vm.answers["fetched_small"] = small
+    assert rwx(vm.resolve(fault(target, "read", SOMEWHERE)))[0] == (G if backing == "hugetlb-1g" else 2 * M)

@@ -5,8 +5,8 @@ All of it over one list of situations (``SITUATIONS``), run on every backend and
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from errno import ENOMEM
 from functools import cache
 from typing import Final
@@ -14,15 +14,15 @@ from typing import Final
 import pytest
 
 from kvmfault.contract.access import Cause
-from kvmfault.contract.backend import Joints
 from kvmfault.contract.outcome import Signal
 from kvmfault.contract.ports import GuestTranslation, GuestWalkFault, MapResult, PinError
 from kvmfault.contract.shapes import Raw
-from kvmfault.contract.target import Target, backend
+from kvmfault.contract.target import backend
 from kvmfault.errors import ModelError
-from kvmfault.path.run import PATH, BoundPath, Locked, Step, bind
+from kvmfault.path.run import BoundPath, bind
 from kvmfault.types import Gfn, Gpa, Hva
 from kvmfault.vm.memslot_request import MemslotRequest
+from tests.crippled import crippled
 from tests.worlds import (
     ALL,
     APIC,
@@ -103,6 +103,18 @@ def _access_flag(target: str) -> Situation:
     vm.resolve(fault(target, "write"))
     vm.table.age(Gpa(GPA), Gpa(GPA + PAGE), test_only=False)
     return vm, (fault(target, "read", cause=Cause.ACCESS_FLAG, granule=PAGE),)
+
+
+@situation(*ARM)
+def _tags(target: str) -> Situation:
+    vm = world(target, tagging=True)
+    vm.invalidate(vm.host.back(Hva(HVA), PAGE, tags=True))
+    return vm, (fault(target, "write"),)
+
+
+@situation(*ARM)
+def _lost_address(target: str) -> Situation:
+    return world(target, retranslation_fails=True), (permission(target, "write", granule=PAGE),)
 
 
 @situation(*ARM)
@@ -251,6 +263,54 @@ def _nested_race(target: str) -> Situation:
     return vm, (fault(target, "read"),)
 
 
+@situation(*NESTED)
+def _nested_second_stage(target: str) -> Situation:
+    vm = world(target, nested=True)
+    vm.answers["walk_guest"] = GuestTranslation(Gpa(GPA), PAGE, writable=False)
+    return vm, (fault(target, "read", 0x8000_0000), permission(target, "write", 0x8000_0000))
+
+
+def _edit_tables(vm: Watched) -> None:
+    vm.answers = {**vm.answers, "walk_guest": GuestTranslation(Gpa(GPA + PAGE), PAGE)}
+
+
+@situation(*X86)
+def _guest_edits_its_tables(target: str) -> Situation:
+    vm = world(target, nested=True)
+    vm.answers["walk_guest"] = GuestTranslation(Gpa(GPA), PAGE)
+    vm.meanwhile["lock"] = _edit_tables
+    return vm, (fault(target, "read", 0x8000_0000), fault(target, "read", 0x8000_0000))
+
+
+@situation("x86-shadow")
+def _no_paging(target: str) -> Situation:
+    vm = world(target, log_dirty=True, guest_paging=False)
+    vm.resolve(fault(target, "read"))
+    vm.table.write_protect(Gpa(GPA), Gpa(GPA + PAGE))
+    return vm, (permission(target, "write"),)
+
+
+@situation(*X86)
+def _tracked_before_it_is_mapped(target: str) -> Situation:
+    vm = world(target)
+    vm.tracked.add(Gfn(GPA >> 12))
+    return vm, (fault(target, "read"), fault(target, "write"))
+
+
+@situation(*X86)
+def _fetched_before(target: str) -> Situation:
+    vm = world(target, "thp", small_exec=True)
+    vm.answers["fetched_small"] = (2 << 20,)
+    return vm, (fault(target, "read", GPA + 0x30_2000),)
+
+
+@situation(*X86)
+def _prefetched_again(target: str) -> Situation:
+    vm = world(target)
+    vm.resolve(fault(target, "write"))
+    return vm, (fault(target, "read", prefetch=True),)
+
+
 @situation("x86-shadow")
 def _guests_own(target: str) -> Situation:
     vm = world(target)
@@ -287,29 +347,6 @@ def made(target: str) -> dict[str, Situation]:
 
 
 # Nothing is idle.
-
-
-def without(path: tuple[Step | Locked, ...], name: str) -> tuple[Step | Locked, ...]:
-    """The path with one step less."""
-    return tuple(
-        Locked(tuple(s for s in entry.steps if s.name != name)) if isinstance(entry, Locked) else entry
-        for entry in path
-        if isinstance(entry, Locked) or entry.name != name
-    )
-
-
-def crippled(target: Target) -> Iterator[tuple[str, BoundPath]]:
-    """The target's path, each time with one step or one joint missing."""
-    policy, joints = target.policy, target.joints
-    for step, _ in bind(target).named:
-        if step.name != "lock" and step.run is not None:
-            yield step.name, BoundPath(policy, joints, without(PATH, step.name))
-    for place in fields(Joints):
-        functions = getattr(joints, place.name)
-        for i, function in enumerate(functions):
-            fewer: dict[str, object] = {place.name: (*functions[:i], *functions[i + 1 :])}
-            name = f"{place.name}: {function.__name__}"
-            yield name, BoundPath(policy, replace(joints, **fewer))  # type: ignore[arg-type]  # a tuple of its own kind
 
 
 @pytest.mark.parametrize("target", ALL)

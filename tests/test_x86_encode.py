@@ -8,7 +8,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from arch.x86 import EPT, NPT, SHADOW
+from arch.x86 import EPT, NPT, SHADOW, pferr
 from kvmfault.contract.access import Access, Cause
 from kvmfault.contract.shapes import Raw
 from kvmfault.contract.target import Target
@@ -139,3 +139,20 @@ def test_a_walk_is_not_the_final_access() -> None:
     both = Access(read=True, on_walk=True, final=True, cause=Cause.MISSING)
     assert TARGETS["x86-npt"].encode(both).fault.syndrome == 0x200000004
     assert TARGETS["x86-ept"].encode(both).fault.syndrome == 0x81
+
+
+@pytest.mark.parametrize("private", [False, True])
+def test_the_access_of_a_pre_fault(private: bool) -> None:
+    # KVM_PRE_FAULT_MEMORY hands in GUEST_FINAL, with PRIVATE by the attribute; what hardware would add to it (a user
+    # access, of NPT) decides nothing
+    asked = Access(
+        gpa=Gpa(0x1000), read=False, write=False, exec=False, cause=Cause.MISSING, on_walk=False, final=True,
+        prefetch=True, private=private,
+    )  # fmt: skip
+    for name, word, added in (("x86-ept", pferr.VIOLATION_ADVANCED, 0), ("x86-npt", pferr.NPF, pferr.USER)):
+        target = TARGETS[name]
+        fault = target.encode(asked).fault
+        code = pferr.error_code(word, target.named(fault), fault.is_private)
+        assert code == pferr.GUEST_FINAL | added | (pferr.PRIVATE_ACCESS if private else 0)
+        assert fault.is_prefetch
+        assert not fault.is_permission

@@ -26,7 +26,7 @@ from kvmfault.contract.outcome import (
     Spurious,
     WriteProtected,
 )
-from kvmfault.contract.policy import OnRetry, PoisonSpan, SignExtension, UnknownArea
+from kvmfault.contract.policy import OnRetry, PoisonSpan, PresentLeaf, SignExtension, UnknownArea
 from kvmfault.contract.ports import GuestTranslation, GuestWalkFault, MapResult, MmioNote, Pin, Repair
 from kvmfault.contract.shapes import Raw
 from kvmfault.contract.target import Target
@@ -77,7 +77,7 @@ class Surroundings(X86Ports):
     def mark_dirty(self, slot: Memslot, gfn: Gfn, pfn: Pfn) -> None:
         self.marked.append(gfn)
 
-    def repair_fast(self, gpa: Gpa, *, write: bool, execute: bool) -> Repair:
+    def repair_fast(self, gpa: Gpa, *, write: bool, execute: bool) -> Repair | MapResult:
         self.repairs.append((write, execute))
         return super().repair_fast(gpa, write=write, execute=execute)
 
@@ -160,12 +160,18 @@ def test_a_read_only_slot_never_waits_in_the_background() -> None:
 
 
 def test_policies_agree_between_kernels_and_backends() -> None:
-    # only pre-faulting is refused where addresses are virtual
-    made = {b: [make(b.formats["4k"]) for make in b.policies.values()] for b in (EPT, NPT, SHADOW)}
-    first = made[EPT][0]
-    assert {first.differs(p).keys() == ({"prefault"} if b is SHADOW else set()) for b in made for p in made[b]} == {
-        True
+    policies = {(b.name, k): make(b.formats["4k"]) for b in (EPT, NPT, SHADOW) for k, make in b.policies.items()}
+    base = policies["x86-ept", "6.12"]
+    keep = {
+        ("x86-ept", "7.4"): PresentLeaf.KEEP_IF_ALLOWED,
+        ("x86-npt", "7.4"): PresentLeaf.KEEP_IF_ALLOWED,
+        ("x86-shadow", "7.4"): PresentLeaf.KEEP_FOR_PREFETCH,
     }
+    for name, policy in policies.items():
+        wanted = {"present_leaf"} if name in keep else set()
+        wanted |= {"prefault"} if name[0] == SHADOW.name else set()  # only where addresses are virtual
+        assert set(base.differs(policy)) == wanted
+        assert policy.present_leaf is keep.get(name, PresentLeaf.REPLACE)
 
 
 def test_values_that_decide_nothing_without_host_areas_and_granules() -> None:

@@ -14,8 +14,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from arch.x86.spte import EPT_4K, EPT_4K_5LEVEL, EPT_4K_NO_AD, NPT_4K, SHADOW_4K, SpteFormat
-from kvmfault.contract.format import PROTS, Entry, Kind, Memory, Prot, R, W, X, block_sizes, level_of
+from arch.x86.spte import (
+    EPT_4K,
+    EPT_4K_5LEVEL,
+    EPT_4K_NO_AD,
+    NPT_4K,
+    SHADOW_4K,
+    TAG_NESTED,
+    TAG_SUPERVISOR,
+    SpteFormat,
+)
+from kvmfault.contract.format import PROTS, Entry, Kind, Memory, Prot, R, W, X, block_sizes, level_of, watch_writes
 from kvmfault.types import U64, Gpa, Hpa
 from tests.conftest import ROOT, recordings
 
@@ -275,3 +284,41 @@ def test_entries_without_hardware_accessed_and_dirty_bits() -> None:
 def test_npt_cannot_grant_less_than_reading() -> None:
     assert NPT_4K.prot(NPT_4K.leaf(12, Hpa(0), X, Memory.NORMAL, young=True, host_writable=False)) == R | X
     assert EPT_4K.prot(EPT_4K.leaf(12, Hpa(0), X, Memory.NORMAL, young=True, host_writable=False)) == X
+
+
+# Dirty logging.
+
+
+@pytest.mark.parametrize(
+    ("fmt", "shift", "tag", "hardware_log", "writable", "dirty"),
+    [
+        (EPT_4K, 12, 0, True, True, False),  # the processor logs the next write
+        (EPT_4K, 21, 0, True, False, False),  # a block is to be split by a fault
+        (EPT_4K, 12, TAG_NESTED, True, False, True),  # the log would tell addresses of the guest's guest
+        (EPT_4K_NO_AD, 12, 0, True, False, False),  # no dirty bit: dirty is what is writable
+        (EPT_4K, 12, 0, False, False, True),
+        (EPT_4K, 21, 0, False, False, True),
+        (NPT_4K, 12, 0, False, False, True),
+        (SHADOW_4K, 12, TAG_SUPERVISOR, False, False, True),
+    ],
+)
+def test_the_next_write_is_noted(
+    fmt: SpteFormat, shift: int, tag: int, hardware_log: bool, writable: bool, dirty: bool
+) -> None:
+    desc = fmt.leaf(shift, Hpa(0x4000_0000), 7, Memory.NORMAL, young=True, host_writable=True, tag=tag)
+    assert fmt.is_dirty(desc)
+    watched = watch_writes(fmt, desc, shift, hardware_log=hardware_log)
+    assert (bool(fmt.prot(watched) & W), fmt.is_dirty(watched)) == (writable, dirty)
+    assert watched == watch_writes(fmt, watched, shift, hardware_log=hardware_log)
+    assert fmt.fix_write(watched) == watched | 1 << 1  # the fault that finds it gives it back without the lock
+
+
+@pytest.mark.parametrize("tag", [0, TAG_SUPERVISOR, TAG_NESTED, TAG_NESTED | TAG_SUPERVISOR])
+@pytest.mark.parametrize("fmt", [EPT_4K, EPT_4K_NO_AD, NPT_4K, SHADOW_4K], ids=["ept", "no A/D", "npt", "shadow"])
+def test_tags(fmt: SpteFormat, tag: int) -> None:
+    def leaf(tag: int) -> int:
+        return fmt.leaf(12, Hpa(0x1000), 7, Memory.NORMAL, young=True, host_writable=True, tag=tag)
+
+    supervisor = fmt.bits.user if tag & TAG_SUPERVISOR else 0
+    nested = 2 << 52 if tag & TAG_NESTED and fmt.hardware_ad else 0
+    assert leaf(tag) == (leaf(0) | nested) & ~supervisor

@@ -98,6 +98,10 @@ class Watched(Vm):
         answer = self._at("defer")  # "known": it is being fetched already
         return answer == "known" or (queue and answer is True)
 
+    def fetched_small(self, gpa: Gpa, size: int) -> bool:
+        answer = self.answers.get("fetched_small")  # sizes of blocks that gave way to a fetch
+        return isinstance(answer, tuple) and size in answer
+
     def mapping_size(self, hva: Hva) -> int:
         answer = self._at("mapping_size")
         return answer if isinstance(answer, int) else super().mapping_size(hva)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from arch.arm64.capture import sources
 from arch.arm64.codes import DABT_CUR, DABT_LOW, EXCLUSIVE_ATOMIC
 from arch.arm64.facts import (
     FSC,
@@ -32,10 +33,11 @@ from arch.arm64.facts import (
     write,
 )
 from arch.arm64.registers import DISR_EL1, ESR_EL2, FAR_EL2, HPFAR_EL2
-from kvmfault.algebra.expr import NEVER, Maybe, Pred, Word
+from kvmfault.algebra.expr import Maybe, Pred, Word
 from kvmfault.algebra.layout import join
 from kvmfault.contract.backend import Named
 from kvmfault.contract.format import Stage2Format
+from kvmfault.contract.policy import AddressCapture, DistrustedFaults, RootAddressSize
 from kvmfault.types import U64
 
 _ESR: Final = ESR_EL2.field_at(63, 0)
@@ -140,9 +142,19 @@ def _or_invalid_gpa(page: Word) -> Word:
     return Word((*page.terms, *HPFAR_EL2["NS"].table({0: U64}).terms))
 
 
+def _sources(capture: AddressCapture, distrusted: DistrustedFaults, root: RootAddressSize) -> dict[str, Pred]:
+    at, none = sources(capture, distrusted, root, misreports=False)
+    at_834220, none_834220 = sources(capture, distrusted, root, misreports=True)
+    return {
+        "hpfar_source_at": at,
+        "hpfar_source_none": none,
+        "hpfar_source_834220_at": at_834220,
+        "hpfar_source_834220_none": none_834220,
+    }
+
+
 def accessors_612(fmt: Stage2Format) -> Named:
     """Accessors of 6.12."""
-    not_a_walk = ~S1PTW
     return {
         **_BOTH,
         "kvm_vcpu_get_fault_ipa": PAGE_612,
@@ -151,18 +163,13 @@ def accessors_612(fmt: Stage2Format) -> Named:
         "kvm_vcpu_trap_is_exec_fault": fetch,
         "kvm_vcpu_trap_get_perm_fault_granule": _permission_granule(fmt.page_shift).when(permission),
         **{name: _permission_granule(shift).when(permission) for name, shift in _GRANULES.items()},
-        "hpfar_source_at": not_a_walk & permission,
-        "hpfar_source_none": NEVER,
-        "hpfar_source_834220_at": not_a_walk,
-        "hpfar_source_834220_none": NEVER,
+        **_sources(AddressCapture.ALL_BUT_PERMISSION, DistrustedFaults.ALL, RootAddressSize.UNKNOWN),
     }
 
 
 def accessors_74(fmt: Stage2Format) -> Named:
     """Accessors of 7.4. kvm_s2_perm_fault_granule gives 0 where 6.12's predecessor had a BUG."""
     captured = HPFAR_EL2["NS"].is_set
-    valid = translation | access_flag | (S1PTW & permission) | address_size
-    valid_834220 = access_flag | (S1PTW & permission) | address_size
     return {
         **_BOTH,
         **_NEW,
@@ -170,8 +177,5 @@ def accessors_74(fmt: Stage2Format) -> Named:
         "fault_ipa_full": join(PAGE_74, _OFFSET).when(captured),
         "kvm_s2_perm_fault_granule": _permission_granule(fmt.page_shift),
         **{name: _permission_granule(shift) for name, shift in _GRANULES.items()},
-        "hpfar_source_at": ~valid & ~unsafe_to_translate,
-        "hpfar_source_none": ~valid & unsafe_to_translate,
-        "hpfar_source_834220_at": ~valid_834220 & ~unsafe_to_translate,
-        "hpfar_source_834220_none": ~valid_834220 & unsafe_to_translate,
+        **_sources(AddressCapture.WHEN_VALID, DistrustedFaults.TRANSLATION, RootAddressSize.RIGHT),
     }

@@ -6,7 +6,7 @@ from errno import EFAULT
 from typing import Final
 
 from arch.arm64.encode import encode
-from arch.arm64.joints import JOINTS_74, JOINTS_612
+from arch.arm64.joints import JOINTS
 from arch.arm64.policy import policy_74, policy_612
 from arch.arm64.trace import TRACEPOINTS
 from kvmfault.contract.backend import Behaviour
@@ -31,7 +31,7 @@ def host(fmt: Stage2Format) -> HostCaps:
 BEHAVIOUR: Final = Behaviour(
     encode=encode,
     policies={"6.12": policy_612, "7.4": policy_74},
-    joints={"6.12": JOINTS_612, "7.4": JOINTS_74},
+    joints={"6.12": JOINTS, "7.4": JOINTS},
     host=host,
     # the format bounds the VM's table: host and VM offer what the widest one needs
     vm=VmFacts(ipa_limit_bits=52, table_bits=52),

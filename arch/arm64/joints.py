@@ -1,58 +1,53 @@
-"""The steps that only arm64 has. Syndrome bits are read through the same expressions as the facts.
+"""The steps that only arm64 has, the same for every kernel: where kernels differ, they read the policy.
 
-Addresses of injected aborts are those that 6.12 puts into the guest's FAR_EL1. Syndromes are as for a guest at EL1;
-7.4 gives a fault on a walk the level at which the guest's own walk stopped, which needs the guest's tables: here it
-stays a plain external abort.
+Syndrome bits are read through the same expressions as the facts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
 from errno import EAGAIN, EFAULT, ENOSYS
 from typing import Final
 
+from arch.arm64 import inject
 from arch.arm64.accessors import SANITISED, exclusive_atomic, needs_r, needs_w, needs_x
-from arch.arm64.codes import DABT_CUR, EXCLUSIVE_ATOMIC, EXTERNAL, IABT_CUR
-from arch.arm64.facts import FSC, iabt
+from arch.arm64.capture import sources
+from arch.arm64.facts import FSC, ISV, S1PTW, external_walk, iabt
 from arch.arm64.mmio import access_and_completion
-from arch.arm64.registers import ESR_EL2, compose
-from kvmfault.algebra.expr import Pred, Word
-from kvmfault.algebra.scalar import compile_pred, compile_word
-from kvmfault.contract.backend import Joints
+from arch.arm64.registers import ESR_EL2
+from arch.arm64.syndrome import holds, value, with_status
+from kvmfault.algebra.expr import NEVER
+from kvmfault.contract.backend import Joints, needed_where
 from kvmfault.contract.fault import MmioFault
-from kvmfault.contract.format import PROTS, X
-from kvmfault.contract.outcome import Done, Error, Exit, Fixed, Inject, Outcome, Reason, Resume, Retry, UndecodedMmio
-from kvmfault.contract.ports import GuestWalkFault, Ports
+from kvmfault.contract.format import PROTS
+from kvmfault.contract.outcome import (
+    Done,
+    Error,
+    Exit,
+    ExternalAbort,
+    Fixed,
+    Inject,
+    Outcome,
+    Reason,
+    Resume,
+    Retry,
+    UndecodedMmio,
+)
+from kvmfault.contract.policy import ExternalAborts, NestedWalkError, TagRefusal, UnsupportedAtomics, WideAccesses
+from kvmfault.contract.ports import GuestWalkFault, Ports, WalkEnd
 from kvmfault.contract.progress import Progress
 from kvmfault.types import Gpa
 
 _PAGE_OFFSET: Final = 0xFFF
-_ESR: Final = (ESR_EL2.name,)
-
-
-def _holds(pred: Pred) -> Callable[[MmioFault], bool]:
-    compiled = compile_pred(pred, _ESR)
-    return lambda fault: compiled((fault.syndrome,))
-
-
-def _value(word: Word) -> Callable[[MmioFault], int]:
-    compiled = compile_word(word, _ESR)
-    return lambda fault: compiled((fault.syndrome,))
-
-
-_is_iabt = _holds(iabt)
-_is_exclusive_atomic = _holds(exclusive_atomic)
-_needs_r, _needs_w, _needs_x = _holds(needs_r), _holds(needs_w), _holds(needs_x)
-_sanitised = _value(SANITISED)
-_il = _value(ESR_EL2["IL"])
-_outside_status = _value(ESR_EL2.field_at(63, 6) << 6)
-assert FSC.hi == 5  # what _outside_status leaves out
-
-
-def _inject(fault: MmioFault, address: int | None, why: str, *, fetch: bool, status: int = EXTERNAL) -> Inject:
-    syndrome = compose(ESR_EL2, EC=IABT_CUR if fetch else DABT_CUR, IL=_il(fault), FSC=status)
-    return Inject("pabt" if fetch else "dabt", address or 0, syndrome, why=why)
+_is_iabt: Final = holds(iabt)
+_is_exclusive_atomic: Final = holds(exclusive_atomic)
+_needs_r, _needs_w, _needs_x = holds(needs_r), holds(needs_w), holds(needs_x)
+_sanitised: Final = value(SANITISED)
+_far_is_invalid: Final = holds(ESR_EL2["FnV"].is_set)
+_is_register_page: Final = holds(ESR_EL2["VNCR"].is_set)
+_on_second_stage_walk: Final = holds(external_walk & S1PTW)
+# bits 12:11 tell which load or store of 64 bytes it was, with the status codes of translation, access flag, permission
+_is_wide: Final = holds(ISV & ~ESR_EL2["SET"].is_(0) & FSC.one_of((*range(0x04, 0x10), 0x2A, 0x2B)))
+_EXTERNAL_ABORT_BITS: Final = sum(ESR_EL2[name].mask for name in ("EC", "IL", "SET", "FnV", "EA", "CM", "WnR", "FSC"))
 
 
 def _byte_address(gpa: Gpa, fault: MmioFault) -> Gpa:
@@ -60,6 +55,40 @@ def _byte_address(gpa: Gpa, fault: MmioFault) -> Gpa:
 
 
 # screen
+
+
+def lose_address(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
+    """Where the address has to be translated again and is not, the hypervisor resumes the guest. (__get_fault_info)"""
+    if not vm.facts.retranslation_fails:
+        return None
+    policy = at.policy
+    again, _ = sources(
+        policy.address_capture, policy.distrusted_faults, policy.root_address_size, misreports=vm.facts.misreports
+    )
+    if again is NEVER or not holds(again)(fault):
+        return None
+    return Retry("the faulting address no longer translates through the guest's first stage: the guest faults again")
+
+
+def external_abort(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
+    """The host's error handling, the VMM if it asked, or the guest as an SError. (kvm_handle_guest_sea)
+
+    6.12 has it after the range checks, which are for translation faults only, so no fault notices.
+    """
+    if not fault.is_external_abort:
+        return None
+    facts = vm.facts
+    if facts.host_claims_aborts:
+        return Resume(Done.CLAIMED, "the host's error handling took the external abort")
+    asked = at.policy.external_aborts is ExternalAborts.VMM_IF_ASKED and facts.vmm_takes_aborts
+    if not asked:
+        return inject.serror("an external abort that nobody claims becomes an SError of the guest")
+    # without RAS only accesses of the host's own are taken to it
+    if not facts.ras or (facts.in_hypervisor and _is_register_page(fault)) or _on_second_stage_walk(fault):
+        return inject.serror("an external abort on an access of the host's own becomes an SError of the guest")
+    gva = 0 if _far_is_invalid(fault) else fault.gva or 0
+    detail = ExternalAbort(fault.syndrome & _EXTERNAL_ABORT_BITS, gva, fault.kvm_get_fault_gpa())
+    return Exit(Reason.EXTERNAL_ABORT, detail, why="an external abort that nobody claims: the VMM asked for it")
 
 
 def beyond_limits(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
@@ -72,34 +101,24 @@ def beyond_limits(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
         return None
     facts = vm.facts
     if gpa >> facts.ipa_limit_bits:
-        size_fault = _inject(fault, _byte_address(gpa, fault), "", fetch=_is_iabt(fault), status=0)
-        return replace(size_fault, what="size_fault", why="the IPA is beyond what the host supports")
+        why = "the IPA is beyond what the host supports"
+        return inject.size_fault(vm, fault, at.policy, _byte_address(gpa, fault), why, fetch=_is_iabt(fault))
     if gpa >> facts.table_bits or gpa >> vm.format.gpa_bits:
         why = "the IPA is beyond the VM's table"
-        return _inject(fault, _byte_address(gpa, fault), why, fetch=_is_iabt(fault))
+        return inject.external(vm, fault, at.policy, _byte_address(gpa, fault), why, fetch=_is_iabt(fault))
     return None
 
 
-def external_abort(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
-    """The host's error handling takes the abort, or the guest gets an SError. (kvm_handle_guest_sea)"""
-    if not fault.is_external_abort:
-        return None
-    if vm.facts.host_claims_aborts:
-        return Resume(Done.CLAIMED, "the host's error handling took the external abort")
-    return Inject("vabt", 0, why="an external abort that nobody claims becomes an SError of the guest")
-
-
 def unsupported_status(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
-    """Only translation, permission and access-flag faults go on ("Unsupported FSC" of kvm_handle_guest_abort)."""
+    """Only translation, permission and access-flag faults go on, and atomics by policy.
+
+    "Unsupported FSC" of kvm_handle_guest_abort.
+    """
     if fault.is_translation or fault.is_permission or fault.is_access_flag:
         return None
-    return Error(EFAULT, "KVM handles translation, permission and access-flag faults only")
-
-
-def unsupported_status_74(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
-    """As above, and unsupported exclusive or atomic accesses. Kernel: "KVM: arm64: Handle DABT caused by LS64*"."""
-    refused = unsupported_status(vm, fault, at)
-    return None if refused is None or _is_exclusive_atomic(fault) else refused
+    if at.policy.unsupported_atomics is UnsupportedAtomics.TO_GUEST and _is_exclusive_atomic(fault):
+        return None
+    return Error(EFAULT, "KVM does not handle faults with this status")
 
 
 # translate
@@ -108,7 +127,7 @@ def unsupported_status_74(vm: Ports, fault: MmioFault, at: Progress) -> Outcome 
 def walk_nested(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
     """Through the second stage of a nested guest's own hypervisor. (kvm_walk_nested_s2, kvm_s2_handle_perm_fault)
 
-    6.12 quirk: a table that cannot be read injects the walk's status and fails KVM_RUN as well.
+    A table that cannot be read injects the walk's status and fails KVM_RUN as well.
     """
     if not vm.facts.nested:
         return None
@@ -117,34 +136,43 @@ def walk_nested(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
     if gpa is None or walked is None:
         return None
     if isinstance(walked, GuestWalkFault):
-        return _forward(fault, walked.status, "the nested guest's own table does not translate", walked.errno)
+        status, errno = walk_status(walked)
+        if errno == EAGAIN and at.policy.nested_walk_error is NestedWalkError.RETRY_IF_RACED:
+            return Retry("the nested guest's table changed during the walk")
+        return _forward(fault, status, "the nested guest's own table does not translate", errno)
     missing = (
         (_needs_r(fault) and not walked.readable)
         or (_needs_w(fault) and not walked.writable)
-        or (_needs_x(fault) and not walked.executable)
+        or (_needs_x(fault) and not walked.may_execute(vm.facts.user_level))
     )
     if missing:
         status = _PERMISSION_LEVEL_0 + (walked.level & 3)
         return _forward(fault, status, "the nested guest's own table forbids the access", 0)
     at.guest = walked
+    at.tag = walked.level
     at.at = gpa
     return None
 
 
 _PERMISSION_LEVEL_0: Final = 0x0C
+_WALK_LEVEL_0: Final = {WalkEnd.ADDRESS_SIZE: 0x00, WalkEnd.NOT_ACCESSED: 0x08}
 
 
-def walk_nested_74(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
-    """As in 6.12, but a walk that lost a race resumes the guest."""
-    outcome = walk_nested(vm, fault, at)
-    if isinstance(outcome, Inject) and outcome.errno == EAGAIN:
-        return Retry("the nested guest's table changed during the walk")
-    return outcome
+def walk_status(walked: GuestWalkFault) -> tuple[int, int]:
+    """(status code, errno) of a walk that failed; anything malformed is a translation fault.
+
+    Kernel: walk_nested_s2_pgd, compute_fsc.
+    """
+    if walked.status is not None:
+        return walked.status, walked.errno
+    if walked.end is WalkEnd.UNREADABLE:
+        return 0, walked.errno or EFAULT
+    return _WALK_LEVEL_0.get(walked.end, 0x04) | walked.level & 3, 0
 
 
 def _forward(fault: MmioFault, status: int, why: str, errno: int) -> Inject:
     # struct kvm_s2_trans keeps the syndrome in 32 bits: ISS2 is not forwarded
-    syndrome = (_outside_status(fault) | status) & 0xFFFF_FFFF
+    syndrome = with_status(fault, status) & 0xFFFF_FFFF
     return Inject("s2_fault", fault.gva or 0, syndrome, errno, why=why)
 
 
@@ -172,9 +200,10 @@ def refuse_unbacked(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None
     Kernel: what kvm_handle_guest_abort asks before io_mem_abort.
     """
     if _is_iabt(fault):
-        return _inject(fault, fault.gva, "a fetch from where no memory is", fetch=True)
+        return inject.external(vm, fault, at.policy, fault.gva, "a fetch from where no memory is", fetch=True)
     if fault.is_table_walk:
-        return _inject(fault, fault.gva, "a guest table where no memory is, or a write to a read-only one", fetch=False)
+        why = "a guest table where no memory is, or a write to a read-only one"
+        return inject.external(vm, fault, at.policy, fault.gva, why, fetch=False)
     if at.slot is None and fault.is_cache_op:
         return Resume(Done.SKIPPED, "a cache operation where no memory is does nothing")
     return None
@@ -184,25 +213,19 @@ def decode_access(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
     """The syndrome describes a load or store, or user space, the guest, or nobody can tell. (io_mem_abort)"""
     gpa = Gpa(at.gpa | (fault.gpa_offset or 0))
     if fault.mmio_size is not None:
+        if at.policy.wide_accesses is WideAccesses.TO_VMM and _is_wide(fault):
+            detail = UndecodedMmio(with_status(fault, 0), gpa)
+            return Exit(Reason.WIDE_MMIO, detail, why="a device access of 64 bytes: user space decodes it")
         access, completion = access_and_completion(vm, fault, gpa, at.policy)
         return Exit(Reason.MMIO, access, completion=completion, why="no memory there: a device access")
     if vm.facts.protected:
-        return _inject(fault, fault.gva, "an undescribed device access of a protected VM", fetch=False)
+        why = "an undescribed device access of a protected VM"
+        return inject.external(vm, fault, at.policy, fault.gva, why, fetch=False)
     if vm.facts.undecoded_mmio_exits:
-        return _undecoded(fault, gpa)
+        detail = UndecodedMmio(_sanitised(fault), gpa)
+        why = "the syndrome does not describe the access: user space decodes it"
+        return Exit(Reason.UNDECODED_MMIO, detail, why=why)
     return Error(ENOSYS, "a device access that the syndrome does not describe (ISV = 0)")
-
-
-def decode_access_74(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
-    """As above; LD64B and ST64B always go to user space (KVM_EXIT_ARM_LDST64B, which has the same payload)."""
-    if _is_exclusive_atomic(fault):
-        return _undecoded(fault, Gpa(at.gpa | (fault.gpa_offset or 0)))
-    return decode_access(vm, fault, at)
-
-
-def _undecoded(fault: MmioFault, gpa: Gpa) -> Exit:
-    detail = UndecodedMmio(_sanitised(fault), gpa)
-    return Exit(Reason.UNDECODED_MMIO, detail, why="the syndrome does not describe the access: user space decodes it")
 
 
 # before the entry
@@ -210,52 +233,45 @@ def _undecoded(fault: MmioFault, gpa: Gpa) -> Exit:
 
 def refuse_device_fetch(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
     """Code does not run from device memory. (-ENOEXEC of user_mem_abort)"""
-    return _inject(fault, fault.gva, "a fetch from device memory", fetch=True)
+    return inject.external(vm, fault, at.policy, fault.gva, "a fetch from device memory", fetch=True)
 
 
+@needed_where(lambda policy: policy.unsupported_atomics is UnsupportedAtomics.TO_GUEST)
 def refuse_exclusive(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
-    """Memory that does not support the access gives it back to the guest. (kvm_inject_dabt_excl_atomic)
+    """Memory that does not support the access gives it back to the guest; a page of a file is mapped all the same.
 
-    The kernel decides this just before it takes the lock.
+    Kernel: kvm_s2_fault_compute_prot; gmem_abort has no such test.
     """
-    if fault.is_translation or not _is_exclusive_atomic(fault):
+    if fault.is_translation or at.from_file or not _is_exclusive_atomic(fault):
         return None
-    why = "this memory does not support the exclusive or atomic access"
-    return _inject(fault, fault.gva, why, fetch=False, status=EXCLUSIVE_ATOMIC)
+    return inject.atomic(vm, fault, at.policy, "this memory does not support the exclusive or atomic access")
+
+
+@needed_where(lambda policy: policy.tag_refusal is TagRefusal.BEFORE_LOCK)
+def refuse_tags(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
+    """A guest that uses memory tags gets no memory that may not hold them. (kvm_vma_mte_allowed)"""
+    if not vm.facts.tagging or fault.is_permission or at.device or at.area is None or at.area.tags_allowed:
+        return None
+    return Error(EFAULT, "the guest uses memory tags, which the host area does not allow")
 
 
 def prepare_tags(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
-    """Memory tags are initialised before the guest sees the page. (sanitise_mte_tags; 7.4 refuses before the lock)"""
-    if not vm.facts.tagging or fault.is_permission or at.pin is None or at.pin.device:
+    """Memory tags are initialised before the guest sees the page. (sanitise_mte_tags)"""
+    if not vm.facts.tagging or fault.is_permission or at.device or at.from_file:
         return None
-    if at.area is not None and not at.area.tags_allowed:
-        return Error(EFAULT, "the guest uses memory tags, which the host area does not allow")
-    vm.prepare_page(at.pfn, at.size)
-    return None
+    refused = refuse_tags(vm, fault, at) if at.policy.tag_refusal is TagRefusal.UNDER_LOCK else None
+    if refused is None:
+        vm.prepare_page(at.pfn, at.size)
+    return refused
 
 
-def trim_nested_fetch(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
-    """What the nested guest's own table makes non-executable stays so; 6.12 forgot that for fetches."""
-    if at.guest is not None and not at.guest.executable:
-        at.prot &= ~X
-    return None
-
-
-JOINTS_612: Final = Joints(
-    screen=(beyond_limits, external_abort, unsupported_status),
+JOINTS: Final = Joints(
+    screen=(lose_address, external_abort, beyond_limits, unsupported_status),
     translate=(walk_nested,),
     repair=(set_access_flag,),
     reject_unbacked=(refuse_unbacked,),
     decode_mmio=(decode_access,),
     refuse_fetch=(refuse_device_fetch,),
+    refuse_page=(refuse_exclusive, refuse_tags),
     prepare_page=(prepare_tags,),
-)
-JOINTS_74: Final = Joints(
-    screen=(external_abort, beyond_limits, unsupported_status_74),
-    translate=(walk_nested_74,),
-    repair=(set_access_flag,),
-    reject_unbacked=(refuse_unbacked,),
-    decode_mmio=(decode_access_74,),
-    refuse_fetch=(refuse_device_fetch,),
-    prepare_page=(refuse_exclusive, prepare_tags, trim_nested_fetch),
 )

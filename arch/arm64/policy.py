@@ -3,31 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from errno import EFAULT
 from typing import Final
 
 from kvmfault.contract.format import Stage2Format
 from kvmfault.contract.policy import (
+    AddressCapture,
+    DeviceMemory,
     DirtyMark,
+    DistrustedFaults,
     ExecGrant,
+    ExternalAborts,
+    InjectedLength,
+    InjectedTarget,
+    InjectedWalk,
     InvalidSlot,
     LoggedSize,
     MemfdSource,
+    NestedFetch,
+    NestedWalkError,
     OnRetry,
     PoisonSpan,
     Policy,
     Prefault,
+    PresentLeaf,
     Reaction,
     ReadMaps,
+    RegisterPage,
     RetryTest,
+    RootAddressSize,
     SignExtension,
     SlotFlush,
     SmallerOverBlock,
+    TagRefusal,
     Topup,
     Unbacked,
     Unchanged,
     UnknownArea,
+    UnsupportedAtomics,
     Userfault,
+    WideAccesses,
 )
 from kvmfault.contract.ports import PinError
 
@@ -43,45 +59,43 @@ _PMD_SIZE: Final = {12: 2 * _M, 14: 32 * _M, 16: 512 * _M}
 
 
 def policy_612(fmt: Stage2Format) -> Policy:
-    """Linux 6.12."""
-    return _policy(
-        fmt,
+    """Linux 6.12, with its known bugs."""
+    return replace(
+        policy_74(fmt),
         topup=Topup.UNLESS_PERMISSION,
         unexplained_permission=EFAULT,
+        poison_span=PoisonSpan.MAPPED_AREA,
+        dirty_mark=DirtyMark.AFTER_UNLOCK,
         memfd_source=MemfdSource.NONE,
         prefault=Prefault.ABSENT,
         mmio_sign_extension=SignExtension.LOST,
+        prefetch_poison=None,
+        device_memory=DeviceMemory.BY_FRAME,
+        nested_fetch=NestedFetch.LOST,
+        nested_walk_error=NestedWalkError.INJECT_AND_FAIL,
+        tag_refusal=TagRefusal.UNDER_LOCK,
+        external_aborts=ExternalAborts.GUEST,
+        address_capture=AddressCapture.ALL_BUT_PERMISSION,
+        distrusted_faults=DistrustedFaults.ALL,
+        root_address_size=RootAddressSize.UNKNOWN,
+        unsupported_atomics=UnsupportedAtomics.FAULT,
+        wide_accesses=WideAccesses.AS_DESCRIBED,
+        injected_length=InjectedLength.AS_TRAPPED,
+        injected_walk=InjectedWalk.PLAIN,
+        injected_target=InjectedTarget.KERNEL,
+        register_page=RegisterPage.UNHANDLED,
     )
 
 
 def policy_74(fmt: Stage2Format) -> Policy:
     """Linux 7.4: page-table pages whenever logging (7.3), an unexplained permission fault only warns (7.1),
     KVM_PRE_FAULT_MEMORY (7.4)."""
-    return _policy(
-        fmt,
-        topup=Topup.UNLESS_PERMISSION_UNLOGGED,
-        unexplained_permission=None,
-        memfd_source=MemfdSource.SLOT,
-        prefault=Prefault.OFFERED,
-        mmio_sign_extension=SignExtension.KEPT,
-    )
-
-
-def _policy(
-    fmt: Stage2Format,
-    *,
-    topup: Topup,
-    unexplained_permission: int | None,
-    memfd_source: MemfdSource,
-    prefault: Prefault,
-    mmio_sign_extension: SignExtension,
-) -> Policy:
     return Policy(
         unbacked=Unbacked.LEAVE,
         invalid_slot=InvalidSlot.AS_NONE,
         write_tracking=False,
-        topup=topup,
-        unexplained_permission=unexplained_permission,
+        topup=Topup.UNLESS_PERMISSION_UNLOGGED,
+        unexplained_permission=None,
         area_sizes=_AREA_SIZES[fmt.page_shift],
         unknown_area=UnknownArea.USE,
         check_geometry=True,
@@ -91,21 +105,37 @@ def _policy(
         nowait_first=False,
         interruptible=False,
         frame_reaction={**dict.fromkeys(PinError, Reaction.FAULT), PinError.HWPOISON: Reaction.SIGBUS},
-        poison_span=PoisonSpan.MAPPED_AREA,
+        poison_span=PoisonSpan.MAPPED,
         fetch_from_device=False,
         read_maps_writable=ReadMaps.UNLESS_LOGGED,
         exec_grant=ExecGrant.ON_FETCH,
         retry_test=RetryTest.PLAIN,
         fit_sizes=(_PMD_SIZE[fmt.page_shift],),
         relax_in_place=True,
-        dirty_mark=DirtyMark.AFTER_UNLOCK,
+        dirty_mark=DirtyMark.BLOCK_AFTER_UNLOCK,
         on_retry=OnRetry.RESUME,
-        memfd_source=memfd_source,
+        memfd_source=MemfdSource.SLOT,
         unchanged=Unchanged.RETRY,
         smaller_over_block=SmallerOverBlock.DROP,
+        present_leaf=PresentLeaf.REPLACE,
         slot_flush=SlotFlush.SLOT,
         userfault=Userfault.ABSENT,
-        prefault=prefault,
+        prefault=Prefault.OFFERED,
         recovers_blocks=False,
-        mmio_sign_extension=mmio_sign_extension,
+        mmio_sign_extension=SignExtension.KEPT,
+        prefetch_poison=Reaction.POISONED,
+        device_memory=DeviceMemory.BY_AREA,
+        nested_fetch=NestedFetch.KEPT,
+        nested_walk_error=NestedWalkError.RETRY_IF_RACED,
+        tag_refusal=TagRefusal.BEFORE_LOCK,
+        external_aborts=ExternalAborts.VMM_IF_ASKED,
+        address_capture=AddressCapture.WHEN_VALID,
+        distrusted_faults=DistrustedFaults.TRANSLATION,
+        root_address_size=RootAddressSize.RIGHT,
+        unsupported_atomics=UnsupportedAtomics.TO_GUEST,
+        wide_accesses=WideAccesses.TO_VMM,
+        injected_length=InjectedLength.FULL,
+        injected_walk=InjectedWalk.LEVEL,
+        injected_target=InjectedTarget.CONFIGURED,
+        register_page=RegisterPage.RETRANSLATE,
     )

@@ -199,6 +199,10 @@ class Stage2:
         """A writable leaf counts as written: KVM marks its page when it maps it."""
         return bool(desc & S2AP_W)
 
+    def clear_dirty(self, desc: int) -> int:
+        """Write-protected: hardware notes no writes."""
+        return self.write_protect(desc)
+
     def child_leaf(self, desc: int, shift: int, child_shift: int, index: int) -> int:
         """The *index*-th piece of a block, attributes kept (kvm_pgtable_stage2_create_unlinked)."""
         block = self._address(desc, shift)

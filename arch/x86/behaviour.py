@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from errno import EINVAL
 from typing import Final
 
-from arch.x86 import encode, live
+from arch.x86 import encode, live, policy
 from arch.x86.joints import EPT_JOINTS, NPT_JOINTS, SHADOW_JOINTS
-from arch.x86.policy import policy, shadow_policy
 from arch.x86.trace import EPT_TRACEPOINTS, NPT_TRACEPOINTS, SHADOW_TRACEPOINTS
 from kvmfault.contract.backend import Behaviour, Encode, Joints
 from kvmfault.contract.format import Stage2Format
@@ -50,11 +50,13 @@ def shadow_host(fmt: Stage2Format) -> HostCaps:
 _VM: Final = VmFacts(ipa_limit_bits=_PHYSICAL_BITS, table_bits=_PHYSICAL_BITS, max_gfn=(1 << _PHYSICAL_BITS - 12) - 1)
 
 
-def _of(encode: Encode, joints: Joints, tracepoints: Tracepoints, live: Live, *, shadow: bool = False) -> Behaviour:
+def _of(
+    encode: Encode, joints: Mapping[str, Joints], tracepoints: Tracepoints, live: Live, *, shadow: bool = False
+) -> Behaviour:
     return Behaviour(
         encode=encode,
-        policies=dict.fromkeys(("6.12", "7.4"), shadow_policy if shadow else policy),
-        joints={"6.12": joints, "7.4": joints},
+        policies=policy.SHADOW if shadow else policy.NESTED,
+        joints=joints,
         host=shadow_host if shadow else host,
         vm=_VM,
         tracepoints=tracepoints,

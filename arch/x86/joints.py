@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from errno import EFAULT, EINVAL
-from typing import Final
+from functools import cache
+from typing import Final, Protocol, runtime_checkable
 
-from arch.x86.pferr import FETCH, GPT_WRITE, PRESENT, USER, WRITE
-from kvmfault.contract.backend import Conclude, Joints
+from arch.x86.guest import nested_entry, shadow_entry, walk_ept, walk_guest, walk_npt
+from arch.x86.pferr import GPT_WRITE
+from kvmfault.contract.backend import Conclude, Joint, Joints
 from kvmfault.contract.fault import MmioFault, PageFault
 from kvmfault.contract.format import PROTS, R, W, X
 from kvmfault.contract.outcome import (
@@ -22,14 +24,16 @@ from kvmfault.contract.outcome import (
     Inject,
     NeedsGuestWalk,
     Outcome,
+    Reason,
     Retry,
     Spurious,
     WriteProtected,
 )
-from kvmfault.contract.ports import GuestWalkFault, MmioNote, Ports, Repair, VmView
+from kvmfault.contract.ports import GuestTranslation, MapResult, MmioNote, Ports, Repair, VmFacts, VmView
 from kvmfault.contract.progress import Progress
+from kvmfault.path.commit import mapped
 from kvmfault.path.lookup import memory_fault
-from kvmfault.types import Gfn, Gpa, Gva
+from kvmfault.types import Gfn, Gpa, Pfn
 
 APIC_ACCESS_PAGE: Final = 32764 + 1
 """Slot id of the page that KVM maps behind the local APIC (APIC_ACCESS_PAGE_PRIVATE_MEMSLOT)."""
@@ -64,11 +68,11 @@ def known_mmio(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
         case MmioNote.CACHED:
             return Emulate(why="the vCPU remembers the address as MMIO")
         case MmioNote.CURRENT:
-            vm.note_mmio(Gfn(address >> vm.page_shift), fault.gva)
+            _note_again(vm, fault, address)
             return Emulate(why="the entry says MMIO, of the current memslot generation")
         case MmioNote.STALE:
             return None
-        case MmioNote.ABSENT if fault.kvm_get_fault_gpa() is None and vm.walk_guest(address) is None:
+        case MmioNote.ABSENT if _is_virtual(vm, fault) and vm.walk_guest(address) is None:
             return NeedsGuestWalk("without the guest's tables there is no shadow table to look the address up in")
         case MmioNote.ABSENT:
             return Retry("the entry that faulted is no MMIO entry any more")
@@ -77,29 +81,30 @@ def known_mmio(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
             return Error(EINVAL, "reserved bits in an entry that is not MMIO")
 
 
-def walk_guest(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
-    """CR2 to a guest frame through the guest's own tables, or the #PF that the guest gets.
-
-    Kernel: FNAME(walk_addr) and FNAME(page_fault).
-    """
-    gva = fault.gva
-    guest = vm.walk_guest(Gpa(gva)) if gva is not None else None
-    if gva is None or guest is None:
-        return NeedsGuestWalk("the address is virtual: CR2 and the guest's tables are needed to go on")
-    if isinstance(guest, GuestWalkFault):
-        return _inject(fault, gva, guest.status, "the guest's own tables do not map the address", guest.errno)
-    if not (guest.executable if fault.is_exec else guest.writable if fault.is_write else guest.readable):
-        return _inject(fault, gva, PRESENT, "the guest's own tables forbid the access")
-    at.guest = guest
-    at.at = Gpa(gva & -(1 << vm.page_shift))  # the shadow table is indexed by virtual address
-    return None
+def known_mmio_ept(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
+    """As ``known_mmio``. A misconfiguration while an event was delivered cannot be emulated: the VMM is told, and the
+    event is lost. A violation in the same situation is handled like any other. (vmx_handle_exit)"""
+    if fault.is_reserved and vm.facts.event_reinjected and not fault.is_prefetch:
+        why = "MMIO was accessed while an event was delivered (KVM_INTERNAL_ERROR_DELIVERY_EV)"
+        return Exit(Reason.INTERNAL_ERROR, why=why)
+    return known_mmio(vm, fault, at)
 
 
-def _inject(fault: PageFault, gva: Gva, status: int, why: str, errno: int = 0) -> Outcome:
-    if fault.is_prefetch:
-        return Retry(f"{why}; nobody waits for the page")
-    access = (WRITE if fault.is_write else 0) | (USER if fault.is_user else 0) | (FETCH if fault.is_exec else 0)
-    return Inject("#PF", gva, status | access, errno, why=why)
+def _is_virtual(vm: VmView, fault: PageFault) -> bool:
+    return vm.facts.guest_paging and fault.kvm_get_fault_gpa() is None
+
+
+def _note_again(vm: Ports, fault: PageFault, address: Gpa) -> None:
+    # the kernel takes the frame from the entry; the vCPU remembers a virtual address only of a shadowed guest
+    virtual = _is_virtual(vm, fault)
+    guest = vm.walk_guest(address) if virtual or vm.facts.nested else None
+    gpa = guest.gpa if isinstance(guest, GuestTranslation) else address
+    vm.note_mmio(Gfn(gpa >> vm.page_shift), fault.gva if virtual else None)
+
+
+def _is_indirect(vm: VmView, at: Progress) -> bool:
+    # the table translates what the guest's own tables translate first (root_role.direct is clear)
+    return at.guest is not None and vm.facts.guest_paging
 
 
 def can_fast(fault: PageFault, vm: VmView, private: bool, gfn: Gfn) -> bool:
@@ -114,10 +119,15 @@ def can_fast(fault: PageFault, vm: VmView, private: bool, gfn: Gfn) -> bool:
 
 
 def fast_page_fault(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
-    """Give back write permission or the accessed state by compare-and-swap. (fast_page_fault)"""
-    if not can_fast(fault, vm, at.private, at.gfn):
+    """Give back write permission or the accessed state by compare-and-swap. (fast_page_fault)
+
+    Never where the guest's tables are shadowed: entries that belong to them change under the lock only.
+    """
+    if (at.guest is not None and _is_indirect(vm, at)) or not can_fast(fault, vm, at.private, at.gfn):
         return None
     match vm.repair_fast(at.at, write=fault.is_write, execute=fault.is_exec):
+        case MapResult() as result:
+            return mapped(at, result)
         case Repair.FIXED:
             prot, size = vm.entry_prot(at.at) or (R | W | X, 1 << vm.page_shift)
             return Fixed(size, PROTS[prot], "fixed without the lock")
@@ -142,10 +152,18 @@ def apic_page(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
     return None
 
 
+def can_defer(facts: VmFacts) -> bool:
+    """Whether the vCPU can do without the page for a while: it runs something else, or is halted until an interrupt.
+    (kvm_can_do_async_pf)"""
+    if not facts.interrupt_controller or facts.event_reinjected or facts.exception_pending:
+        return False
+    return facts.interrupts_allowed and (facts.halt_exits or facts.async_delivery)
+
+
 def async_page_fault(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
     """Let the guest run something else while the page is read in. A read-only slot is never queued: the address for
     that is asked for with write semantics. (__kvm_faultin_pfn, kvm_arch_setup_async_pf, kvm_setup_async_pf)"""
-    if at.slot is None or not vm.defer(at.gfn, queue=not at.slot.readonly):
+    if at.slot is None or not can_defer(vm.facts) or not vm.defer(at.gfn, queue=not at.slot.readonly):
         return None
     return Retry("the page is fetched in the background")
 
@@ -157,24 +175,21 @@ def emulate_private(vm: Ports, fault: MmioFault, at: Progress, outcome: Outcome)
     return outcome
 
 
-def unprotect_direct(gpt_write: Callable[[PageFault], bool]) -> Conclude:
-    """What follows WRITE_PROTECTED under nested paging; *gpt_write*: see ``GPT_WRITE``."""
+@cache
+def unprotect(gpt_write: Callable[[PageFault], bool]) -> Conclude:
+    """What follows WRITE_PROTECTED; *gpt_write*: see ``GPT_WRITE``."""
 
     def conclude(vm: Ports, fault: MmioFault, at: Progress, outcome: Outcome) -> Outcome:
-        """Kernel: kvm_mmu_write_protect_fault with a direct root."""
-        return _write_protect_fault(vm, fault, at, outcome, unprotects=gpt_write(fault))
+        """Kernel: kvm_mmu_write_protect_fault. With shadowed tables an event in flight cannot wait for the emulator."""
+        if not isinstance(outcome, WriteProtected) or fault.is_prefetch:
+            return outcome
+        lifts = vm.facts.event_reinjected if _is_indirect(vm, at) else gpt_write(fault)
+        return _write_protect_fault(vm, fault, at, unprotects=lifts)
 
     return conclude
 
 
-def unprotect_indirect(vm: Ports, fault: MmioFault, at: Progress, outcome: Outcome) -> Outcome:
-    """Kernel: kvm_mmu_write_protect_fault with an indirect root: an event in flight cannot wait for the emulator."""
-    return _write_protect_fault(vm, fault, at, outcome, unprotects=vm.facts.event_reinjected)
-
-
-def _write_protect_fault(vm: Ports, fault: MmioFault, at: Progress, outcome: Outcome, *, unprotects: bool) -> Outcome:
-    if not isinstance(outcome, WriteProtected) or fault.is_prefetch:
-        return outcome
+def _write_protect_fault(vm: Ports, fault: MmioFault, at: Progress, *, unprotects: bool) -> Outcome:
     if vm.facts.repeats_unprotect:
         return Emulate(why="unprotecting did not help last time")
     if vm.find_mmio(_address(fault)) is MmioNote.CACHED:
@@ -198,29 +213,64 @@ def huge_page_disallowed(fault: PageFault, vm: VmView) -> bool:
     return fault.is_exec and vm.facts.small_exec
 
 
+@runtime_checkable
+class FetchedSmall(Protocol):
+    """Ports that keep which table pages were made while a fetch was refused a block (sp->nx_huge_page_disallowed)."""
+
+    def fetched_small(self, gpa: Gpa, size: int) -> bool:
+        """Where a leaf of *size* over *gpa* would be, such a table page is."""
+        ...
+
+
+def stay_small(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
+    """A block does not replace a table page that was made for a fetch: one level down, and the bits of the frame number
+    that this level translates are put back. (disallowed_hugepage_adjust)"""
+    if not vm.facts.small_exec or at.slot is None or not isinstance(vm, FetchedSmall):
+        return None
+    while at.size > 1 << vm.page_shift and vm.fetched_small(at.at, at.size):
+        larger, at.size = at.size, at.size >> _LEVEL_BITS
+        between = larger - at.size
+        at.at = Gpa(at.at | at.gpa & between)
+        at.pfn = Pfn(at.pfn | (at.gpa & between) >> vm.page_shift)
+    return None
+
+
+_LEVEL_BITS: Final = 9
+
+
 def rmp_handler_runs(fault: PageFault, outcome: Outcome) -> bool:
     """Whether npf_interception goes on to the handler of RMP faults: after any fault that KVM_RUN survives, whether or
     not the guest is encrypted (the handler gives up by itself where the frame is shared)."""
     return bool(fault.syndrome >> 31 & 1) and not (isinstance(outcome, Error | Exit | Inject) and outcome.errno)
 
 
-def _nested(gpt_write: Callable[[PageFault], bool]) -> Joints:
+def _nested(mmio: Joint, walk: Joint, gpt_write: Callable[[PageFault], bool]) -> Joints:
     return Joints(
-        screen=(check_root, known_mmio),
+        screen=(check_root, mmio),
+        translate=(walk,),
         repair=(fast_page_fault,),
         special_slot=(apic_page,),
         defer=(async_page_fault,),
-        conclude=(emulate_private, unprotect_direct(gpt_write)),
+        prepare_page=(stay_small, nested_entry),
+        conclude=(emulate_private, unprotect(gpt_write)),
     )
 
 
-EPT_JOINTS: Final = _nested(_ept_gpt_write)
-NPT_JOINTS: Final = _nested(_npf_gpt_write)
-SHADOW_JOINTS: Final = Joints(
+EPT_JOINTS: Final = {
+    "6.12": _nested(known_mmio_ept, walk_ept(later=False), _ept_gpt_write),
+    "7.4": _nested(known_mmio_ept, walk_ept(later=True), _ept_gpt_write),
+}
+NPT_JOINTS: Final = {
+    "6.12": _nested(known_mmio, walk_npt(later=False), _npf_gpt_write),
+    "7.4": _nested(known_mmio, walk_npt(later=True), _npf_gpt_write),
+}
+_SHADOW: Final = Joints(
     screen=(check_root, known_mmio),
     translate=(walk_guest,),
+    repair=(fast_page_fault,),
     special_slot=(apic_page,),
     defer=(async_page_fault,),
-    conclude=(emulate_private, unprotect_indirect),
+    prepare_page=(stay_small, shadow_entry),
+    conclude=(emulate_private, unprotect(lambda fault: False)),  # a #PF does not tell walks of the guest's tables
 )
-"""No lockless repair: page tables that belong to a guest table may only change under the lock."""
+SHADOW_JOINTS: Final = {"6.12": _SHADOW, "7.4": _SHADOW}

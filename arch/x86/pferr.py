@@ -61,3 +61,10 @@ def error_code(pferr: Word | Maybe, registers: Mapping[str, int], private: bool)
     software bit for what the path decided about privacy (kvm_mmu_page_fault)."""
     code = pferr.on(registers)
     return (RSVD if code is None else code) | (PRIVATE_ACCESS if private else 0)
+
+
+def npf_registers(code: int, *, prefetch: bool = False) -> dict[str, int]:
+    """The way back: registers of a nested page fault that the fault path sees as *code*, KVM's own bits included."""
+    private = code & PRIVATE_ACCESS
+    added = (KVM["PRIVATE"].mask if private else 0) | (KVM["PREFETCH"].mask if prefetch else 0)
+    return {EXITINFO1.name: code ^ private, KVM.name: added}

@@ -1,13 +1,13 @@
 """Decisions of x86 KVM that are data (kvm_tdp_page_fault, kvm_faultin_pfn, kvm_tdp_mmu_map and what they call).
 
-The three backends differ in none of them: what nested and shadow paging do differently is in formats and joints.
-No difference between 6.12 and 7.4 is known that these values could express.
+What nested and shadow paging do differently is in formats and joints, but for one value of 7.4.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Final
+from typing import Final, TypeAlias
 
 from kvmfault.contract.format import Stage2Format
 from kvmfault.contract.policy import (
@@ -20,6 +20,7 @@ from kvmfault.contract.policy import (
     PoisonSpan,
     Policy,
     Prefault,
+    PresentLeaf,
     Reaction,
     ReadMaps,
     RetryTest,
@@ -69,6 +70,7 @@ POLICY: Final = Policy(
     memfd_source=MemfdSource.PRIVATE_ACCESS,
     unchanged=Unchanged.SPURIOUS,
     smaller_over_block=SmallerOverBlock.SPLIT,
+    present_leaf=PresentLeaf.REPLACE,
     slot_flush=SlotFlush.TABLE,
     userfault=Userfault.ABSENT,
     prefault=Prefault.OFFERED,
@@ -77,11 +79,11 @@ POLICY: Final = Policy(
 )
 
 
-def shadow_policy(fmt: Stage2Format) -> Policy:
-    """Shadow paging has no addresses to pre-fault: those of the guest are virtual."""
-    return replace(POLICY, prefault=Prefault.REFUSED)
+NESTED_74: Final = replace(POLICY, present_leaf=PresentLeaf.KEEP_IF_ALLOWED)
+SHADOW_612: Final = replace(POLICY, prefault=Prefault.REFUSED)  # the guest's addresses are virtual
+SHADOW_74: Final = replace(SHADOW_612, present_leaf=PresentLeaf.KEEP_FOR_PREFETCH)
 
-
-def policy(fmt: Stage2Format) -> Policy:
-    """The same for every format: x86 hosts have 4K pages."""
-    return POLICY
+# The same for every format: x86 hosts have 4K pages.
+Policies: TypeAlias = Mapping[str, Callable[[Stage2Format], Policy]]
+NESTED: Final[Policies] = {"6.12": lambda fmt: POLICY, "7.4": lambda fmt: NESTED_74}
+SHADOW: Final[Policies] = {"6.12": lambda fmt: SHADOW_612, "7.4": lambda fmt: SHADOW_74}

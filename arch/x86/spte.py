@@ -27,6 +27,10 @@ _GENERATION_LOW: Final = 0xFF << 3
 _GENERATION_HIGH: Final = 0x7FF << 52
 _GENERATION_BITS: Final = 19
 _L1TF_SHIFT: Final = 5
+TAG_SUPERVISOR: Final = 1
+"""Tag of a leaf that user mode may not use: the guest's own tables say so."""
+TAG_NESTED: Final = 2
+"""Tag of a leaf for a nested guest where a page-modification log runs: its dirty bit would log the wrong address."""
 
 PAGE_SIZES: Final = {12: "PG_LEVEL_4K", 21: "PG_LEVEL_2M", 30: "PG_LEVEL_1G", 39: "PG_LEVEL_512G", 48: "PG_LEVEL_256T"}
 
@@ -164,7 +168,7 @@ class SpteFormat:
     def leaf(
         self, shift: int, hpa: Hpa, prot: int, memory: Memory, *, young: bool, host_writable: bool, tag: int = 0
     ) -> int:
-        """See Stage2Format; *tag* has no room. Kernel: make_spte.
+        """See Stage2Format; *tag*: TAG_SUPERVISOR, TAG_NESTED. Kernel: make_spte.
 
         A writable entry is made dirty, whatever the access was. (Not where it replaces one that had the W
         bit: a writable leaf, a table, or an MMIO entry of NPT; see ``with_dirty``.)
@@ -179,7 +183,9 @@ class SpteFormat:
         if not self.hardware_ad:
             desc |= _AD_DISABLED
         else:
-            desc |= b.accessed | (b.dirty if prot & W else 0)
+            desc |= b.accessed | (b.dirty if prot & W else 0) | (_AD_WRPROT if tag & TAG_NESTED else 0)
+        if tag & TAG_SUPERVISOR:
+            desc = self.with_user(desc, False)
         return desc if young else self.with_young(desc, False)
 
     def mmio(self, gpa: Gpa, prot: int, generation: int) -> int:
@@ -228,6 +234,10 @@ class SpteFormat:
             return desc & ~(_SAVED_R | _SAVED_X) | saved
         saved = (_SAVED_R if desc & b.read else 0) | (_SAVED_X if desc & b.execute else 0)
         return desc & ~(b.read | _WRITE | b.execute) | saved
+
+    def clear_dirty(self, desc: int) -> int:
+        """See Stage2Format. Kernel: spte_ad_need_write_protect in clear_dirty_gfn_range, __rmap_clear_dirty."""
+        return desc & ~_WRITE if desc & _AD_TYPE else desc & ~self.bits.dirty
 
     def is_dirty(self, desc: int) -> bool:
         """See Stage2Format. Kernel: is_dirty_spte."""

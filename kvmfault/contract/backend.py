@@ -17,8 +17,8 @@ One folder, one entry point in the group ``kvmfault.backends``; no change in kvm
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from kvmfault.algebra.expr import ALWAYS, Maybe, Pred, Word
 from kvmfault.algebra.layout import Register
@@ -69,10 +69,37 @@ class Joints:
     """Fetch the page in the background."""
     refuse_fetch: tuple[Joint, ...] = ()
     """Code must not run from here."""
+    refuse_page: tuple[Joint, ...] = ()
+    """The page was obtained, but must not be given to this guest or access."""
     prepare_page: tuple[Joint, ...] = ()
     """Under the lock, before the entry is visible."""
     conclude: tuple[Conclude, ...] = ()
     """After the path."""
+
+    def bound(self, policy: Policy) -> Joints:
+        """Without the joints that a target with *policy* does not need."""
+        places: dict[str, Any] = {
+            f.name: tuple(joint for joint in getattr(self, f.name) if _needed(joint, policy)) for f in fields(self)
+        }
+        return Joints(**places)
+
+
+_NEEDS: dict[object, Callable[[Policy], bool]] = {}
+
+
+def needed_where(test: Callable[[Policy], bool]) -> Callable[[Joint], Joint]:
+    """Marks a joint that only some policies need: targets with others are bound without it."""
+
+    def mark(joint: Joint) -> Joint:
+        _NEEDS[joint] = test
+        return joint
+
+    return mark
+
+
+def _needed(joint: object, policy: Policy) -> bool:
+    test = _NEEDS.get(joint)
+    return test is None or test(policy)
 
 
 Encode: TypeAlias = "Callable[[Access, Stage2Format], tuple[Mapping[str, int], Mapping[str, str]]]"

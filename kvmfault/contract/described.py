@@ -13,7 +13,7 @@ from typing import Final, get_type_hints
 from kvmfault.contract.format import Stage2Format, size_text
 from kvmfault.contract.policy import Policy
 
-_POLICY: Final = re.compile(r"(?P<readers>[^:(]*?)(?:: (?P<meaning>.*?))?\.?(?: \((?P<kernel>[^()]*)\))?")
+_POLICY: Final = re.compile(r"(?P<readers>[^:(]*?)(?:: (?P<meaning>.*?))?\.?(?: \((?P<kernel>(?:[^()]|\(\))*)\))?")
 _OWNER: Final = re.compile(r"(\w+): (.*)")
 
 

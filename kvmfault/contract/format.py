@@ -184,6 +184,11 @@ class Stage2Format(Protocol):
         """Whether the leaf is marked written."""
         ...
 
+    def clear_dirty(self, desc: int) -> int:
+        """The leaf marked as not written, so that the next write is noted: by hardware if it does so for this leaf,
+        else by a fault, for which it loses write permission."""
+        ...
+
     def child_leaf(self, desc: int, shift: int, child_shift: int, index: int) -> int:
         """The *index*-th piece of a block, as a leaf one level down with the same attributes."""
         ...
@@ -191,6 +196,18 @@ class Stage2Format(Protocol):
     def entry(self, desc: int, shift: int) -> Entry:
         """The descriptor for people and tests."""
         ...
+
+
+def watch_writes(fmt: Stage2Format, desc: int, shift: int, *, hardware_log: bool) -> int:
+    """The leaf as dirty logging wants it: the next write to its memory is noted.
+
+    *hardware_log*: the CPU logs the pages whose dirty bits it sets. A block loses write permission all the same: its
+    pages are to be mapped one by one. Kernel: kvm_mmu_slot_apply_flags, kvm_arch_mmu_enable_log_dirty_pt_masked.
+    """
+    if not hardware_log:
+        return fmt.write_protect(desc)
+    desc = fmt.clear_dirty(desc)
+    return desc if shift == fmt.page_shift else fmt.write_protect(desc)
 
 
 def size_text(size: int) -> str:

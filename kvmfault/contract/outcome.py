@@ -146,6 +146,15 @@ class UndecodedMmio:
     gpa: Gpa
 
 
+@dataclass(frozen=True, slots=True)
+class ExternalAbort:
+    """An external abort left to the VMM: the syndrome without what only the host may know, the addresses if known."""
+
+    syndrome: int
+    gva: int = 0
+    gpa: Gpa | None = None
+
+
 class Reason(Enum):
     """Why KVM_RUN returns; the value is KVM_EXIT_* in the UAPI."""
 
@@ -155,6 +164,8 @@ class Reason(Enum):
     UNDECODED_MMIO = 28
     DIRTY_RING_FULL = 31
     MEMORY_FAULT = 39
+    EXTERNAL_ABORT = 41
+    WIDE_MMIO = 42
 
     def __str__(self) -> str:
         return self.name.lower()
@@ -165,7 +176,7 @@ class Exit:
     """KVM_RUN returns to the VMM: with 0, or with -errno where *errno* is not 0."""
 
     reason: Reason
-    detail: MmioAccess | MemoryFault | UndecodedMmio | None = None
+    detail: MmioAccess | MemoryFault | UndecodedMmio | ExternalAbort | None = None
     errno: int = 0
     completion: Completion | None = field(default=None, compare=False)
     why: str = field(default="", compare=False)

@@ -14,6 +14,7 @@ from kvmfault.contract.format import Memory, Stage2Format
 from kvmfault.contract.outcome import MmioAccess, Signal
 from kvmfault.types import Gfn, Gpa, Hva, Pfn
 from kvmfault.vm.area import Pin, PinError
+from kvmfault.vm.guest_tables import GuestTranslation, GuestWalkFault, WalkEnd
 from kvmfault.vm.memslot import Memslot
 
 __all__ = [
@@ -28,7 +29,7 @@ __all__ = [
     "PinError",
     "Ports",
 ]
-__all__ += ["Repair", "VmFacts", "VmView"]
+__all__ += ["Repair", "VmFacts", "VmView", "WalkEnd"]
 
 
 class Area(NamedTuple):
@@ -40,31 +41,10 @@ class Area(NamedTuple):
     """Memory tagging may be used on it."""
     any_uncached: bool = False
     """Device memory of it may be mapped non-cacheable instead of as device (VM_ALLOW_ANY_UNCACHED)."""
-
-
-@dataclass(frozen=True, slots=True)
-class GuestTranslation:
-    """Result of walking the guest's own second stage, or its paging when it is shadowed."""
-
-    gpa: Gpa
-    """Canonical address: the frame that memslots know."""
-    size: int
-    """Bytes of the guest's block."""
-    readable: bool = True
-    writable: bool = True
-    executable: bool = True
-    level: int = 3
-    """The guest's own level number, kept in the entry where the format has room for it."""
-
-
-@dataclass(frozen=True, slots=True)
-class GuestWalkFault:
-    """The guest's own tables do not translate the address: what the guest is to be told."""
-
-    status: int
-    """The architecture's status code for the fault that the guest gets."""
-    errno: int = 0
-    """Positive: the tables could not be read, and KVM_RUN is to fail as well."""
+    raw_frames: bool = False
+    """It maps frames without asking what is behind them (VM_PFNMAP, VM_MIXEDMAP)."""
+    cacheable: bool = False
+    """Its owner maps it cacheable (kvm_vma_is_cacheable)."""
 
 
 class MapResult(Enum):
@@ -165,6 +145,8 @@ class VmFacts:
     """The CPU sets accessed and dirty bits itself."""
     eager_split: bool = False
     """Blocks are split when dirty logging begins, not at the first write (eager_page_split; a chunk size on arm64)."""
+    page_modification_log: bool = False
+    """The CPU logs the addresses whose dirty bits it sets (PML): dirty logging clears those instead of protecting."""
     mmio_caching: bool = True
     """MMIO may be kept in the table."""
     ipa_limit_bits: int = 48
@@ -181,6 +163,30 @@ class VmFacts:
     """The VMM asked for accesses that the syndrome does not describe (KVM_CAP_ARM_NISV_TO_USER)."""
     host_claims_aborts: bool = False
     """The host's error handling (APEI) takes external aborts."""
+    vmm_takes_aborts: bool = False
+    """The VMM asked for external aborts (KVM_CAP_ARM_SEA_TO_USER)."""
+    ras: bool = True
+    """Host and VM have precise error reports (FEAT_RAS)."""
+    cacheable_raw_frames: bool = False
+    """Frames without a struct page may be mapped cacheable (KVM_CAP_ARM_CACHEABLE_PFNMAP_SUPPORTED: FWB and DIC)."""
+    misreports: bool = False
+    """The CPU may report a fault of the guest's first stage as one of the second (erratum 834220)."""
+    retranslation_fails: bool = False
+    """Translating a faulting address again finds a fault of the guest's own, so that the guest just resumes."""
+    guest_bits: int = 64
+    """Width of the guest kernel's registers; with 32 an injected abort has the short form."""
+    long_descriptors: bool = True
+    """A 32-bit guest's tables have descriptors of 64 bits (LPAE)."""
+    user_level: bool = False
+    """The vCPU ran user code when it faulted."""
+    in_hypervisor: bool = False
+    """The vCPU runs as a hypervisor of its own guests (is_hyp_ctxt)."""
+    aborts_to_hypervisor: bool = False
+    """A nested guest's external aborts go to its hypervisor (HCR_EL2.TGE or TEA, or masked with HCRX_EL2.TMEA)."""
+    aborts_as_serror: bool = False
+    """External aborts are taken at the SError vector (SCTLR2_ELx.EASE)."""
+    walk_level: int | None = 3
+    """Level of the guest's own first-stage walk at which walking again finds the access; None: it finds nothing."""
     nested: bool = False
     """The vCPU runs a guest of its own guest."""
     apic_virtualised: bool = True
@@ -193,6 +199,26 @@ class VmFacts:
     """The vCPU faults again where lifting write-protection was the last answer (last_retry_eip, last_retry_addr)."""
     event_reinjected: bool = False
     """An event was being delivered when the guest faulted, and has to be delivered again."""
+    interrupt_controller: bool = True
+    """The vCPU's interrupt controller is the kernel's."""
+    exception_pending: bool = False
+    """The vCPU has an exception that it still has to take."""
+    halt_exits: bool = True
+    """Halting leaves the guest, so that the kernel can make the vCPU wait."""
+    async_delivery: bool = False
+    """The guest can be told now that a page is on its way (paravirtual asynchronous page faults)."""
+    interrupts_allowed: bool = True
+    """An interrupt could be delivered to the vCPU now."""
+    guest_paging: bool = True
+    """The tables that ``walk_guest`` walks are in use; else a shadowed guest's addresses are physical (CR0.PG)."""
+    guest_write_protect: bool = True
+    """The shadowed guest's supervisor, too, may not write to read-only pages (CR0.WP)."""
+    guest_no_execute: bool = True
+    """The guest's tables can forbid execution (EFER.NX)."""
+    guest_smep: bool = False
+    """The guest's supervisor may not run code of user pages (CR4.SMEP)."""
+    guest_smap: bool = False
+    """The guest's supervisor may not touch user pages (CR4.SMAP, and EFLAGS.AC does not lift it)."""
 
 
 class Ports(VmView, Protocol):
@@ -210,8 +236,9 @@ class Ports(VmView, Protocol):
         """Set the access flag of the leaf over *gpa*, if there is one."""
         ...
 
-    def repair_fast(self, gpa: Gpa, *, write: bool, execute: bool) -> Repair:
-        """Fix the leaf over *gpa* by compare-and-swap, or say why not. (fast_page_fault)"""
+    def repair_fast(self, gpa: Gpa, *, write: bool, execute: bool) -> Repair | MapResult:
+        """Fix the leaf over *gpa* by compare-and-swap, or say why not; a MapResult ends the fault as one of ``map``
+        would. (fast_page_fault)"""
         ...
 
     def topup(self) -> int:

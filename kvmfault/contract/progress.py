@@ -40,6 +40,8 @@ class Progress:
     looked_up: bool = False
     area: Area | None = None
     area_size: int = 0
+    from_file: bool = False
+    """The page comes from the slot's guest_memfd, whatever the access."""
     seq: int = 0
     page_only: bool = False
     max_size: int = 1 << 62
@@ -53,5 +55,11 @@ class Progress:
     """A page is held and must be released."""
     map_writable: bool = False
     prot: int = 0
+    protected: bool = False
+    """Write permission was withheld because the frame's writes are tracked."""
+    tag: int = 0
+    """Software bits for the entry, where the format has room: see ``Stage2Format.leaf``."""
     memory: Memory = Memory.NORMAL
+    device: bool = False
+    """What is mapped is device memory."""
     answer: Outcome | None = None

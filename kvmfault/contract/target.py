@@ -100,8 +100,8 @@ class Target:
 
     @cached_property
     def joints(self) -> Joints:
-        """The truly architectural steps."""
-        return self.backend.joints[self.kernel]
+        """The truly architectural steps, as far as the policy needs them."""
+        return self.backend.joints[self.kernel].bound(self.policy)
 
     @cached_property
     def ops(self) -> Ops[Regs]:

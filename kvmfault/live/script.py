@@ -303,8 +303,8 @@ def exit_text(done: Exit | Error) -> str:
             return f"memory fault gpa {gpa:#x} size {size:#x} flags {flags:#x}{errno}"
         case UndecodedMmio(syndrome, gpa):
             return f"undecoded mmio at {gpa:#x} syndrome {syndrome:#x}"
-        case None:
-            return f"{done.reason}{errno}"
+        case other:
+            return f"{done.reason}{f' {other}' if other else ''}{errno}"
 
 
 def _ranges(pages: tuple[int, ...]) -> str:

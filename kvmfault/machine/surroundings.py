@@ -28,7 +28,7 @@ from kvmfault.machine.stage2 import Stage2
 from kvmfault.machine.vcpu import Vcpu
 from kvmfault.path.run import bind
 from kvmfault.types import Gfn, Gpa, Hva, Pfn
-from kvmfault.vm.area import HvaRange, Vma
+from kvmfault.vm.area import AreaKind, HvaRange, Vma
 from kvmfault.vm.caps import HostCaps
 from kvmfault.vm.cowset import CowSet
 from kvmfault.vm.dirty import DirtyLog, RingEntry
@@ -212,9 +212,9 @@ class Surroundings:
         if vma is None:
             return None
         if vma is not self._area_of[0]:  # the facts of the last area: most faults come from the same one
-            self._area_of = vma, Area(vma.unit, vma.tags, vma.any_uncached)
+            self._area_of = vma, Area(vma.unit, vma.tags, vma.any_uncached, vma.kind is AreaKind.PFNMAP, vma.cacheable)
         block = vma.block_at(hva) if vma.block != vma.unit else vma.unit
-        return self._area_of[1] if block == vma.unit else Area(block, vma.tags, vma.any_uncached)
+        return self._area_of[1] if block == vma.unit else self._area_of[1]._replace(block=block)
 
     def mapping_size(self, hva: Hva) -> int:
         """See Ports."""

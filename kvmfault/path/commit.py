@@ -5,16 +5,16 @@ from __future__ import annotations
 from errno import EAGAIN, EFAULT
 
 from kvmfault.contract.fault import MmioFault
-from kvmfault.contract.format import W, X
+from kvmfault.contract.format import R, W, X
 from kvmfault.contract.outcome import Emulate, Error, Fixed, Outcome, Retry, Spurious, WriteProtected, fixed
-from kvmfault.contract.policy import DirtyMark, RetryTest, Unchanged
+from kvmfault.contract.policy import DirtyMark, PresentLeaf, RetryTest, Unchanged
 from kvmfault.contract.ports import MapResult, Ports
 from kvmfault.contract.progress import Progress
 from kvmfault.path.resolve import fits
-from kvmfault.types import Gpa, Pfn
+from kvmfault.types import Gfn, Gpa, Pfn
 
 _GFN = RetryTest.GFN
-_WITH_ENTRY = DirtyMark.WITH_ENTRY
+_WITH_ENTRY, _OF_BLOCK = DirtyMark.WITH_ENTRY, DirtyMark.BLOCK_AFTER_UNLOCK
 _FIXED = MapResult.FIXED
 
 
@@ -43,18 +43,20 @@ def fit_size(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
     page = 1 << vm.page_shift
     policy = at.policy
     at.wanted = at.size
-    if at.page_only or at.size > page or not policy.fit_sizes:
+    if at.page_only or at.size != page or not policy.fit_sizes:
         return None
     if policy.relax_in_place:
-        if at.pin is not None and at.pin.device:
+        if at.device:
             return None
         if fault.is_permission and (fault.granule or 0) > page:
             at.wanted = at.size = fault.granule or page
             return None
     allowed = page
+    anywhere = not policy.check_geometry
     free = not policy.write_tracking  # where no frame is shadowed or tracked, nothing else forbids a block
     for size in policy.fit_sizes:  # smallest first
-        if size <= at.max_size and fits(vm, slot, at.hva, size) and (free or vm.block_allowed(slot, at.gfn, size)):
+        geometry = anywhere or fits(vm, slot, at.hva, size)
+        if size <= at.max_size and geometry and (free or vm.block_allowed(slot, at.gfn, size)):
             allowed = size
     if allowed == page:
         return None
@@ -77,12 +79,27 @@ def _take_block(vm: Ports, fault: MmioFault, at: Progress, size: int, page: int)
         at.pfn = Pfn(at.pfn & -(size >> vm.page_shift))
 
 
-def prepare_page(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
-    """What must be done to the page before anyone can see the entry. Kernel: sanitise_mte_tags."""
-    for joint in at.joints.prepare_page:
-        outcome = joint(vm, fault, at)
-        if outcome is not None:
-            return outcome
+def keep_present(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
+    """A leaf of the same size is there: it may stay as it is. Kernel: tdp_mmu_map_handle_target_level, mmu_set_spte."""
+    entry = vm.entry_prot(at.at)
+    if entry is None or entry[1] != at.size:
+        return None
+    if fault.is_prefetch:
+        return Spurious("the page is mapped already, and nobody waits for it")
+    wanted = X if fault.is_exec else W if fault.is_write else R
+    if entry[0] & wanted and at.policy.present_leaf is PresentLeaf.KEEP_IF_ALLOWED:
+        return Spurious("the entry already allows the access")
+    return None
+
+
+def protect_tracked(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
+    """A frame whose writes are tracked is mapped without write permission.
+
+    Kernel: mmu_try_to_unsync_pages in make_spte.
+    """
+    if at.prot & W and at.slot is not None and vm.is_tracked(at.gfn):
+        at.prot &= ~W
+        at.protected = True
     return None
 
 
@@ -93,7 +110,7 @@ def install(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
     """
     slot = at.slot
     if slot is None:
-        at.answer = _answer(at, vm.map_mmio(at.at, at.prot))
+        at.answer = mapped(at, vm.map_mmio(at.at, at.prot))
         return at.answer
     if at.size > 1 << vm.page_shift and vm.facts.small_exec:
         at.prot &= ~X
@@ -102,10 +119,9 @@ def install(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
     with_entry = policy.dirty_mark is _WITH_ENTRY
     if with_entry and at.logged and prot & W:
         vm.mark_dirty(slot, at.gfn, at.pfn)
-    if policy.relax_in_place and fault.is_permission and at.size == fault.granule:
+    if policy.relax_in_place and fault.is_permission and (at.size == fault.granule or at.from_file):
         result = vm.relax(at.at, prot, at.memory)
     else:
-        guest = at.guest
         result = vm.map(
             at.at,
             at.size,
@@ -114,13 +130,16 @@ def install(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
             at.memory,
             host_writable=at.map_writable,
             young=not fault.is_prefetch,
-            tag=guest.level if guest is not None else 0,
+            tag=at.tag,
         )
-    at.answer = fixed(at.size, prot) if result is _FIXED else _answer(at, result)
+    if at.protected and fault.is_write and result in (_FIXED, MapResult.UNCHANGED):
+        result = MapResult.WRITE_PROTECTED
+    at.answer = fixed(at.size, prot) if result is _FIXED else mapped(at, result)
     return at.answer if with_entry else None
 
 
-def _answer(at: Progress, result: MapResult | int) -> Outcome:
+def mapped(at: Progress, result: MapResult | int) -> Outcome:
+    """What it means that mapping ended so; a number is an errno."""
     match result:
         case MapResult.FIXED:
             return fixed(at.size, at.prot)
@@ -143,8 +162,9 @@ def _answer(at: Progress, result: MapResult | int) -> Outcome:
 def account(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
     """Mark the page dirty outside the lock; a read that mapped writable memory counts. Then answer.
 
-    Kernel: end of user_mem_abort; mark_page_dirty_in_slot.
+    Kernel: end of user_mem_abort, kvm_s2_fault_map; mark_page_dirty_in_slot.
     """
     if type(at.answer) is Fixed and at.prot & W and at.slot is not None:
-        vm.mark_dirty(at.slot, at.gfn, at.pfn)
+        first = at.gfn & -(at.size >> vm.page_shift) if at.policy.dirty_mark is _OF_BLOCK else at.gfn
+        vm.mark_dirty(at.slot, Gfn(first), at.pfn)
     return at.answer

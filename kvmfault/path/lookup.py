@@ -5,6 +5,7 @@ from __future__ import annotations
 from errno import EFAULT, ENOSYS
 
 from kvmfault.contract.fault import MmioFault
+from kvmfault.contract.format import R, W, X
 from kvmfault.contract.outcome import (
     Completion,
     Done,
@@ -52,6 +53,7 @@ def lookup(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
     slot = vm.find_slot(gfn)
     if slot is not None and not (slot.invalid and at.policy.invalid_slot is _AS_NONE):
         at.slot = slot
+        at.from_file = at.policy.memfd_source is _SLOT and slot.gmem is not None
         at.hva = Hva(slot.hva + (gfn - slot.base_gfn << shift))
         at.slot_writable = writable = not slot.readonly
         at.logged = slot.logs_dirty and (writable or at.policy.readonly_slot_logs)
@@ -124,8 +126,7 @@ def snapshot(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
     Everything that an invalidation can change is asked for after this, or repeated under the lock.
     Kernel: the mmap-lock section of user_mem_abort; mmu_seq in kvm_faultin_pfn.
     """
-    from_file = at.policy.memfd_source is _SLOT and at.slot is not None and at.slot.gmem is not None
-    if at.policy.area_sizes is not None and not from_file:
+    if at.policy.area_sizes is not None and not at.from_file:
         at.area = vm.area(at.hva)
         if at.area is None:
             return Error(EFAULT, "no host area at the slot's address")
@@ -166,8 +167,10 @@ def become_mmio(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
     """From here the fault installs an entry that remembers MMIO. Kernel: kvm_handle_noslot_fault."""
     if at.private:
         return memory_fault(vm, at, EFAULT, "private access without a slot")
-    vm.note_mmio(at.gfn, fault.gva)
+    # a virtual address is remembered only where it is what the table translates
+    vm.note_mmio(at.gfn, None if at.guest is None or vm.facts.nested else fault.gva)
     at.slot = None
+    at.prot = R | W | X
     at.logged = at.map_writable = False
     at.pin = _NO_SLOT
     if not vm.facts.mmio_caching or at.gfn > vm.facts.max_gfn:
@@ -178,7 +181,9 @@ def become_mmio(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
 
 
 def memory_fault(vm: Ports, at: Progress, errno: int, why: str, flags: int = 0) -> Exit:
-    """KVM_EXIT_MEMORY_FAULT for the page of the fault. Kernel: kvm_mmu_prepare_memory_fault_exit."""
+    """KVM_EXIT_MEMORY_FAULT for the page of the fault. Kernel: kvm_mmu_prepare_memory_fault_exit; gmem_abort."""
     page = 1 << vm.page_shift
+    if at.from_file:  # the address that faulted, of a nested guest too, and never private
+        return Exit(Reason.MEMORY_FAULT, MemoryFault(Gpa(at.at & -page), page, flags), errno, why=why)
     detail = MemoryFault(Gpa(at.gfn << vm.page_shift), page, flags | (PRIVATE_FLAG if at.private else 0))
     return Exit(Reason.MEMORY_FAULT, detail, errno, why=why)

@@ -8,9 +8,11 @@ from kvmfault.contract.fault import MmioFault
 from kvmfault.contract.format import Memory, R, W, X
 from kvmfault.contract.outcome import Emulate, Error, Exit, Outcome, Reason, Retry, Signal
 from kvmfault.contract.policy import (
+    DeviceMemory,
     ExecGrant,
     LoggedSize,
     MemfdSource,
+    NestedFetch,
     PoisonSpan,
     Reaction,
     ReadMaps,
@@ -22,10 +24,13 @@ from kvmfault.path.lookup import USERFAULT_FLAG, become_mmio, memory_fault
 from kvmfault.types import Gfn, Gpa, Hva
 
 _PAGE_ON_WRITE = LoggedSize.PAGE_ON_WRITE
-_PRIVATE_ACCESS, _MEMFD_SLOT = MemfdSource.PRIVATE_ACCESS, MemfdSource.SLOT
+_PRIVATE_ACCESS = MemfdSource.PRIVATE_ACCESS
 _NEEDS_IO = PinError.NEEDS_IO
 _UNLESS_LOGGED, _NEVER = ReadMaps.UNLESS_LOGGED, ReadMaps.NEVER
 _ALL_EXEC = ExecGrant.ALWAYS
+_BY_AREA = DeviceMemory.BY_AREA
+_LOST = NestedFetch.LOST
+_EHWPOISON = 133
 _DEVICE, _NONCACHEABLE = Memory.DEVICE, Memory.NONCACHEABLE
 
 
@@ -45,11 +50,12 @@ def bound_size(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
         at.page_only = True
     at.size = at.area_size = page
     area = at.area
-    if area is None:  # sizes come from the host's page table alone, under the lock
+    if area is None:  # sizes come from the host's page table alone, under the lock; guest_memfd gives pages
+        at.page_only = at.page_only or at.from_file
         if at.guest is not None:
             at.max_size = at.guest.size
         return None
-    if area.block > page and not at.page_only:
+    if area.block != page and not at.page_only:
         outcome = _bound_by_area(vm, at, slot, area.block, page)
         if outcome is not None:
             return outcome
@@ -83,7 +89,7 @@ def _bound_by_area(vm: Ports, at: Progress, slot: Memslot, block: int, page: int
 def _bound_by_guest(at: Progress, guest_block: int, page: int) -> None:
     sizes = sorted({page, *(at.policy.area_sizes or {}).values()})
     limit = min(guest_block, page if at.page_only else sizes[-1])
-    limit = max(size for size in sizes if size <= max(limit, page))
+    limit = max((size for size in sizes if size <= limit), default=limit)
     at.page_only = limit == page
     at.size = min(at.size, limit)
 
@@ -133,8 +139,7 @@ def pin(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
     slot = at.slot
     if slot is None:
         return None
-    source = at.policy.memfd_source
-    if (source is _PRIVATE_ACCESS and at.private) or (source is _MEMFD_SLOT and slot.gmem is not None):
+    if at.from_file or (at.private and at.policy.memfd_source is _PRIVATE_ACCESS):
         return _pin_memfd(vm, at, slot)
     at.pin = got = vm.pin(
         slot, at.gfn, at.hva, write=fault.is_write, nowait=at.policy.nowait_first, interruptible=False
@@ -189,11 +194,16 @@ def judge_pfn(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
     why = error.value
     if error is PinError.WAITS:
         return Retry(why, waits=True)
-    match at.policy.frame_reaction.get(error, Reaction.FAULT):
+    reaction = at.policy.frame_reaction.get(error, Reaction.FAULT)
+    if error is PinError.HWPOISON and fault.is_prefetch:
+        reaction = at.policy.prefetch_poison or reaction
+    match reaction:
         case Reaction.FAULT:
             return Error(EFAULT, why)
         case Reaction.EINTR:
             return Error(EINTR, why)
+        case Reaction.POISONED:
+            return Error(_EHWPOISON, why)
         case Reaction.INTR:
             return Exit(Reason.INTR, errno=EINTR, why=why)
         case Reaction.EMULATE:
@@ -215,6 +225,8 @@ def _poison_span(vm: Ports, at: Progress) -> int:
             return at.area.block if at.area is not None else 1 << vm.page_shift
         case PoisonSpan.MAPPED_AREA:
             return at.area_size
+        case PoisonSpan.MAPPED:
+            return at.size
 
 
 def permit(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
@@ -227,7 +239,13 @@ def permit(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
         return None
     policy = at.policy
     fetch = fault.is_exec
-    if fetch and pin.device and not policy.fetch_from_device:
+    special = pin.device
+    if special:
+        outcome = _judge_device(vm, at)
+        if outcome is not None:
+            return outcome
+        special = at.device or _raw(at)
+    if fetch and at.device and not policy.fetch_from_device:
         for joint in at.joints.refuse_fetch:
             outcome = joint(vm, fault, at)
             if outcome is not None:
@@ -235,7 +253,7 @@ def permit(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
         return Error(EFAULT, "a fetch from device memory")
     maps = policy.read_maps_writable
     writable = at.map_writable
-    if (maps is _UNLESS_LOGGED and at.logged and not pin.device) or maps is _NEVER:
+    if (maps is _UNLESS_LOGGED and at.logged and not special) or maps is _NEVER:
         writable = writable and fault.is_write
     prot = R | W if writable else R
     guest = at.guest
@@ -243,10 +261,28 @@ def permit(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
         prot &= (R if guest.readable else 0) | (W if guest.writable else 0)
     if fetch or policy.exec_grant is _ALL_EXEC:
         prot |= X
-    if pin.device:
+    if at.device:
         uncached = at.area is not None and at.area.any_uncached
         at.memory = _NONCACHEABLE if uncached else _DEVICE
-    elif vm.facts.coherent_icache and (guest is None or guest.executable):
+    elif vm.facts.coherent_icache:
         prot |= X
+    forgets = fetch and policy.nested_fetch is _LOST
+    if guest is not None and not forgets and not guest.may_execute(vm.facts.user_level):
+        prot &= ~X
     at.prot = prot
     return None
+
+
+def _judge_device(vm: Ports, at: Progress) -> Outcome | None:
+    """Frames that are not host memory: device memory, unless their area says otherwise."""
+    if at.policy.device_memory is not _BY_AREA:
+        at.device = True
+    elif _raw(at):
+        at.device = at.area is None or not at.area.cacheable
+        if not at.device and not vm.facts.cacheable_raw_frames:
+            return Error(EFAULT, "a cacheable area of raw frames, which this host cannot map cacheable")
+    return None
+
+
+def _raw(at: Progress) -> bool:
+    return at.area is not None and at.area.raw_frames

@@ -11,7 +11,7 @@ from typing import Final, TypeAlias
 from kvmfault.contract.backend import Joints
 from kvmfault.contract.fault import MmioFault
 from kvmfault.contract.outcome import Error, Outcome
-from kvmfault.contract.policy import DirtyMark, MemfdSource, Policy, Unbacked, Userfault
+from kvmfault.contract.policy import DirtyMark, MemfdSource, Policy, PresentLeaf, Unbacked, Userfault
 from kvmfault.contract.ports import PinError, Ports
 from kvmfault.contract.progress import Progress
 from kvmfault.contract.target import Target
@@ -63,6 +63,9 @@ _PLACES: Final = {
     "screen": "Is this a fault of this kind at all. Kernel: the head of kvm_handle_guest_abort; kvm_mmu_page_fault.",
     "translate": "Faulting address to canonical address through the guest's own table. "
     "Kernel: kvm_walk_nested_s2; the guest walk of shadow paging.",
+    "refuse_page": "Whether this guest and access may have the page at all. Kernel: kvm_s2_fault_compute_prot.",
+    "prepare_page": "What must be done to the page, or checked in the guest's tables, before anyone sees the entry. "
+    "Kernel: sanitise_mte_tags; FNAME(fetch) of shadow paging.",
     "repair": "An entry exists and only a bit is missing. Kernel: handle_access_fault; fast_page_fault.",
 }
 
@@ -113,21 +116,28 @@ PATH: Final[tuple[Step | Locked, ...]] = (
     Step("judge_pfn", resolve.judge_pfn, "a page was obtained"),
     Step("recheck", resolve.precheck, "still none", lambda p, j: p.precheck),
     Step("permit", resolve.permit, asks=("refuse_fetch",)),
+    Step("refuse_page", None, "the guest may have the page"),
     Locked(
         (
             Step("stale", commit.stale, "nothing was invalidated since the sequence was sampled"),
             Step("fit_size", commit.fit_size, "the size stays"),
+            Step("prepare_page", None, "nothing to prepare"),
             Step(
-                "prepare_page",
-                commit.prepare_page,
-                "nothing to prepare",
-                lambda p, j: bool(j.prepare_page),
-                asks=("prepare_page",),
+                "keep_present",
+                commit.keep_present,
+                "no leaf that may stay",
+                lambda p, j: p.present_leaf is not PresentLeaf.REPLACE,
+            ),
+            Step(
+                "protect_tracked",
+                commit.protect_tracked,
+                "writes to the frame are not tracked",
+                lambda p, j: p.write_tracking,
             ),
             Step("install", commit.install),
         )
     ),
-    Step("account", commit.account, "", lambda p, j: p.dirty_mark is DirtyMark.AFTER_UNLOCK),
+    Step("account", commit.account, "", lambda p, j: p.dirty_mark is not DirtyMark.WITH_ENTRY),
 )
 """Reading this tuple is reading the design. Order never changes; what a target has of it is printable."""
 
@@ -201,12 +211,25 @@ class BoundPath:
             steps.append(record(step.name, before, vars(at), outcome, settled))
             if outcome is not None:
                 break
+        return self._end(vm, fault, at, outcome, steps)
+
+    def run(self, vm: Ports, fault: MmioFault) -> Run:
+        """The same as ``handle`` without the record."""
+        at = Progress(self.policy, self.joints)
+        outcome = None
+        for function in self._functions:
+            outcome = function(vm, fault, at)
+            if outcome is not None:
+                break
+        return self._end(vm, fault, at, outcome, [])
+
+    def _end(self, vm: Ports, fault: MmioFault, at: Progress, outcome: Outcome | None, steps: list[StepRecord]) -> Run:
         if at.held:
             vm.release(at.pfn)
         machinery = final = outcome if outcome is not None else _FELL_THROUGH
         for conclude in self._conclude:
             final = conclude(vm, fault, at, final)
-        if final != machinery:
+        if steps and final != machinery:
             steps.append(record("conclude", {}, {}, final, ""))
         return Run(final, machinery if at.looked_up else None, tuple(steps), at)
 

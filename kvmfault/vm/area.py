@@ -51,6 +51,8 @@ class Vma:
     """May be mapped with a weaker memory type than device memory (VM_ALLOW_ANY_UNCACHED)."""
     device: bool = False
     """The frames are not memory of the host (arm64: kvm_is_device_pfn)."""
+    cacheable: bool = False
+    """A device's frames are mapped cacheable for user space (arm64: kvm_vma_is_cacheable)."""
     unit: int = field(init=False, repr=False, compare=False)
     """Bytes of the smallest piece that has a fate of its own: a page, but of hugetlb the huge page."""
 

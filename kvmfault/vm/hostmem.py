@@ -150,6 +150,7 @@ class HostMemory:
         tags: bool = False,
         any_uncached: bool = False,
         device: bool | None = None,
+        cacheable: bool = False,
         block: int | None = None,
         pfn: Pfn | None = None,
     ) -> HvaRange | None:
@@ -181,6 +182,7 @@ class HostMemory:
             tags=tags,
             any_uncached=any_uncached,
             device=kind is AreaKind.PFNMAP if device is None else device,
+            cacheable=cacheable,
         )
         self._last = _NOWHERE
         self._areas = self._areas.splice(vma.start, vma.end, ((vma.start, vma.end, vma),))

@@ -1,18 +1,22 @@
 """Decisions as the vectors write them: ``python -m tests.kernel.arm64_decide < lines``.
 
 A line is ``esr far hpfar [key=value ...]``, hexadecimal, keys as tests/vectors/PROVENANCE.md lists them; its answer one
-JSON object: ``ret`` (negative errno, 0 exit, 1 resume), ``events`` in order, ``exit``, ``rd`` and ``reg``.
+JSON object: ``ret`` (negative errno, 0 exit, 1 resume), ``events`` in order, ``exit``, ``rd`` and ``reg``. A bad line
+ends the run with status 2.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Final
 
 from arch.arm64 import BACKEND
 from arch.arm64.stage2 import Stage2
+from kvmfault.algebra.expr import Maybe, Word
+from kvmfault.algebra.scalar import Regs, compile_pred, compile_word
 from kvmfault.contract.format import Memory
 from kvmfault.contract.outcome import (
     ZERO_REGISTER,
@@ -30,10 +34,11 @@ from kvmfault.contract.outcome import (
 from kvmfault.contract.ports import Area, GuestTranslation, GuestWalkFault, MapResult, Memslot, Pin, PinError, VmFacts
 from kvmfault.contract.target import Target
 from kvmfault.errors import KvmfaultError
-from kvmfault.path.run import bind
+from kvmfault.path.run import BoundPath, bind
 from kvmfault.types import U64, Gfn, Gpa, Hva, Pfn
 from kvmfault.vm.memslot import MemslotFlag
 from tests.kernel.scripted import ScriptedPorts
+from tests.kernel.words import ANY, ERRNO, FRAME, WORD, keys, number
 
 DEFAULTS: Final = {
     "ipa_limit": 0x30, "ia_bits": 0x28, "nested": 0, "walk": 0, "walkfsc": 0, "out": 0, "tsz": 0x1000, "tr": 1,
@@ -42,13 +47,48 @@ DEFAULTS: Final = {
     "mte": 0, "dic": 0, "mapsz": 0x1000, "topup": 0, "mapret": 0, "bus": 1, "be": 0, "val": 0, "prot": 0, "nisv": 0,
     "apei": 1, "busval": 0, "user": 0, "el0": 0,
 }  # fmt: skip
+_BITS: Final = range(64)
+ALLOWED: Final[Mapping[str, range]] = {
+    **dict.fromkeys(DEFAULTS, ANY),
+    **dict.fromkeys(("ipa_limit", "ia_bits", "vmashift", "walkfsc"), _BITS),
+    **dict.fromkeys(("out", "tsz", "uaddr"), WORD),
+    **dict.fromkeys(("base", "npages", "pfn"), FRAME),
+    **dict.fromkeys(("topup", "mapret"), ERRNO),
+    "slot": range(3),
+    "pfnkind": range(4),
+}
+"""What each key may be."""
 _EAGAIN, _NORMAL, _DEVICE, _POISON = 11, 0, 1, 2
 _PROT_BIT: Final = {Memory.NORMAL: 0, Memory.DEVICE: 8, Memory.NONCACHEABLE: 16}
 _TARGETS: Final = {kernel: Target(BACKEND, "4k", kernel) for kernel in BACKEND.kernels}
 
 
+@dataclass(frozen=True, slots=True)
+class _Endless(Stage2):
+    # the table is as large as ia_bits says, whatever a real one of this format could hold
+    @property
+    def gpa_bits(self) -> int:
+        return 64
+
+
+_FORMAT: Final = _Endless("4k", 12)
+
+
+def _printed(name: str) -> Callable[[Regs], int]:
+    accessor = _TARGETS["6.12"].accessors[name]
+    assert not isinstance(accessor, Maybe)
+    order = _TARGETS["6.12"].order
+    return compile_word(accessor, order) if isinstance(accessor, Word) else compile_pred(accessor, order)
+
+
+_PRINTED: Final = {
+    name: _printed(name) for name in ("kvm_vcpu_dabt_get_rd", "kvm_vcpu_get_fault_ipa", "kvm_vcpu_trap_is_iabt")
+}
+"""What the vectors print of the registers, also where 7.4 decides."""
+
+
 class Surroundings(ScriptedPorts):
-    """What the keys say about the world around the fault."""
+    """What the keys say about the world around the fault. ``resumed``: the value with which the guest goes on."""
 
     def __init__(self, env: Mapping[str, int]) -> None:
         self.env = env
@@ -63,7 +103,8 @@ class Surroundings(ScriptedPorts):
             host_claims_aborts=not env["apei"],
             big_endian=bool(env["be"]),
         )
-        super().__init__(Stage2("4k", 12), facts)
+        super().__init__(_FORMAT, facts)
+        self.resumed = 1
         flags = MemslotFlag.READONLY if env["slot"] == 2 else MemslotFlag(0)
         self.slot = Memslot(
             id=0,
@@ -82,6 +123,7 @@ class Surroundings(ScriptedPorts):
         env = self.env
         self.events.append(f"walk_s2 ipa={gpa:x}")
         if env["walk"]:
+            self.resumed = max(1, env["walk"])
             return GuestWalkFault(env["walkfsc"], max(0, -env["walk"]))
         return GuestTranslation(
             Gpa(env["out"]), env["tsz"], bool(env["tr"]), bool(env["tw"]), bool(env["tx"]), env["tlevel"]
@@ -96,7 +138,8 @@ class Surroundings(ScriptedPorts):
 
     def area(self, hva: Hva) -> Area | None:
         env = self.env
-        return Area(1 << env["vmashift"], bool(env["mteok"]), bool(env["anyuc"])) if env["vma"] else None
+        device = env["pfnkind"] == _DEVICE
+        return Area(1 << env["vmashift"], bool(env["mteok"]), bool(env["anyuc"]), device) if env["vma"] else None
 
     def pin(self, slot: Memslot, gfn: Gfn, hva: Hva, *, write: bool, nowait: bool, interruptible: bool) -> Pin:
         env = self.env
@@ -154,33 +197,31 @@ def _number(access: MmioAccess) -> int:
     return int.from_bytes(access.data, "little")
 
 
-def decide(esr: int, far: int, hpfar: int, script: Mapping[str, int], kernel: str = "6.12") -> dict[str, object]:
-    """What the vectors record of one fault in the surroundings that *script* describes. KeyError: unknown key."""
-    for key in script:
-        DEFAULTS[key]
+def decide(
+    esr: int, far: int, hpfar: int, script: Mapping[str, int], kernel: str = "6.12", path: BoundPath | None = None
+) -> dict[str, object]:
+    """What the vectors record of one fault in the surroundings that *script* describes."""
     target = _TARGETS[kernel]
     vm = Surroundings({**DEFAULTS, **script})
     fault = target.decode(ESR_EL2=esr, FAR_EL2=far, HPFAR_EL2=hpfar)
-    outcome = bind(target).handle(vm, fault).outcome
-    named = target.named(fault)
-    register = target.accessors["kvm_vcpu_dabt_get_rd"].on(named) or 0
-    iabt = target.accessors["kvm_vcpu_trap_is_iabt"].on(named) or 0
-    told = _Told(vm, register, int(iabt), hpfar)
+    outcome = (path or bind(target)).resolve(vm, fault)
+    told = _Told(vm, lambda accessor: _PRINTED[accessor](fault.of), hpfar)
     told.outcome(outcome)
     answer: dict[str, object] = {"ret": told.ret, "events": vm.events, "exit": told.exit}
-    if register != ZERO_REGISTER:
-        answer |= {"rd": register, "reg": told.value}
+    if told.register != ZERO_REGISTER:
+        answer |= {"rd": told.register, "reg": told.value}
     return answer
 
 
 class _Told:
     # an outcome in the vectors' words: injections and exits are events there
-    def __init__(self, vm: Surroundings, register: int, iabt: int, hpfar: int) -> None:
+    def __init__(self, vm: Surroundings, accessor: Callable[[str], int], hpfar: int) -> None:
         self.vm = vm
-        self.iabt = iabt
+        self.accessor = accessor
         self.hpfar = hpfar
-        self.value = vm.register(register)
-        self.ret = 1
+        self.register = accessor("kvm_vcpu_dabt_get_rd")
+        self.value = vm.register(self.register)
+        self.ret = vm.resumed
         self.exit = 0
 
     def outcome(self, outcome: Outcome) -> None:
@@ -201,7 +242,7 @@ class _Told:
 
     def asked_host(self) -> str:
         # the host is asked through a VM fact, which leaves no trace of its own
-        return f"apei addr={(self.hpfar >> 4 << 12) & U64:x}"
+        return f"apei addr={self.accessor('kvm_vcpu_get_fault_ipa'):x}"
 
     def inject(self, outcome: Inject) -> None:
         address = f"addr={outcome.address:x}"
@@ -209,7 +250,8 @@ class _Told:
             case "vabt":
                 self.vm.events += [self.asked_host(), "inject_vabt"]
             case "size_fault":
-                self.vm.events.append(f"inject_size_fault iabt={self.iabt} {address}")
+                is_iabt = self.accessor("kvm_vcpu_trap_is_iabt")
+                self.vm.events.append(f"inject_size_fault iabt={is_iabt:d} {address}")
             case "s2_fault":
                 saved = f"esr={outcome.syndrome:x} far={outcome.address:x} hpfar={self.hpfar:x}"
                 self.vm.events.append(f"inject_s2_fault {saved}")
@@ -235,18 +277,23 @@ class _Told:
         self.vm.events.append("incr_pc")
 
 
-def answers(lines: Iterable[str]) -> Iterator[dict[str, object]]:
-    """The answer to each line. Raises ValueError, with the number of the line, for one that does not read."""
-    for number, line in enumerate(lines, 1):
-        if words := line.split():
-            try:
-                esr, far, hpfar = (int(word, 16) for word in words[:3])
-                script = {key: int(value, 16) for key, value in (word.split("=") for word in words[3:])}
-                yield decide(esr, far, hpfar, script)
-            except KeyError as error:
-                raise ValueError(f"line {number}: no such key: {error.args[0]}") from error
-            except (ValueError, KvmfaultError) as error:
-                raise ValueError(f"line {number}: expected 'esr far hpfar [key=value ...]': {error}") from error
+def parse(line: str) -> tuple[int, int, int, dict[str, int]]:
+    """The three registers and the keys. Raises ValueError saying what is wrong."""
+    words = line.split()
+    if len(words) < 3:
+        raise ValueError(f"{line.strip()[:80]!r}: expected 'esr far hpfar [key=value ...]', hexadecimal")
+    esr, far, hpfar = (number(name, word, WORD, 16) for name, word in zip(("esr", "far", "hpfar"), words, strict=False))
+    return esr, far, hpfar, keys(words[3:], ALLOWED, 16)
+
+
+def answers(lines: Iterable[str], path: BoundPath | None = None) -> Iterator[dict[str, object]]:
+    """The answer to each line, on *path* or that of 6.12. Raises ValueError with the number of a bad line."""
+    for line_number, line in enumerate(lines, 1):
+        try:
+            if line.strip():
+                yield decide(*parse(line), path=path)
+        except (ValueError, KvmfaultError) as error:
+            raise ValueError(f"line {line_number}: {error}") from error
 
 
 def main() -> int:

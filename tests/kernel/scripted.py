@@ -54,7 +54,7 @@ class ScriptedPorts:
     def repair_young(self, gpa: Gpa) -> None:
         pass
 
-    def repair_fast(self, gpa: Gpa, *, write: bool, execute: bool) -> Repair:
+    def repair_fast(self, gpa: Gpa, *, write: bool, execute: bool) -> Repair | MapResult:
         return Repair.NOT_HERE
 
     def topup(self) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from errno import EIO
 from typing import Final
 
 from arch.x86.joints import APIC_ACCESS_PAGE
@@ -36,8 +37,24 @@ _NO_PAGE: Final = {
     7: PinError.NO_SLOT,
 }
 _AFTER_WAIT: Final = {2: None, 8: PinError.FAULT, 9: PinError.SIGPENDING}
-RET_PF: Final = {1: MapResult.LOST, 3: MapResult.WRITE_PROTECTED, 5: MapResult.FIXED, 6: MapResult.UNCHANGED}
-_REPAIR: Final = {4: Repair.NOT_HERE, 5: Repair.FIXED, 6: Repair.SPURIOUS}
+_MAPPED: Final[Mapping[int, MapResult | int]] = {
+    1: MapResult.LOST,
+    2: MapResult.MMIO,
+    3: MapResult.WRITE_PROTECTED,
+    4: EIO,
+    5: MapResult.FIXED,
+    6: MapResult.UNCHANGED,
+}
+"""By RET_PF_*. INVALID is no result of the slow path: the kernel calls it a bug and fails with EIO."""
+_INVALID: Final = 4
+_REPAIRED: Final[Mapping[int, Repair | MapResult]] = {
+    1: MapResult.LOST,
+    2: MapResult.MMIO,
+    3: MapResult.WRITE_PROTECTED,
+    4: Repair.NOT_HERE,
+    5: Repair.FIXED,
+    6: Repair.SPURIOUS,
+}
 _NOTE: Final = {0: MmioNote.ABSENT, 1: MmioNote.CURRENT, 2: MmioNote.STALE, 3: MmioNote.BROKEN}
 
 
@@ -59,7 +76,7 @@ def slot(kind: int) -> Memslot | None:
         id=APIC_ACCESS_PAGE if kind == _APIC else 0,
         as_id=0,
         base_gfn=Gfn(0),
-        npages=1 << 30,
+        npages=1 << 52,
         hva=_HVA,
         flags=_FLAGS.get(kind, MemslotFlag(0)),
         page_shift=12,
@@ -84,13 +101,14 @@ def facts(keys: Mapping[str, int]) -> VmFacts:
 
 
 class X86Ports(ScriptedPorts):
-    """One scripted fault. ``warnings`` counts what the kernel would print."""
+    """One scripted fault. ``warnings``: what the kernel would print; ``bug``: a result that it has no way to handle."""
 
     def __init__(self, fmt: Stage2Format, keys: Mapping[str, int], *, small_exec: bool = False) -> None:
         super().__init__(fmt, replace(facts(keys), small_exec=small_exec))
         self.keys = keys
         self.slot = slot(keys.get("slot", 1))
         self.warnings: list[str] = []
+        self.bug = ""
         self.signals: list[Signal] = []
         running = self.invalidations
         if keys.get("inprog"):
@@ -110,14 +128,16 @@ class X86Ports(ScriptedPorts):
         return bool(self.keys.get("attr", 0))
 
     def walk_guest(self, gpa: Gpa) -> GuestTranslation | GuestWalkFault | None:
-        return GuestTranslation(Gpa(0), 1 << 12)
+        # the scripted nested guest has no second stage of its own hypervisor's
+        return None if self.facts.nested else GuestTranslation(Gpa(0), 1 << 12)
 
     def is_tracked(self, gfn: Gfn) -> bool:
-        return bool(self.keys.get("wtrack", 0))
+        # under the lock it is ``map`` that tells what became of a tracked frame
+        return bool(self.keys.get("wtrack", 0)) and "lock" not in self.events
 
-    def repair_fast(self, gpa: Gpa, *, write: bool, execute: bool) -> Repair:
+    def repair_fast(self, gpa: Gpa, *, write: bool, execute: bool) -> Repair | MapResult:
         self.events.append("fast")
-        return _REPAIR[self.keys.get("fast", 4)]
+        return _REPAIRED[self.keys.get("fast", 4)]
 
     def topup(self) -> int:
         if self.events != ["fast"]:
@@ -170,7 +190,11 @@ class X86Ports(ScriptedPorts):
         self, gpa: Gpa, size: int, pfn: Pfn, prot: int, memory: Memory, *, host_writable: bool, young: bool, tag: int
     ) -> MapResult | int:
         self.events.append("map")
-        return RET_PF[self.keys.get("map", 5)]
+        result = self.keys.get("map", 5)
+        if result == _INVALID:
+            self.bug = "INVALID"
+            self.warn("KVM_BUG_ON: the slow path has no result")
+        return _MAPPED[result]
 
     def map_mmio(self, gpa: Gpa, prot: int) -> MapResult:
         self.events.append("map_mmio")

@@ -21,6 +21,7 @@ from arch.x86.registers import EPT_MISCONFIG, EPT_VIOLATION, KVM
 from kvmfault.algebra.expr import Maybe, Pred, Word
 from kvmfault.algebra.scalar import Regs, compile_pred
 from kvmfault.contract.backend import Backend
+from kvmfault.contract.fault import PageFault
 from kvmfault.contract.format import Prot, block_sizes
 from kvmfault.contract.outcome import Error, Fixed, Outcome
 from kvmfault.contract.progress import Progress
@@ -50,6 +51,8 @@ class Kind:
     extra: Mapping[str, int]
     warns: str = ""
     snp: bool = False
+    rmp: Callable[[PageFault, Outcome], bool] = lambda fault, outcome: False
+    """Whether the handler of RMP faults runs."""
 
     @property
     def target(self) -> Target:
@@ -59,8 +62,10 @@ class Kind:
 KINDS: Final = {
     "ept": Kind(EPT, "EXIT_QUALIFICATION", "GUEST_PHYSICAL_ADDRESS", {"EXIT_REASON": EPT_VIOLATION}),
     "misconfig": Kind(EPT, "EXIT_QUALIFICATION", "GUEST_PHYSICAL_ADDRESS", {"EXIT_REASON": EPT_MISCONFIG}),
-    "npf": Kind(NPT, "EXITINFO1", "EXITINFO2", {}, "hardware_synthetic"),
-    "npf-snp": Kind(NPT, "EXITINFO1", "EXITINFO2", {"KVM": KVM["SNP"].mask}, "hardware_synthetic", snp=True),
+    "npf": Kind(NPT, "EXITINFO1", "EXITINFO2", {}, "hardware_synthetic", rmp=rmp_handler_runs),
+    "npf-snp": Kind(
+        NPT, "EXITINFO1", "EXITINFO2", {"KVM": KVM["SNP"].mask}, "hardware_synthetic", snp=True, rmp=rmp_handler_runs
+    ),
     "pf": Kind(SHADOW, "ERROR_CODE", "CR2", {}, "upper_half"),
 }
 _TARGETS: Final = {b.name: Target(b, "4k", "6.12") for b in (EPT, NPT, SHADOW)}
@@ -85,14 +90,13 @@ def decode(kind: Kind, code: int, address: int, flags: frozenset[str]) -> dict[s
     vm = X86Ports(target.format, keys, small_exec="nxwa" in flags)
     at, outcome = _before_handler(target, vm, fault)
     warned = len(vm.warnings) + (_asks(target, kind.warns, fault) if kind.warns else 0)
-    runs_rmp = kind.backend is NPT and rmp_handler_runs(fault, outcome or _CAPTURED)
     fields: dict[str, object] = {
         "captured": outcome is None,
         "rc": -outcome.errno if isinstance(outcome, Error) else 1,
         "warn": warned,
-        "rmp_handler": int(runs_rmp),
+        "rmp_handler": int(kind.rmp(fault, outcome or _CAPTURED)),
     }
-    return fields if outcome is not None else fields | _captured(target, vm, fault, at)
+    return fields if outcome is not None else {**fields, **_captured(target, vm, fault, at)}
 
 
 def _before_handler(target: Target, vm: X86Ports, fault: Raw) -> tuple[Progress, Outcome | None]:

@@ -1,8 +1,9 @@
 """Mapping size as the vectors write it: ``python -m tests.kernel.x86_hugepage < lines``.
 
-A line is ``key=value ...`` with the keys of the hugepage vectors: levels are PG_LEVEL_* (1 is 4K, 2 is 2M, 3 is 1G),
-dis2m and dis1g a veto by lpage_info, slotflags bit 0 dirty logging. Its answer is one JSON object. A bad line ends the
-run with status 2.
+A line is ``key=value ...`` with the keys of the hugepage vectors: levels are PG_LEVEL_* (1 is 4K, 2 is 2M, 3 is 1G; 4
+and 5 are tables, and cut to hw), dis2m and dis1g a veto by lpage_info, slotflags bit 0 dirty logging. A key that is
+missing is 0; max and hw are then 1G, host is 4K. Bits 63:52 of pfn are the errors of kvm_pfn_t: such a frame is no
+page. Its answer is one JSON object. A bad line ends the run with status 2.
 """
 
 from __future__ import annotations
@@ -18,16 +19,25 @@ from arch.x86.joints import huge_page_disallowed
 from arch.x86.pferr import FETCH
 from arch.x86.registers import KVM
 from kvmfault.contract.format import Memory, Stage2Format
-from kvmfault.contract.ports import GuestTranslation, MapResult, Memslot, Pin
+from kvmfault.contract.ports import GuestTranslation, MapResult, Memslot, Pin, PinError
 from kvmfault.contract.target import Target
 from kvmfault.errors import KvmfaultError
-from kvmfault.path.run import bind
+from kvmfault.path.run import BoundPath, bind
 from kvmfault.types import Gfn, Gpa, Hva, Pfn
 from kvmfault.vm.memslot import MemslotFlag
 from tests.kernel.scripted_x86 import X86Ports, level, size
+from tests.kernel.words import ANY, FRAME, WORD, keys
 
-KEYS: Final = ("exec", "nxwa", "max", "host", "dis2m", "dis1g", "private", "slotflags", "gfn", "pfn")
-LARGEST: Final = 3
+_LEVELS: Final = range(1, 6)
+ALLOWED: Final[Mapping[str, range]] = {
+    **dict.fromkeys(("exec", "nxwa", "dis2m", "dis1g", "private", "slotflags"), ANY),
+    **dict.fromkeys(("max", "host"), _LEVELS),
+    "hw": range(1, 4),
+    "gfn": FRAME,
+    "pfn": WORD,
+}
+"""What each key may be."""
+_DEFAULTS: Final[Mapping[str, int]] = {**dict.fromkeys(ALLOWED, 0), "max": 3, "hw": 3, "host": 1}
 _MISALIGNED: Final = 1000
 _TARGET: Final = Target(SHADOW, "4k", "6.12")
 """Shadow paging: only there the largest size comes in from outside, as that of the guest's own block."""
@@ -42,8 +52,11 @@ class SizePorts(X86Ports):
             fmt, {"slot": 5 if private else 1, "hasprv": private, "attr": private}, small_exec=bool(keys["nxwa"])
         )
         self.sizes = keys
-        self.limit = size(min(keys["max"], keys.get("hw", LARGEST)))
-        self.mapped = (Gpa(0), 0, Pfn(0))
+        self.limit = size(min(keys["max"], keys["hw"]))
+        self.mapped = (size(1), Pfn(keys["pfn"]))
+        self.got = Pin(self.mapped[1], writable=True)
+        if keys["pfn"] not in FRAME:
+            self.got = Pin(None, PinError.FAULT)
         if self.slot is not None and keys["slotflags"] & 1:
             self.slot = replace(self.slot, flags=self.slot.flags | MemslotFlag.LOG_DIRTY)
 
@@ -51,10 +64,10 @@ class SizePorts(X86Ports):
         return GuestTranslation(gpa, self.limit)
 
     def pin(self, slot: Memslot, gfn: Gfn, hva: Hva, *, write: bool, nowait: bool, interruptible: bool) -> Pin:
-        return Pin(Pfn(self.sizes["pfn"]), writable=True)
+        return self.got
 
     def pin_memfd(self, slot: Memslot, gfn: Gfn) -> Pin:
-        return Pin(Pfn(self.sizes["pfn"]), writable=True, max_size=self.limit)
+        return self.got._replace(max_size=self.limit)
 
     def mapping_size(self, hva: Hva) -> int:
         return size(self.sizes["host"])
@@ -65,51 +78,41 @@ class SizePorts(X86Ports):
     def map(
         self, gpa: Gpa, size: int, pfn: Pfn, prot: int, memory: Memory, *, host_writable: bool, young: bool, tag: int
     ) -> MapResult | int:
-        self.mapped = (gpa, size, pfn)
+        self.mapped = (size, pfn)
         return MapResult.FIXED
 
 
-def run(keys: Mapping[str, int]) -> dict[str, int]:
-    """The answer to one scripted fault."""
+def run(script: Mapping[str, int], path: BoundPath | None = None) -> dict[str, int]:
+    """The answer to one scripted fault, on *path* or that of 6.12."""
+    said = {**_DEFAULTS, **script}
     fault = _TARGET.decode(
-        ERROR_CODE=FETCH if keys["exec"] else 0,
-        CR2=keys["gfn"] << 12,
-        KVM=KVM["PRIVATE"].mask if keys["private"] else 0,
+        ERROR_CODE=FETCH if said["exec"] else 0,
+        CR2=said["gfn"] << 12,
+        KVM=KVM["PRIVATE"].mask if said["private"] else 0,
     )
-    vm = SizePorts(_TARGET.format, keys)
-    at = bind(_TARGET).handle(vm, fault).progress
-    _, mapped, pfn = vm.mapped
+    vm = SizePorts(_TARGET.format, said)
+    at = (path or bind(_TARGET)).run(vm, fault).progress
+    mapped, pfn = vm.mapped
     return {
-        "req": level(at.wanted),
+        "req": level(at.wanted or size(1)),
         "goal": level(mapped),
         "disallowed": int(huge_page_disallowed(fault, vm)),
         "pfn": pfn,
-        "bug": _MISALIGNED * bool((keys["gfn"] ^ keys["pfn"]) & (mapped >> 12) - 1),
+        "bug": _MISALIGNED * bool((said["gfn"] ^ said["pfn"]) & (mapped >> 12) - 1),
     }
 
 
 def parse(line: str) -> dict[str, int]:
-    """``key=value`` pairs; ``hw`` (what the hardware allows) may be missing. Raises ValueError saying what is wrong."""
-    keys = {}
-    for word in line.split():
-        name, equals, value = word.partition("=")
-        if not equals or name not in (*KEYS, "hw"):
-            raise ValueError(f"{word!r}: expected key=value with a key of {', '.join(KEYS)}, hw")
-        keys[name] = int(value, 0)
-    if missing := [name for name in KEYS if name not in keys]:
-        raise ValueError(f"no {missing[0]}=")
-    for name in ("max", "host", "hw"):
-        if not 1 <= keys.get(name, 1) <= LARGEST:
-            raise ValueError(f"{name}={keys[name]}: a level is 1 to {LARGEST}")
-    return keys
+    """``key=value`` pairs. Raises ValueError saying what is wrong."""
+    return keys(line.split(), ALLOWED, 0)
 
 
-def answers(lines: Iterable[str]) -> Iterator[str]:
+def answers(lines: Iterable[str], path: BoundPath | None = None) -> Iterator[str]:
     """The answer to each line. Raises ValueError with the number of a bad line."""
     for number, line in enumerate(lines, 1):
         try:
             if line.strip():
-                yield json.dumps(run(parse(line)))
+                yield json.dumps(run(parse(line), path))
         except (ValueError, KvmfaultError) as error:
             raise ValueError(f"line {number}: {error}") from error
 

@@ -2,7 +2,7 @@
 
 A line is ``key=value ...`` with the keys of the path vectors (``err`` is the PFERR code, hexadecimal with 0x); its
 answer one JSON object. The codes are those of nested paging; PRIVATE (bit 49) is what the caller added. A bad line
-ends the run with status 2.
+ends the run with status 2. A pre-fault that has to be tried again, which the kernel does for ever, is answered once.
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ from errno import ENOENT
 from typing import Final
 
 from arch.x86 import NPT
-from arch.x86.pferr import PRIVATE_ACCESS
-from arch.x86.registers import KVM
+from arch.x86.pferr import npf_registers
 from kvmfault.contract.outcome import (
     Emulate,
     Error,
@@ -29,16 +28,24 @@ from kvmfault.contract.outcome import (
 )
 from kvmfault.contract.target import Target
 from kvmfault.errors import KvmfaultError
-from kvmfault.path.run import bind
+from kvmfault.path.run import BoundPath, bind
 from tests.kernel.scripted_x86 import GFN, X86Ports
+from tests.kernel.words import ANY, ERRNO, WORD, keys
 
-# fmt: off
-KEYS: Final = (
-    "err", "prefetch", "slot", "hasprv", "attr", "swp", "wtrack", "ad", "fast", "topup", "gmem", "map", "pfn", "apf",
-    "apfdup", "apfset", "apicv", "l2", "inprog", "rs", "re", "invpfn", "invlock", "obsolete", "root", "mmiocache",
-    "maxgfn", "cachehit", "walk", "samerip", "unprot", "reinj",
-)
-# fmt: on
+ALLOWED: Final[Mapping[str, range]] = {
+    "err": WORD,
+    **dict.fromkeys(("prefetch", "hasprv", "attr", "swp", "wtrack", "ad"), ANY),
+    "slot": range(6),
+    **dict.fromkeys(("fast", "map"), range(1, 7)),
+    **dict.fromkeys(("topup", "gmem"), ERRNO),
+    "pfn": range(10),
+    **dict.fromkeys(("apf", "apfdup", "apfset", "apicv", "l2", "invpfn", "invlock", "obsolete", "root"), ANY),
+    "inprog": ANY,
+    **dict.fromkeys(("rs", "re", "maxgfn"), WORD),
+    **dict.fromkeys(("mmiocache", "cachehit", "samerip", "unprot", "reinj"), ANY),
+    "walk": range(4),
+}
+"""What each key may be: kinds of slot, page and entry by number, results as RET_PF_* or minus an errno."""
 RET_PF: Final[Mapping[type[Outcome], str]] = {
     Retry: "RETRY",
     Emulate: "EMULATE",
@@ -50,14 +57,12 @@ EMULTYPE_PF, EMULTYPE_ALLOW_RETRY_PF = 0x40, 0x8
 _TARGET: Final = Target(NPT, "4k", "6.12")
 
 
-def run(keys: Mapping[str, int]) -> dict[str, object]:
-    """The answer to one scripted fault."""
-    code = keys["err"]
-    prefetch = bool(keys.get("prefetch", 0))
-    added = (KVM["PRIVATE"].mask if code & PRIVATE_ACCESS else 0) | (KVM["PREFETCH"].mask if prefetch else 0)
-    fault = _TARGET.decode(EXITINFO1=code & ~PRIVATE_ACCESS, EXITINFO2=GFN << 12, KVM=added)
-    vm = X86Ports(_TARGET.format, keys)
-    done = bind(_TARGET).handle(vm, fault)
+def run(script: Mapping[str, int], path: BoundPath | None = None) -> dict[str, object]:
+    """The answer to one scripted fault, on *path* or that of 6.12."""
+    prefetch = bool(script.get("prefetch", 0))
+    fault = _TARGET.decode(**npf_registers(script["err"], prefetch=prefetch), EXITINFO2=GFN << 12)
+    vm = X86Ports(_TARGET.format, script)
+    done = (path or bind(_TARGET)).run(vm, fault)
     outcome = done.outcome
     emulated = isinstance(outcome, Emulate) and not prefetch
     if emulated:
@@ -66,7 +71,7 @@ def run(keys: Mapping[str, int]) -> dict[str, object]:
     memory_fault = outcome.detail if isinstance(outcome, Exit) and isinstance(outcome.detail, MemoryFault) else None
     return {
         "rc": _return_code(outcome, prefetch),
-        "ret_pf": "none" if done.machinery is None else _ret_pf(done.machinery),
+        "ret_pf": "none" if done.machinery is None else vm.bug or _ret_pf(done.machinery),
         "exit_reason": outcome.reason.value if isinstance(outcome, Exit) else 0,
         "mem_fault_flags": hex(memory_fault.flags if memory_fault else 0),
         "mem_fault_gpa": hex(memory_fault.gpa if memory_fault else 0),
@@ -95,24 +100,19 @@ def _ret_pf(outcome: Outcome) -> str:
 
 def parse(line: str) -> dict[str, int]:
     """``key=value`` pairs. Raises ValueError saying what is wrong."""
-    keys: dict[str, int] = {}
-    for word in line.split():
-        name, equals, value = word.partition("=")
-        if not equals or name not in KEYS:
-            raise ValueError(f"{word!r}: expected key=value with a key of {', '.join(KEYS)}")
-        keys[name] = int(value, 0)
-    if "err" not in keys:
+    found = keys(line.split(), ALLOWED, 0)
+    if "err" not in found:
         raise ValueError("no err=CODE")
-    return keys
+    return found
 
 
-def answers(lines: Iterable[str]) -> Iterator[str]:
+def answers(lines: Iterable[str], path: BoundPath | None = None) -> Iterator[str]:
     """The answer to each line. Raises ValueError with the number of a bad line."""
     for number, line in enumerate(lines, 1):
         try:
             if line.strip():
-                yield json.dumps(run(parse(line)))
-        except (KeyError, ValueError, KvmfaultError) as error:
+                yield json.dumps(run(parse(line), path))
+        except (ValueError, KvmfaultError) as error:
             raise ValueError(f"line {number}: {error}") from error
 
 

@@ -4,10 +4,6 @@ from kvmfault import Gfn, Gpa, Pfn, Vm
 
 
 def look(vm: Vm, pfn: Pfn, gpa: Gpa) -> None:
-    vm.find_slot(pfn)  # error: Argument 1 to "find_slot" of "Surroundings" has incompatible type "Pfn"; expected "Gfn"
-    vm.is_private(
-        gpa
-    )  # error: Argument 1 to "is_private" of "Surroundings" has incompatible type "Gpa"; expected "Gfn"
-    vm.entry_prot(
-        Gfn(1)
-    )  # error: Argument 1 to "entry_prot" of "Surroundings" has incompatible type "Gfn"; expected "Gpa"
+    vm.find_slot(pfn)  # error: incompatible type "Pfn"; expected "Gfn"
+    vm.is_private(gpa)  # error: incompatible type "Gpa"; expected "Gfn"
+    vm.entry_prot(Gfn(1))  # error: incompatible type "Gfn"; expected "Gpa"
