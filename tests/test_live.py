@@ -70,6 +70,15 @@ def test_random(guest: GuestCode) -> None:
         assert CHECK.check(guest, name, sequence).difference is None
 
 
+@live
+@each_guest
+@pytest.mark.long
+def test_random_for_long(guest: GuestCode) -> None:
+    assert isinstance(CHECK, SelfCheck)
+    for name, sequence in random_sequences(8, 3000, guest.end[0]):
+        assert CHECK.check(guest, name, sequence).difference is None
+
+
 @pytest.fixture
 def model() -> ModelKvm:
     return ModelKvm(OneToOne.on("x86-ept"))
@@ -104,6 +113,17 @@ def test_a_difference_is_noticed(model: ModelKvm, sequence: Sequence, other: Ans
     assert found is not None
     assert found.step == len(sequence)
     assert found.device == other != found.model
+
+
+@pytest.mark.parametrize("interpreted", [False, True])
+def test_a_full_ring_ends_the_run_that_filled_it(interpreted: bool) -> None:
+    # 256 entries, 64 kept; the emulator only comes to an entry into the guest with the next run
+    kvm = ModelKvm(OneToOne.on("x86-ept"), interpreted=interpreted)
+    full = Answer(exits=(Exit(Reason.DIRTY_RING_FULL),))
+    perform(kvm, DirtyRing(4096))
+    perform(kvm, region(0, 0, 256 * 4096, 0, 1))
+    got = [perform(kvm, write(page * 4096)) for page in range(193)]
+    assert got == [Answer()] * 191 + [Answer() if interpreted else full, full]
 
 
 def test_every_pair_of_random_sequences_differs_and_repeats() -> None:
@@ -318,6 +338,17 @@ def test_which_backend_runs_here(
     monkeypatch.setattr(x86_live, "MODULES", tmp_path)
     here = [name for name, b in backends().items() if b.live is not None and b.live.runs_here()]
     assert here == ([found] if found else [])
+
+
+@pytest.mark.parametrize(("value", "reserved"), [("Y", 576), ("N", 64)])
+def test_ring_entries_kept_for_the_cpu(
+    value: str, reserved: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "kvm_intel" / "parameters").mkdir(parents=True)
+    (tmp_path / "kvm_intel" / "parameters" / "pml").write_text(value)
+    monkeypatch.setattr(x86_live, "MODULES", tmp_path)
+    ept = backend("x86-ept")
+    assert x86_live.EPT.host(ept.backend.host(ept.format)).ring_reserved == reserved
 
 
 def test_answer_is_compared_whole() -> None:

@@ -28,6 +28,7 @@ _REGS: Final = Struct("=18Q")
 """rax, rbx, rcx, rdx, rsi, rdi, rsp, rbp, r8 to r15, rip, rflags"""
 _CPUID_ENTRIES: Final = 256
 _PORT: Final = 0x80
+_PML_ENTRIES: Final = 512
 
 _MEMORY_AT: Final = 0xFFFE0000
 _PAGE: Final = 4096
@@ -143,11 +144,16 @@ def _walked(caps: HostCaps) -> HostCaps:
     return replace(caps, max_gfn=Gfn((1 << _physical_bits() - 12) - 1))
 
 
+def _with_log_of_cpu(caps: HostCaps) -> HostCaps:
+    # the buffer of page-modification logging may have to go into the ring at once
+    return replace(_walked(caps), ring_reserved=caps.ring_reserved + _PML_ENTRIES * _is_on("kvm_intel", "pml"))
+
+
 _GUESTS: Final = (
     Guest("kernel", user=False, interpreted=lambda: _loaded("kvm_pvm")),
     Guest("user", user=True, interpreted=lambda: False),
 )
 """PVM runs nothing but 64-bit code in user mode on the hardware; its emulator runs the rest."""
-EPT: Final = Live(guests=_GUESTS, runs_here=_nested("kvm_intel", "ept"), host=_walked)
+EPT: Final = Live(guests=_GUESTS, runs_here=_nested("kvm_intel", "ept"), host=_with_log_of_cpu)
 NPT: Final = Live(guests=_GUESTS, runs_here=_nested("kvm_amd", "npt"), host=_walked)
 SHADOW: Final = Live(guests=_GUESTS, runs_here=_shadows, host=lambda caps: caps)

@@ -297,6 +297,19 @@ STANDING: Final[Mapping[str, Sequence]] = {
         GetDirtyLog(0),
         ClearDirtyLog(0, 0, 64, 1),
     ),
+    "dirty ring: full": (
+        DirtyRing(1 << 14),
+        region(0, 0, 500 * _PAGE, 0, _LOG),
+        region(1, 0x400000, 500 * _PAGE, 2 << 20, _LOG),
+        *(write(gpa + page * _PAGE) for gpa in (0, 0x400000) for page in range(490)),
+        read(0x80000000),
+        HarvestRing(),
+        write(0),
+        ResetRings(),
+        write(0),
+        HarvestRing(),
+        ResetRings(),
+    ),
     "memory attributes": tuple(
         SetAttributes(gpa, size, attributes, flags)
         for gpa, size, attributes, flags in (

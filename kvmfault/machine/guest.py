@@ -164,6 +164,10 @@ class Guest(DirtyLogging):
             run = self.handle(self.target.encode(self._as_access(wanted, at, met)).fault)
             faults.append(run)
             ended = self._ended(run.outcome, gpa, size, wanted, data)
+            full = self.ring_is_full()
+            if full is not None and (ended is None or ended.ended is Ended.DONE):
+                # asked before each entry into the guest (kvm_dirty_ring_check_request): also before it tries again
+                ended = AccessRun(ended=Ended.EXITED, exits=(*(ended.exits if ended else ()), full))
             if ended is not None:
                 return replace(ended, faults=tuple(faults), pfns=tuple(pfns))
             if len(faults) >= TRIES:
