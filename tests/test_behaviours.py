@@ -40,7 +40,7 @@ from kvmfault.live.script import (
 from kvmfault.live.sequences import Sequence, fetch, read, region, write
 from kvmfault.types import Gpa
 from tests.conftest import VECTORS
-from tests.kernel.real_mode import CODE_AT, Guest
+from tests.real_mode import CODE_AT, Guest
 from tests.test_live import CHECK
 
 TARGETS: Final = {

@@ -208,6 +208,19 @@ def test_reserved_bit(target: Target, note: MmioNote, expected: Outcome) -> None
     assert ("cache_mmio" in vm.events) == (note is MmioNote.CURRENT)
 
 
+def test_mmio_while_an_event_is_delivered() -> None:
+    misconfig = {"EXIT_REASON": 49, "GUEST_PHYSICAL_ADDRESS": GFN << 12}
+    vm = Surroundings(EPT_612, reinj=1)
+    vm.note = MmioNote.CURRENT
+    assert outcome(vm, EPT_612.decode(**misconfig), EPT_612) == Exit(Reason.INTERNAL_ERROR)
+    assert not vm.events
+    violation = {"EXIT_QUALIFICATION": 0x182, "GUEST_PHYSICAL_ADDRESS": GFN << 12}
+    assert isinstance(run(vm, EPT_612.decode(**violation), EPT_612).outcome, Fixed)
+    vm = Surroundings(NPT_612, reinj=1)  # AMD has no such test
+    vm.note = MmioNote.CURRENT
+    assert outcome(vm, npf(READ | RESERVED | PRESENT)) == Emulate()
+
+
 def test_a_prefetch_is_not_screened() -> None:
     vm = Surroundings(NPT_612, root=0)
     assert isinstance(run(vm, npf(READ, KVM["PREFETCH"].mask)).outcome, Fixed)

@@ -310,6 +310,16 @@ STANDING: Final[Mapping[str, Sequence]] = {
         HarvestRing(),
         ResetRings(),
     ),
+    "dirty ring: full by an emulated store": (
+        DirtyRing(1 << 14),
+        region(0, 0, 500 * _PAGE, 0, _LOG),
+        region(1, 0x400000, 500 * _PAGE, 2 << 20, _LOG),
+        *(write(gpa + page * _PAGE) for gpa in (0, 0x400000) for page in range(10, 489)),
+        write(499 * _PAGE),
+        write(500 * _PAGE - 2, 4),
+        read(0x80000000),
+        HarvestRing(),
+    ),
     "memory attributes": tuple(
         SetAttributes(gpa, size, attributes, flags)
         for gpa, size, attributes, flags in (

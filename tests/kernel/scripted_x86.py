@@ -96,7 +96,8 @@ def facts(keys: Mapping[str, int]) -> VmFacts:
         apic_virtualised=bool(keys.get("apicv", 1)),
         root_valid=bool(keys.get("root", 1)),
         repeats_unprotect=bool(keys.get("samerip", 0)),
-        event_reinjected=bool(keys.get("reinj", 0)),
+        # ``apf`` is the answer of kvm_can_do_async_pf as a whole, which asks for this too
+        event_reinjected=bool(keys.get("reinj", 0)) and not keys.get("apf", 0),
     )
 
 
