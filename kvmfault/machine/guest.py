@@ -105,22 +105,26 @@ class Guest(Emulator):
         data: int | None = None,
         private: bool = False,
         described: bool = True,
+        emulated: bool = False,
+        exchange: bool = False,
         **known: object,
     ) -> AccessRun:
         """The guest reads, writes or fetches *size* bytes at *gpa*, on *vcpu* (default: the one that ran last).
 
-        *data*: what a store writes. *described*: the instruction is one that a syndrome can describe. *known*: more
+        *data*: what a store writes. *described*: the instruction is one that a syndrome can describe. *emulated*: KVM's
+        emulator runs the guest, so that no table is used. *exchange*: one instruction reads, then writes. *known*: more
         members of Access, such as ``gva``, ``on_walk`` or ``cache_op``. ModelError for an impossible access.
         """
         if vcpu is not None or not self.vcpus:
             self.use_vcpu(vcpu or 0)
         if gpa < 0 or not 1 <= size <= 1 << self.page_shift or gpa + size > 1 << 64:
             raise ModelError(f"an access of {size} bytes at {gpa:#x}: 1 to {1 << self.page_shift} bytes below 2^64")
+        write = write or exchange
         if data is not None and write:
             self.vcpu.registers = (data & U64, *self.vcpu.registers[1:])
         plain = described and size in (1, 2, 4, 8) and not fetch
         wanted = Access(
-            read=not write and not fetch,
+            read=exchange or not (write or fetch),
             write=write,
             exec=fetch,
             final=True,
@@ -129,6 +133,11 @@ class Guest(Emulator):
             register=0 if plain else None,
             wide=size == 8 if plain else None,
         )
+        full = self.ring_is_full() if emulated else None
+        if full is not None:
+            return AccessRun(ended=Ended.EXITED, exits=(full,))
+        if emulated:
+            return self._emulated(Gpa(gpa), size, wanted, data or 0)
         return self._run(Gpa(gpa), size, replace(wanted, **known), data or 0)  # type: ignore[arg-type]  # as Access.with_
 
     def _run(self, gpa: Gpa, size: int, wanted: Access, data: int) -> AccessRun:
@@ -239,8 +248,7 @@ class Guest(Emulator):
                 self.page_ready()  # the vCPU was halted until its page came, if it waits for one
                 return None
             case Emulate():
-                exits = self.emulate(gpa, size, wanted, data)
-                return AccessRun(ended=Ended.WAITS) if exits is None else AccessRun(ended=_after(exits), exits=exits)
+                return self._emulated(gpa, size, wanted, data)
             case Exit(reason=Reason.MMIO):
                 return AccessRun(ended=Ended.DONE, exits=(outcome,))
             case Exit():
@@ -255,6 +263,15 @@ class Guest(Emulator):
                 return AccessRun(ended=Ended.DONE)
             case NeedsGuestWalk():
                 return AccessRun(ended=Ended.FAILED)
+
+    def _emulated(self, gpa: Gpa, size: int, wanted: Access, data: int) -> AccessRun:
+        exits = self.emulate(gpa, size, wanted, data)
+        if exits is None:
+            return AccessRun(ended=Ended.WAITS)
+        full = self.ring_is_full() if exits else None
+        if full is not None and _after(exits) is Ended.DONE:  # met where the VMM runs the vCPU again
+            return AccessRun(ended=Ended.EXITED, exits=(*exits, full))
+        return AccessRun(ended=_after(exits), exits=exits)
 
 
 def _after(exits: tuple[Outcome, ...]) -> Ended:
