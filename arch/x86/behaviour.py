@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from errno import EINVAL
 from typing import Final
 
@@ -46,7 +47,12 @@ def shadow_host(fmt: Stage2Format) -> HostCaps:
     )
 
 
-_VM: Final = VmFacts(ipa_limit_bits=_PHYSICAL_BITS, table_bits=_PHYSICAL_BITS, max_gfn=(1 << _PHYSICAL_BITS - 12) - 1)
+_VM: Final = VmFacts(
+    ipa_limit_bits=_PHYSICAL_BITS,
+    table_bits=_PHYSICAL_BITS,
+    max_gfn=(1 << _PHYSICAL_BITS - 12) - 1,
+    eager_split=True,  # the module parameter's default; only with the TDP MMU
+)
 
 
 def _of(encode: Encode, joints: Joints, tracepoints: Tracepoints, *, shadow: bool = False) -> Behaviour:
@@ -55,7 +61,7 @@ def _of(encode: Encode, joints: Joints, tracepoints: Tracepoints, *, shadow: boo
         policies=dict.fromkeys(("6.12", "7.4"), shadow_policy if shadow else policy),
         joints={"6.12": joints, "7.4": joints},
         host=shadow_host if shadow else host,
-        vm=_VM,
+        vm=replace(_VM, eager_split=False) if shadow else _VM,
         tracepoints=tracepoints,
     )
 
