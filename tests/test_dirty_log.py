@@ -315,9 +315,11 @@ def test_entries_of_a_slot_that_is_gone_or_smaller() -> None:
     vm.remove_memslot(0)
     assert [entry.offset for entry in vm.harvest_ring(0)] == [5, 300]
     vm.add_memslot(0, gpa=GPA, size=8 * K, hva=HVA, log_dirty=True)
-    write(vm, 5)
+    vm.add_memslot(1, gpa=GPA + 256 * K, size=256 * K, hva=HVA)  # where page 300 was
+    write(vm, 5, 300)
     vm.harvest_ring(0)
     assert vm.reset_rings() == 3
+    assert write(vm, 300) == 0
     assert write(vm, 5) == 1
 
 

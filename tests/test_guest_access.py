@@ -317,6 +317,8 @@ def test_statistics() -> None:
     assert counted(vm) == {"taken": 2, "fixed": 2, "fast": 1}
     vm.handle(fault("x86-npt", "write", GPA, Cause.PERMISSION))
     assert counted(vm) == {"taken": 3, "fixed": 2, "fast": 2, "spurious": 1}
+    vm.age(HvaRange(Hva(HVA), Hva(HVA + K)))  # a writable entry allows the write, old or not
+    assert isinstance(vm.fork().handle(fault("x86-npt", "write", GPA, Cause.PERMISSION)).outcome, Spurious)
     vm.access(GPA + M2)
     assert counted(vm) == {"taken": 4, "fixed": 2, "fast": 2, "spurious": 1, "emulate": 1}
     vm.access(GPA + M2)  # the entry remembers it: the fault machinery is not reached

@@ -69,6 +69,17 @@ def test_progress_goes_to_the_end_of_the_block(target: str) -> None:
     vm = vm_on(target, "thp", 2 * M2)
     assert vm.prefault(GPA + 5 * K, M2) == PrefaultAnswer(0, GPA + M2 + 5 * K, 0)
     assert [leaf(vm, GPA + block) for block in (0, M2)] == [(GPA, M2, "rwx"), (GPA + M2, M2, "rwx")]
+
+    class Counting(Vm):
+        faults = 0
+
+        def topup(self) -> int:
+            self.faults += 1
+            return 0
+
+    two = Counting.on(target).back(HVA, 4 * M2, "thp").add_memslot(0, gpa=GPA, size=2 * M2, hva=HVA)
+    two.prefault(GPA, 2 * M2)
+    assert two.faults == 2
     few = vm_on(target, "thp", 2 * M2)
     few.prefault(GPA + 5 * K, K)
     assert (leaf(few, GPA), leaf(few, GPA + M2)) == ((GPA, M2, "rwx"), None)  # all of the block that one page needs

@@ -92,6 +92,8 @@ def test_marks_may_be_made_before_the_flag() -> None:
     assert vm.access(GPA).ended is Ended.DONE
     change(vm, flag=True)
     assert vm.access(GPA).ended is Ended.FAILED
+    change(vm, flag=False)
+    vm.set_userfault(0, 0, 1, wanted=True)
     vm.remove_memslot(0)
     assert vm.userfault == {}
 
