@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from errno import EINVAL
 from typing import Final
 
@@ -47,7 +48,12 @@ def shadow_host(fmt: Stage2Format) -> HostCaps:
     )
 
 
-_VM: Final = VmFacts(ipa_limit_bits=_PHYSICAL_BITS, table_bits=_PHYSICAL_BITS, max_gfn=(1 << _PHYSICAL_BITS - 12) - 1)
+_VM: Final = VmFacts(
+    ipa_limit_bits=_PHYSICAL_BITS,
+    table_bits=_PHYSICAL_BITS,
+    max_gfn=(1 << _PHYSICAL_BITS - 12) - 1,
+    eager_split=True,  # the module parameter's default; only with the TDP MMU
+)
 
 
 def _of(
@@ -58,7 +64,7 @@ def _of(
         policies=policy.SHADOW if shadow else policy.NESTED,
         joints=joints,
         host=shadow_host if shadow else host,
-        vm=_VM,
+        vm=replace(_VM, eager_split=False) if shadow else _VM,
         tracepoints=tracepoints,
         live=live,
     )
