@@ -10,7 +10,7 @@ import pytest
 from kvmfault.contract.outcome import Exit, MemoryFault, Reason
 from kvmfault.errors import ModelError
 from kvmfault.machine.guest import Ended
-from kvmfault.machine.surroundings import EHWPOISON
+from kvmfault.machine.state import EHWPOISON
 from kvmfault.machine.vm import Vm
 from kvmfault.types import Gfn, Gpa
 from tests.worlds import GPA, HVA, leaf
