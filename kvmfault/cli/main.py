@@ -137,6 +137,25 @@ def selfcheck_command(
     finish(selfcheck.run(backend, device, randoms, seed, json=json))
 
 
+def run_command(
+    file: Annotated[str | None, typer.Argument(metavar="FILE", help="A scenario: TOML or JSON.")] = None,
+    backend: Annotated[
+        list[str] | None, typer.Option("--backend", metavar="TARGET", help="Where to run it; may be repeated.")
+    ] = None,
+    settings: SettingOption = None,
+    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema of scenario files instead.")] = False,
+    json: JsonFlag = False,
+) -> None:
+    """Run a scenario on its targets side by side: outcomes, reasons, and whether all is as expected."""
+    from kvmfault.cli import run
+
+    if schema:
+        finish(run.schema())
+    if file is None:
+        raise typer.BadParameter("run takes a scenario file")
+    finish(run.run(file, backend or [], settings or [], json=json))
+
+
 def backend_list_command(json: JsonFlag = False) -> None:
     """Every backend with its formats and kernel versions: what a TARGET may name."""
     from kvmfault.cli import backends
@@ -167,6 +186,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "prove": prove_command,
     "replay": replay_command,
     "selfcheck": selfcheck_command,
+    "run": run_command,
 }
 _GROUPS: dict[str, tuple[str, dict[str, Callable[..., None]]]] = {
     "backend": ("The architectures that are installed.", {"list": backend_list_command}),
