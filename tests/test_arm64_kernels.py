@@ -26,7 +26,10 @@ from kvmfault.contract.outcome import (
     Signal,
     UndecodedMmio,
 )
-from kvmfault.contract.policy import (
+from kvmfault.contract.policy import Policy
+from kvmfault.contract.ports import Area, GuestTranslation, GuestWalkFault, Pin, PinError
+from kvmfault.contract.target import Target
+from kvmfault.contract.values import (
     AddressCapture,
     DeviceMemory,
     DirtyMark,
@@ -39,7 +42,6 @@ from kvmfault.contract.policy import (
     NestedFetch,
     NestedWalkError,
     PoisonSpan,
-    Policy,
     Reaction,
     RootAddressSize,
     SignExtension,
@@ -48,8 +50,6 @@ from kvmfault.contract.policy import (
     UnsupportedAtomics,
     WideAccesses,
 )
-from kvmfault.contract.ports import Area, GuestTranslation, GuestWalkFault, Pin, PinError
-from kvmfault.contract.target import Target
 from kvmfault.path.run import BoundPath
 from kvmfault.types import Gpa, Hva, Pfn
 from kvmfault.vm.memslot import MemslotFlag

@@ -23,9 +23,9 @@ from kvmfault.contract.outcome import (
     Resume,
     Retry,
 )
-from kvmfault.contract.policy import MemfdSource, RegisterPage
 from kvmfault.contract.ports import GuestTranslation, GuestWalkFault, Pin, PinError
 from kvmfault.contract.target import Target
+from kvmfault.contract.values import MemfdSource, RegisterPage
 from kvmfault.errors import ModelError
 from kvmfault.machine.vm import Vm
 from kvmfault.path.run import Run

@@ -18,10 +18,11 @@ import pytest
 
 from kvmfault.contract.format import Memory, block_sizes
 from kvmfault.contract.outcome import Emulate, Error, Exit, Outcome, Reason, Retry, Signal
-from kvmfault.contract.policy import Policy, Reaction, Unbacked
+from kvmfault.contract.policy import Policy
 from kvmfault.contract.ports import Area, GuestTranslation, MapResult, Memslot, Pin, PinError
 from kvmfault.contract.shapes import Raw
 from kvmfault.contract.target import Target, backend
+from kvmfault.contract.values import Reaction, Unbacked
 from kvmfault.path.run import bind
 from kvmfault.types import Gfn, Gpa, Hva, Pfn
 from kvmfault.vm.memslot import GmemBinding, MemslotFlag

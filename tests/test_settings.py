@@ -12,10 +12,11 @@ import pytest
 
 from kvmfault.contract.access import Access, Cause
 from kvmfault.contract.outcome import Fixed, Inject
-from kvmfault.contract.policy import MemfdSource, Policy, Reaction, SignExtension, Topup
+from kvmfault.contract.policy import Policy
 from kvmfault.contract.ports import PinError, VmFacts
 from kvmfault.contract.settings import HINTS, overrides, parse_setting, replaced, spell
 from kvmfault.contract.target import backend
+from kvmfault.contract.values import MemfdSource, Reaction, SignExtension, Topup
 from kvmfault.errors import KvmfaultError, UsageError
 from kvmfault.machine.vm import Vm
 from kvmfault.path.run import bind

@@ -26,7 +26,7 @@ from kvmfault.contract.outcome import (
     Spurious,
     WriteProtected,
 )
-from kvmfault.contract.policy import Prefault
+from kvmfault.contract.values import Prefault
 from kvmfault.errors import ModelError
 from kvmfault.machine.dirty import DirtyLogging
 from kvmfault.machine.tlb import Cached

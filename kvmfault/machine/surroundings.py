@@ -9,7 +9,6 @@ from typing import Final, Self
 
 from kvmfault.contract.format import Kind, Memory, Stage2Format
 from kvmfault.contract.outcome import ZERO_REGISTER, MmioAccess, Signal
-from kvmfault.contract.policy import SmallerOverBlock, Userfault
 from kvmfault.contract.ports import (
     Area,
     GuestTranslation,
@@ -23,6 +22,7 @@ from kvmfault.contract.ports import (
     VmFacts,
 )
 from kvmfault.contract.target import Target
+from kvmfault.contract.values import SmallerOverBlock, Userfault
 from kvmfault.errors import ModelError
 from kvmfault.machine.stage2 import Stage2
 from kvmfault.machine.vcpu import Vcpu
