@@ -111,6 +111,7 @@ class ToyFormat:
     empty = 0
     perm_mask = 0
     break_before_make = False
+    old_faults = False
 
     def change_refused(self, old: int, new: int, shift: int) -> str | None:
         """Its TLB forgives everything."""
@@ -150,7 +151,7 @@ class ToyFormat:
         """More permissions."""
         return desc | prot
 
-    def write_protect(self, desc: int) -> int:
+    def write_protect(self, desc: int, *, for_good: bool = False) -> int:
         """Without W."""
         return desc & ~W
 

@@ -55,7 +55,7 @@ def test_the_path_in_full(cli: Cli) -> None:
     assert [step["name"] for step in data["steps"]] == STEPS
     assert all(step["doc"] for step in data["steps"])
     assert [s["name"] for s in data["steps"] if s["locked"]] == LOCKED
-    assert "joint known_mmio" in next(s for s in data["steps"] if s["name"] == "screen")["functions"]
+    assert "joint known_mmio_ept" in next(s for s in data["steps"] if s["name"] == "screen")["functions"]
     assert "joint apic_page" in next(s for s in data["steps"] if s["name"] == "settle_slot")["functions"]
 
 

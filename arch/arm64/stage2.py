@@ -98,6 +98,11 @@ class Stage2:
         """Yes: two live translations of one address may meet in a TLB (Arm ARM, "Using break-before-make")."""
         return True
 
+    @property
+    def old_faults(self) -> bool:
+        """Yes: an access flag fault."""
+        return True
+
     def change_refused(self, old: int, new: int, shift: int) -> str | None:
         """Break-before-make is needed to change size, output address or memory type of a live entry."""
         if not (old & VALID and new & VALID) or self.kind(old, shift) is Kind.EMPTY:
@@ -179,7 +184,7 @@ class Stage2:
         desc |= (S2AP_R if prot & R else 0) | (S2AP_W if prot & W else 0)
         return desc & ~(XN | XNX) if prot & X else desc
 
-    def write_protect(self, desc: int) -> int:
+    def write_protect(self, desc: int, *, for_good: bool = False) -> int:
         """The leaf without S2AP_W (kvm_pgtable_stage2_wrprotect). Nothing remembers that it was writable."""
         return desc & ~S2AP_W
 

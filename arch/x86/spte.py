@@ -132,6 +132,11 @@ class SpteFormat:
         """No: entries are exchanged by compare-and-swap, and the TLBs flushed afterwards."""
         return False
 
+    @property
+    def old_faults(self) -> bool:
+        """No: the CPU sets the accessed bit, or ignores it."""
+        return False
+
     def change_refused(self, old: int, new: int, shift: int) -> str | None:
         """A present leaf is dropped and flushed before another frame takes its place. Kernel: handle_changed_spte."""
         if self.kind(old, shift) is not Kind.LEAF or self.kind(new, shift) is not Kind.LEAF:
@@ -210,9 +215,9 @@ class SpteFormat:
             desc |= _WRITE | b.host_writable | b.mmu_writable
         return desc
 
-    def write_protect(self, desc: int) -> int:
-        """See Stage2Format. Kernel: wrprot_gfn_range, spte_write_protect for dirty logging."""
-        return desc & ~_WRITE
+    def write_protect(self, desc: int, *, for_good: bool = False) -> int:
+        """See Stage2Format. Kernel: wrprot_gfn_range, spte_write_protect for dirty logging; write_protect_gfn."""
+        return desc & ~(_WRITE | self.bits.mmu_writable if for_good else _WRITE)
 
     def fix_write(self, desc: int) -> int | None:
         """See Stage2Format. Kernel: is_mmu_writable_spte in fast_page_fault."""

@@ -124,6 +124,12 @@ class Stage2Format(Protocol):
         entries are exchanged in one step."""
         ...
 
+    @property
+    def old_faults(self) -> bool:
+        """An access through a leaf without its access flag faults, where the CPU does not set it by itself (arm64).
+        x86 has no such flag then: an old leaf grants nothing."""
+        ...
+
     def change_refused(self, old: int, new: int, shift: int) -> str | None:
         """Why *old* may not become *new* in one step while CPUs walk the table, or None: it may. Both are entries of
         this level. arm64: break-before-make; x86: what handle_changed_spte takes for a bug."""
@@ -164,8 +170,8 @@ class Stage2Format(Protocol):
         """The leaf with these permissions added."""
         ...
 
-    def write_protect(self, desc: int) -> int:
-        """The leaf without write permission, remembering what is needed to give it back."""
+    def write_protect(self, desc: int, *, for_good: bool = False) -> int:
+        """The leaf without write permission, remembering what is needed to give it back, unless *for_good*."""
         ...
 
     def fix_write(self, desc: int) -> int | None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from errno import EINVAL, ENOENT, ENXIO
 
+from kvmfault.contract.format import Kind
 from kvmfault.contract.outcome import Exit, Reason
 from kvmfault.machine.surroundings import Surroundings
+from kvmfault.path.resolve import fits
 from kvmfault.types import Gfn, Gpa
 from kvmfault.vm.dirty import WORD, LogAnswer, RingEntry
 from kvmfault.vm.memslot import Memslot
@@ -33,9 +36,9 @@ class DirtyLogging(Surroundings):
         pages = self.log.bitmap(slot)
         if pages is None:
             return LogAnswer(ENOENT)
-        answer = LogAnswer(0, tuple(pages))
+        answer = LogAnswer(0, pages.ranges())
         if not self.log.manual:
-            for run in pages.ranges():
+            for run in answer.runs:
                 pages.discard(run.start, run.stop)
                 self._see_writes(found, run)
             self.flush_stale()
@@ -57,11 +60,10 @@ class DirtyLogging(Surroundings):
         rest = found.npages - first_page
         if rest < 0 or num_pages > rest or (num_pages < rest and num_pages % WORD):
             return EINVAL
-        for run in pages.meeting(first_page, first_page + num_pages):
-            for page in run:
-                if bitmap >> page - first_page & 1:
-                    pages.discard(page)
-                    self._see_writes(found, range(page, page + 1))
+        for marked in pages.meeting(first_page, first_page + num_pages):
+            for run in _runs(bitmap >> marked.start - first_page, marked):
+                pages.discard(run.start, run.stop)
+                self._see_writes(found, run)
         self.flush_stale()
         return 0
 
@@ -82,7 +84,10 @@ class DirtyLogging(Surroundings):
         return tuple(entry for entry in ring if not entry.harvested)
 
     def reset_rings(self) -> int:
-        """KVM_RESET_DIRTY_RINGS: pages that were harvested are write-protected again. The number of entries reset."""
+        """KVM_RESET_DIRTY_RINGS: pages that were harvested are write-protected again. The number of entries reset, or
+        -EINVAL: the VM has no rings."""
+        if not self.log.ring_entries:
+            return -EINVAL
         count = 0
         for vcpu in self.every_vcpu():
             while vcpu.ring and vcpu.ring[0].harvested:
@@ -105,16 +110,14 @@ class DirtyLogging(Surroundings):
 
         Kernel: kvm_prepare_memory_region, kvm_mmu_slot_apply_flags, kvm_mmu_wp_memory_region.
         """
-        for slot in (old, new):
-            if slot is not None and not (new is not None and new.logs_dirty):
-                self.log.stop(slot.as_id << 16 | slot.id)
-        if new is None or not new.logs_dirty:
-            if old is not None and old.logs_dirty and new is not None and self.target.policy.recovers_blocks:
+        was, now = old is not None and old.logs_dirty, new is not None and new.logs_dirty
+        if old is not None and was and not now:
+            self.log.stop(old.as_id << 16 | old.id)
+            if new is not None and not new.readonly:
                 self.recover_blocks(new)
-            return
-        if old is None or not old.logs_dirty:
+        if new is not None and now and not was:
             self.log.start(new.as_id << 16 | new.id, new.npages)
-            if old is not None and not self.log.initially_set:
+            if old is not None and not new.readonly and not self.log.initially_set:
                 if self.facts.eager_split:
                     self.table.split(*self.bytes_of(new.base_gfn, new.end_gfn))
                 self._see_writes(new, range(new.npages))
@@ -128,12 +131,39 @@ class DirtyLogging(Surroundings):
         self.table.write_protect(*self.bytes_of(start, end))
 
     def recover_blocks(self, slot: Memslot) -> None:
-        """Drop pages that the host itself maps by blocks, so that the next fault finds the block again.
+        """Drop pages where a block is allowed now, so that the next fault maps it; not while the slot needs pages.
 
-        Kernel: kvm_mmu_zap_collapsible_sptes, later kvm_mmu_recover_huge_pages.
+        Kernel: kvm_mmu_zap_collapsible_sptes.
         """
+        policy = self.target.policy
+        if not policy.recovers_blocks or slot.logs_dirty or slot.userfault:
+            return
         for leaf in list(self.table.in_range(*self.bytes_of(slot.base_gfn, slot.end_gfn))):
-            hva = slot.hva_of(Gfn(leaf.gpa >> self.page_shift))
-            if self.host.mapping_size(hva) > 1 << leaf.shift:
+            gfn = Gfn(leaf.gpa >> self.page_shift)
+            if self.format.kind(leaf.desc, leaf.shift) is Kind.LEAF and self._may_be_block(slot, gfn, leaf.shift):
                 self.table.unmap(leaf.gpa, Gpa(leaf.gpa + (1 << leaf.shift)))
         self.flush_stale()
+
+    def _may_be_block(self, slot: Memslot, gfn: Gfn, shift: int) -> bool:
+        hva = slot.hva_of(gfn)
+        sizes = (s for s in self.target.policy.fit_sizes if 1 << shift < s <= self.host.mapping_size(hva))
+        return any(fits(self, slot, hva, size) and self.block_allowed(slot, gfn, size) for size in sizes)
+
+
+def _runs(bits: int, pages: range) -> Iterator[range]:
+    """The runs of *pages* whose bit in *bits* is set; bit 0 is the first page's. One word at a time, as the kernel."""
+    start = None
+    words = (bits & (1 << len(pages)) - 1).to_bytes(len(pages) // 8 + 1, "little")
+    for at in range(0, len(words), WORD // 8):
+        word, first = int.from_bytes(words[at : at + WORD // 8], "little"), pages.start + at * 8
+        if word == (1 << WORD) - 1:
+            start = first if start is None else start
+            continue
+        for page in range(first, first + WORD) if word or start is not None else ():
+            if word >> page - first & 1:
+                start = page if start is None else start
+            elif start is not None:
+                yield range(start, page)
+                start = None
+    if start is not None:
+        yield range(start, pages.stop)

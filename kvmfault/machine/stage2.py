@@ -273,11 +273,12 @@ class Stage2:
         found = self.leaf(gpa)
         if found is None:
             return Repair.NOT_HERE
-        prot, young = fmt.prot(found.desc), fmt.is_young(found.desc)
+        prot = fmt.prot(found.desc)
         wanted = 1 if execute else 2 if write else 4
-        if young and prot & wanted:
+        if prot & wanted:
             return Repair.SPURIOUS
-        new: int | None = found.desc if young else fmt.with_young(found.desc, True)
+        # without any permission it is old where the CPU sets no accessed bit
+        new: int | None = found.desc if prot else fmt.with_young(found.desc, True)
         if write and new is not None and not prot & 2:
             if logged and found.shift > fmt.page_shift:
                 return Repair.NOT_HERE
@@ -316,12 +317,12 @@ class Stage2:
                 break
             del above.entries[index], above.children[index]
 
-    def write_protect(self, start: Gpa, end: Gpa) -> int:
-        """Take write permission from every leaf in the range; the number changed."""
+    def write_protect(self, start: Gpa, end: Gpa, *, for_good: bool = False) -> int:
+        """Take write permission from every leaf in the range; the number changed. See Stage2Format.write_protect."""
         changed = 0
         for entry in list(self.in_range(start, end)):
             if self.format.kind(entry.desc, entry.shift) is Kind.LEAF:
-                desc = self.format.write_protect(entry.desc)
+                desc = self.format.write_protect(entry.desc, for_good=for_good)
                 if desc != entry.desc:
                     self._update(entry, desc)
                     self._note_stale(entry.gpa, entry.shift)

@@ -40,10 +40,8 @@ from kvmfault.vm.memslots import Memslots
 MAX_VCPUS: Final = 64
 EHWPOISON: Final = 133
 """Linux's number; Python's errno has no name for it."""
-_MEMFD_FRAMES: Final = 1 << 50
-"""Host-physical address of the first file's pages: beyond all host memory of the model."""
-_MEMFD_SPAN: Final = 40
-"""log2 of the bytes kept for one file."""
+MEMFD_MEMORY: Final = range(1 << 46, 1 << 48)
+"""Host-physical addresses of guest_memfds: away from all others of the model, and every format has room for them."""
 
 
 class Surroundings:
@@ -70,9 +68,13 @@ class Surroundings:
         """Frames whose writes are tracked."""
         self.userfault: Mapping[int, FrameSet] = {}
         """Pages that user space wants to hear of before they are mapped, by slot number with address space."""
-        self.memfds: Mapping[tuple[int, int], Pfn | None] = {}
+        self.memfds: Mapping[int, Pfn] = {}
+        """Frame of the first page of each guest_memfd that was used."""
+        self.memfd_pages: Mapping[tuple[int, int], Pfn | None] = {}
         """Pages of guest_memfds that differ from their file, (fd, page): another frame since a hole was punched, or
         None: poisoned."""
+        self.memfd_next = Pfn(MEMFD_MEMORY.start >> self.page_shift)
+        """First frame that no guest_memfd ever had."""
         self.signals: tuple[Signal, ...] = ()
         self.warnings: tuple[str, ...] = ()
         self.devices: tuple[tuple[Gpa, int, int], ...] = ()
@@ -131,6 +133,8 @@ class Surroundings:
             self.tracked.key(),
             frozenset((slot, pages.key()) for slot, pages in self.userfault.items()),
             frozenset(self.memfds.items()),
+            frozenset(self.memfd_pages.items()),
+            self.memfd_next,
             self.signals,
             self.warnings,
             self.devices,
@@ -156,6 +160,15 @@ class Surroundings:
             self.table.unmap(*self.bytes_of(hit.start, hit.end))
         self.flush_stale()
         self.invalidations.end()
+
+    def track_writes(self, gfn: Gfn) -> None:
+        """From now on writes to the frame are emulated, as to one that holds a guest table.
+
+        Kernel: __kvm_write_track_add_gfn.
+        """
+        self.tracked.add(gfn)
+        self.table.write_protect(*self.bytes_of(gfn, gfn + 1), for_good=True)
+        self.flush_stale()
 
     def bytes_of(self, start: int, end: int) -> tuple[Gpa, Gpa]:
         """Addresses of frames ``[start, end)``."""
@@ -279,12 +292,22 @@ class Surroundings:
         """See Ports: the file's pages are frames of their own, one page each; the first use of a page clears it."""
         if slot.gmem is None:
             return Pin(None, PinError.FAULT, errno=ENOENT)
-        page = (slot.gmem.offset >> self.page_shift) + gfn - slot.base_gfn
-        first = _MEMFD_FRAMES + (slot.gmem.fd << _MEMFD_SPAN) >> self.page_shift
-        frame = self.memfds.get((slot.gmem.fd, page), Pfn(first + page))
+        fd, page = slot.gmem.fd, (slot.gmem.offset >> self.page_shift) + gfn - slot.base_gfn
+        file = self.slots.files.get(fd)
+        if fd not in self.memfds and file is not None:
+            self.memfds = {**self.memfds, fd: self.new_memfd_frames(file.size >> self.page_shift)}
+        frame = self.memfd_pages.get((fd, page), Pfn(self.memfds[fd] + page))
         if frame is None:
             return Pin(None, PinError.HWPOISON, errno=EHWPOISON)
         return Pin(frame, writable=not slot.readonly, max_size=1 << self.page_shift)
+
+    def new_memfd_frames(self, pages: int) -> Pfn:
+        """The first of *pages* frames that no guest_memfd had so far. ModelError: there are not so many."""
+        first = self.memfd_next
+        self.memfd_next = Pfn(first + pages)
+        if self.memfd_next << self.page_shift > MEMFD_MEMORY.stop:
+            raise ModelError(f"the model has {len(MEMFD_MEMORY):#x} bytes for all guest_memfds together")
+        return first
 
     def defer(self, gfn: Gfn, *, queue: bool) -> bool:
         """See Ports: nothing is fetched in the background."""

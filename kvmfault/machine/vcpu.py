@@ -30,7 +30,7 @@ class Vcpu:
         self.ring: tuple[RingEntry, ...] = ()
         """Entries of the dirty ring that the kernel may not use again yet, oldest first."""
         self.counters: Counter[str] = Counter()
-        """KVM's own statistics of this vCPU: pf_taken, pf_fixed, pf_fast, pf_spurious, pf_emulate, mmio_exits."""
+        """KVM's own statistics of this vCPU: pf_taken, pf_fixed, pf_fast, pf_spurious, pf_emulate."""
 
     def push(self, entry: RingEntry, entries: int) -> None:
         """Put an entry on the ring; ModelError: it is full, the vCPU ran on beyond the limit. (kvm_dirty_ring_push)"""

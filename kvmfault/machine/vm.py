@@ -9,7 +9,7 @@ from kvmfault.contract.ports import Memslot, VmFacts
 from kvmfault.contract.target import Target, backend
 from kvmfault.contract.values import SlotFlush
 from kvmfault.errors import ModelError
-from kvmfault.machine.guest import Guest
+from kvmfault.machine.prefault import Prefaulting
 from kvmfault.machine.private import PrivateMemory
 from kvmfault.types import Gpa, Hva
 from kvmfault.vm.area import AreaKind, HvaRange
@@ -19,7 +19,7 @@ from kvmfault.vm.memslot_change import ChangeResult, Stage
 from kvmfault.vm.memslot_request import MemslotRequest
 
 
-class Vm(PrivateMemory, Guest):
+class Vm(PrivateMemory, Prefaulting):
     """A VM on a TARGET: memslots, host memory, second-stage table, vCPUs with their TLBs, logs and attributes.
 
     ``add_memslot`` and ``back`` build one, ``access`` lets the guest run, ``handle`` runs one fault through the path.
@@ -108,14 +108,15 @@ class Vm(PrivateMemory, Guest):
 
     def change_userfault(self, old: Memslot | None, new: Memslot | None) -> None:
         """After a memslot change: with the userfault flag every page of the slot is asked for again."""
-        if new is not None and new.userfault and (old is None or not old.userfault):
-            self.table.unmap(*self.bytes_of(new.base_gfn, new.end_gfn))
-            self.flush_stale()
-        if old is not None and old.userfault and not (new is not None and new.userfault):
+        was, now = old is not None and old.userfault, new is not None and new.userfault
+        if old is not None and not now and (was or new is None):
             number = old.as_id << 16 | old.id
             self.userfault = {slot: pages for slot, pages in self.userfault.items() if slot != number}
-            if new is not None and self.target.policy.recovers_blocks:
-                self.recover_blocks(new)
+        if new is not None and now and not was:
+            self.table.unmap(*self.bytes_of(new.base_gfn, new.end_gfn))
+            self.flush_stale()
+        if new is not None and was and not now:
+            self.recover_blocks(new)
 
     # Host memory.
 

@@ -38,7 +38,13 @@ class LogAnswer:
     """What KVM_GET_DIRTY_LOG gives: 0 and the pages written, or a positive errno."""
 
     errno: int = 0
-    pages: tuple[int, ...] = ()
+    runs: tuple[range, ...] = ()
+    """The pages as ranges that do not touch, in order: as small as they are few, however large the slot is."""
+
+    @property
+    def pages(self) -> tuple[int, ...]:
+        """The pages, one by one."""
+        return tuple(page for run in self.runs for page in run)
 
 
 class DirtyLog:
@@ -72,11 +78,13 @@ class DirtyLog:
         return 0
 
     def enable_ring(self, size: int, page: int, reserved: int, *, vcpus: int) -> int:
-        """KVM_CAP_DIRTY_LOG_RING with *size* bytes: 0, EINVAL or E2BIG. (kvm_vm_ioctl_enable_dirty_log_ring)
+        """KVM_CAP_DIRTY_LOG_RING with *size* bytes: 0, EINVAL or E2BIG. (kvm_vm_ioctl_enable_dirty_log_ring, which
+        takes 32 bits of it)
 
         *page*: bytes of a host page; *reserved*: entries kept free for what one entry into the guest may add.
         """
-        if size <= 0 or size & (size - 1) or size < max(page, reserved * RING_ENTRY_BYTES):
+        size &= 0xFFFF_FFFF
+        if not size or size & (size - 1) or size < max(page, reserved * RING_ENTRY_BYTES):
             return EINVAL
         if size > _LARGEST_RING * RING_ENTRY_BYTES:
             return E2BIG

@@ -13,6 +13,7 @@ class Partial:
     empty = 0
     perm_mask = 0
     break_before_make = False
+    old_faults = False
 
     def change_refused(self, old: int, new: int, shift: int) -> str | None:
         return None

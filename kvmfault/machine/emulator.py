@@ -1,0 +1,53 @@
+"""KVM's instruction emulator, as far as page faults go: what becomes of an access that cannot be mapped."""
+
+from __future__ import annotations
+
+from kvmfault.contract.access import Access
+from kvmfault.contract.outcome import Exit, MmioAccess, Outcome, Reason
+from kvmfault.contract.ports import PinError
+from kvmfault.machine.dirty import DirtyLogging
+from kvmfault.types import Gfn, Gpa, Pfn
+
+
+class Emulator(DirtyLogging):
+    """Carries accesses out in the guest's place."""
+
+    def emulate(self, gpa: Gpa, size: int, wanted: Access, data: int) -> tuple[Outcome, ...] | None:
+        """The emulator carries the access out: memory by itself, the rest as device accesses of at most 8 bytes.
+
+        What is left to the VMM, in order; None: the access waits for user space to supply a page.
+        Kernel: emulator_read_write; the parts are those of the pages touched, and devices come after all memory.
+        """
+        if wanted.exec:
+            return (Exit(Reason.INTERNAL_ERROR, why="the emulator cannot fetch the instruction"),)
+        exits: list[Outcome] = []
+        page, write = 1 << self.page_shift, wanted.write is True
+        at, end = int(gpa), gpa + size
+        while at < end:
+            part = min(end, (at & -page) + page)
+            error = self._in_memory(Gpa(at), write)
+            if error is PinError.WAITS:
+                return None
+            if error is not None:
+                for piece in range(at, part, 8):
+                    exits += self._device(Gpa(piece), min(8, part - piece), write, data >> 8 * (piece - gpa))
+            at = part
+        return tuple(exits)
+
+    def _in_memory(self, gpa: Gpa, write: bool) -> PinError | None:
+        # kvm_vcpu_read_guest, kvm_vcpu_write_guest: by the user address, whatever the table says; None: done
+        gfn = Gfn(gpa >> self.page_shift)
+        slot = self.find_slot(gfn)
+        if slot is None or slot.invalid or (write and slot.readonly):
+            return PinError.NO_SLOT
+        got = self.host.pin(slot.hva_of(gfn), write=write)
+        if got.invalidated is not None:
+            self.invalidate(got.invalidated)
+        if got.error is None and write:
+            self.mark_dirty(slot, gfn, Pfn(0))
+        return got.error
+
+    def _device(self, gpa: Gpa, size: int, write: bool, data: int) -> tuple[Exit, ...]:
+        value = (data & (1 << 8 * size) - 1).to_bytes(size, "little") if write else b""
+        access = MmioAccess(gpa, size, write, value)
+        return () if self.bus(access) is not None else (Exit(Reason.MMIO, access, why="a device access"),)
