@@ -7,7 +7,7 @@ from errno import EAGAIN, EINTR, EINVAL, ENOENT, EOPNOTSUPP
 
 from kvmfault.contract.access import Access, Cause
 from kvmfault.contract.outcome import Emulate, Error, Exit, Fixed, Retry, Signal, Spurious, WriteProtected
-from kvmfault.contract.policy import Prefault, Unbacked
+from kvmfault.contract.values import Prefault, Unbacked
 from kvmfault.machine.guest import TRIES, Guest
 from kvmfault.types import U64, Gfn, Gpa
 

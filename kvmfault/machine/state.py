@@ -9,12 +9,12 @@ from typing import Final, Self
 from kvmfault.contract.accessors import Gap
 from kvmfault.contract.format import Stage2Format
 from kvmfault.contract.outcome import Signal
-from kvmfault.contract.policy import SmallerOverBlock, Userfault
 from kvmfault.contract.ports import (
     Area,
     VmFacts,
 )
 from kvmfault.contract.target import Target
+from kvmfault.contract.values import SmallerOverBlock, Userfault
 from kvmfault.errors import ModelError
 from kvmfault.machine.stage2 import Stage2
 from kvmfault.machine.vcpu import Vcpu

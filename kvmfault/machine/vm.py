@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Self
 
-from kvmfault.contract.policy import SlotFlush
 from kvmfault.contract.ports import Memslot, VmFacts
 from kvmfault.contract.target import Target, backend
+from kvmfault.contract.values import SlotFlush
 from kvmfault.errors import ModelError
 from kvmfault.machine.prefault import Prefaulting
 from kvmfault.machine.private import PrivateMemory

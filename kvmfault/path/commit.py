@@ -7,9 +7,9 @@ from errno import EAGAIN, EFAULT
 from kvmfault.contract.fault import MmioFault
 from kvmfault.contract.format import R, W, X
 from kvmfault.contract.outcome import Emulate, Error, Fixed, Outcome, Retry, Spurious, WriteProtected, fixed
-from kvmfault.contract.policy import DirtyMark, PresentLeaf, RetryTest, Unchanged
 from kvmfault.contract.ports import MapResult, Ports
 from kvmfault.contract.progress import Progress
+from kvmfault.contract.values import DirtyMark, PresentLeaf, RetryTest, Unchanged
 from kvmfault.path.resolve import fits
 from kvmfault.types import Gfn, Gpa, Pfn
 
