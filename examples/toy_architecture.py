@@ -14,7 +14,10 @@ from kvmfault.contract.access import Access, Cause
 from kvmfault.contract.accessors import Accessors, Definition, Gap
 from kvmfault.contract.backend import Backend, Behaviour, Joints
 from kvmfault.contract.format import PROTS, Entry, Kind, Level, Memory, R, Stage2Format, W
-from kvmfault.contract.policy import (
+from kvmfault.contract.policy import Policy
+from kvmfault.contract.ports import VmFacts
+from kvmfault.contract.target import Target, resolve
+from kvmfault.contract.values import (
     DirtyMark,
     ExecGrant,
     InvalidSlot,
@@ -22,7 +25,6 @@ from kvmfault.contract.policy import (
     MemfdSource,
     OnRetry,
     PoisonSpan,
-    Policy,
     Prefault,
     PresentLeaf,
     ReadMaps,
@@ -36,8 +38,6 @@ from kvmfault.contract.policy import (
     UnknownArea,
     Userfault,
 )
-from kvmfault.contract.ports import VmFacts
-from kvmfault.contract.target import Target, resolve
 from kvmfault.machine.vm import Vm
 from kvmfault.types import Gfn, Gpa, Hpa, Hva
 from kvmfault.vm.caps import HostCaps
@@ -174,6 +174,10 @@ class ToyFormat:
     def clear_dirty(self, desc: int) -> int:
         """Without W: writes are noted by faults."""
         return self.write_protect(desc)
+
+    def set_dirty(self, desc: int) -> int:
+        """Nothing marks writes."""
+        return desc
 
     def child_leaf(self, desc: int, shift: int, child_shift: int, index: int) -> int:
         """A piece of a block."""

@@ -11,9 +11,9 @@ from arch.x86 import EPT
 from arch.x86.spte import EPT_4K_NO_AD
 from kvmfault.contract.format import Kind, R, W, X, block_sizes
 from kvmfault.contract.outcome import Exit, MemoryFault, Reason
-from kvmfault.contract.policy import MemfdSource, Userfault
 from kvmfault.contract.ports import GuestTranslation, GuestWalkFault, PinError
 from kvmfault.contract.target import Target, backend, resolve
+from kvmfault.contract.values import MemfdSource, Userfault
 from kvmfault.errors import ModelError
 from kvmfault.machine.guest import AccessRun, Ended
 from kvmfault.machine.vm import Vm

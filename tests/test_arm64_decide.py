@@ -18,9 +18,10 @@ from arch.arm64.mmio import access_and_completion
 from kvmfault.algebra.prove import relate
 from kvmfault.contract.format import Prot
 from kvmfault.contract.outcome import Completion, Error, Exit, Fixed, Inject, Outcome, Retry
-from kvmfault.contract.policy import Policy, SignExtension
+from kvmfault.contract.policy import Policy
 from kvmfault.contract.ports import VmFacts
 from kvmfault.contract.target import Target
+from kvmfault.contract.values import SignExtension
 from kvmfault.path.run import bind
 from kvmfault.types import Gpa
 from tests.conftest import VECTORS

@@ -26,7 +26,10 @@ from kvmfault.contract.outcome import (
     Signal,
     UndecodedMmio,
 )
-from kvmfault.contract.policy import (
+from kvmfault.contract.policy import Policy
+from kvmfault.contract.ports import Area, GuestTranslation, GuestWalkFault, Pin, PinError
+from kvmfault.contract.target import Target
+from kvmfault.contract.values import (
     AddressCapture,
     DeviceMemory,
     DirtyMark,
@@ -39,7 +42,6 @@ from kvmfault.contract.policy import (
     NestedFetch,
     NestedWalkError,
     PoisonSpan,
-    Policy,
     Reaction,
     RootAddressSize,
     SignExtension,
@@ -48,8 +50,6 @@ from kvmfault.contract.policy import (
     UnsupportedAtomics,
     WideAccesses,
 )
-from kvmfault.contract.ports import Area, GuestTranslation, GuestWalkFault, Pin, PinError
-from kvmfault.contract.target import Target
 from kvmfault.path.run import BoundPath
 from kvmfault.types import Gpa, Hva, Pfn
 from kvmfault.vm.memslot import MemslotFlag
@@ -77,6 +77,11 @@ def run(case: Case, kernel: str = "7.4", /, **values: object) -> tuple[Outcome, 
     """The outcome and what was done, with some policy values switched."""
     target = Target(BACKEND, "4k", kernel)
     target.policy = replace(target.policy, **values)  # type: ignore[arg-type]  # by name
+    return run_on(target, case)
+
+
+def run_on(target: Target, case: Case) -> tuple[Outcome, list[str]]:
+    """The outcome and what was done on a target."""
     vm = World(case)
     path = BoundPath(target.policy, target.joints)
     registers = {"ESR_EL2": case.esr, "FAR_EL2": case.far, "HPFAR_EL2": 1 << 63 | case.ipa >> 8}
@@ -134,6 +139,7 @@ ROOT_CODES: Final[tuple[tuple[int, tuple[Outcome, ...]], ...]] = (
 )
 Row = tuple[Case, str, dict[Any, Outcome]]
 ROWS: Final[list[Row]] = [
+    # (situation, member, value -> outcome); tests/test_policy_values.py asks them of every kernel
     (Case(LOAD | PERMISSION), "unexplained_permission", {EFAULT: Error(EFAULT), None: fixed(R | W)}),
     (
         Case(LOAD, pin=POISON, prefetch=True),
@@ -338,7 +344,8 @@ def test_switched_alone(case: Case, member: str, want: dict[Any, Outcome]) -> No
 
 
 def test_every_value_in_which_kernels_differ_is_switched() -> None:
-    elsewhere = {"topup", "dirty_mark", "memfd_source", "mmio_sign_extension", "register_page"}
+    # pre-faults are asked of the machine (kvmfault/machine/prefault.py), before any fault: tests/test_policy_values.py
+    elsewhere = {"topup", "dirty_mark", "memfd_source", "mmio_sign_extension", "register_page", "prefault"}
     noticed = {member for _, member, want in ROWS if len({*map(repr, want.values())}) > 1}
     assert noticed | elsewhere == KERNELS_DIFFER_IN
     assert not noticed & elsewhere

@@ -23,9 +23,9 @@ from kvmfault.contract.outcome import (
     Resume,
     Retry,
 )
-from kvmfault.contract.policy import MemfdSource, RegisterPage
 from kvmfault.contract.ports import GuestTranslation, GuestWalkFault, Pin, PinError
 from kvmfault.contract.target import Target
+from kvmfault.contract.values import MemfdSource, RegisterPage
 from kvmfault.errors import ModelError
 from kvmfault.machine.vm import Vm
 from kvmfault.path.run import Run
@@ -52,6 +52,10 @@ def vcpu(found: GuestTranslation | GuestWalkFault = OWN, asid: int | None = None
 def handle(case: Case, own: Vncr, kernel: str = "7.4", **values: object) -> tuple[Run, list[str]]:
     target = Target(BACKEND, "4k", kernel)
     target.policy = replace(target.policy, **values)  # type: ignore[arg-type]  # by name
+    return handle_on(target, case, own)
+
+
+def handle_on(target: Target, case: Case, own: Vncr) -> tuple[Run, list[str]]:
     vm = World(case)
     return handle_vncr_abort(target, vm, target.decode(ESR_EL2=case.esr, FAR_EL2=FAR), own), vm.events
 

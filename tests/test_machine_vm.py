@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from kvmfault.contract.format import Memory
 from kvmfault.contract.outcome import Fixed
-from kvmfault.contract.policy import SlotFlush
 from kvmfault.contract.ports import VmFacts
 from kvmfault.contract.target import backend
+from kvmfault.contract.values import SlotFlush
 from kvmfault.errors import ModelError, UsageError
 from kvmfault.machine.guest import Ended
 from kvmfault.machine.vm import Vm

@@ -7,26 +7,30 @@ with any other value of the member in question it is something else. What a targ
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from copy import copy
 from dataclasses import dataclass, fields, replace
 from enum import Enum
-from errno import EFAULT, ENOSYS, EPERM
+from errno import EFAULT, EINVAL, ENOSYS, EOPNOTSUPP, EPERM
+from functools import partial
 from itertools import chain, combinations
 from typing import Final
 
 import pytest
 
 from kvmfault.contract.format import Memory, block_sizes
-from kvmfault.contract.outcome import Emulate, Error, Exit, Outcome, Reason, Retry, Signal
-from kvmfault.contract.policy import Policy, Reaction, Unbacked
+from kvmfault.contract.outcome import Emulate, Error, Exit, Inject, Outcome, Reason, Retry, Signal
+from kvmfault.contract.policy import Policy
 from kvmfault.contract.ports import Area, GuestTranslation, MapResult, Memslot, Pin, PinError
 from kvmfault.contract.shapes import Raw
 from kvmfault.contract.target import Target, backend
+from kvmfault.contract.values import Reaction, Unbacked
 from kvmfault.path.run import bind
 from kvmfault.types import Gfn, Gpa, Hva, Pfn
 from kvmfault.vm.memslot import GmemBinding, MemslotFlag
-from kvmfault.vm.memslot_request import MemslotRequest
+from kvmfault.vm.memslot_request import MemslotRequest, Via
 from tests.kernel.scripted import ScriptedPorts
+from tests.kernel.scripted_arm64 import Case
+from tests.test_arm64_kernels import ROWS, run_on
+from tests.test_arm64_vncr import NO_WRITE, handle_on, vcpu
 from tests.worlds import ALL, GPA, Watched, fault, leaf, permission, world
 
 K, M, G = 1 << 10, 1 << 20, 1 << 30
@@ -36,6 +40,8 @@ LOGGED, READONLY, INVALID = MemslotFlag.LOG_DIRTY, MemslotFlag.READONLY, Memslot
 READ, WRITE, EXEC = "read", "write", "exec"
 ARM: Final = ("arm64@6.12", "arm64@7.4")
 X86: Final = tuple(name for name in ALL if name not in ARM)
+SHADOW: Final = tuple(name for name in X86 if "shadow" in name)
+TDP: Final = tuple(name for name in X86 if name not in SHADOW)
 OTHER_PAGES: Final = ("arm64:16k@6.12", "arm64:16k@7.4", "arm64:64k@6.12", "arm64:64k@7.4")
 """Targets whose sizes are others; all other values are those of 4K pages."""
 
@@ -57,11 +63,18 @@ class Script(ScriptedPorts):
         mapped: MapResult = MapResult.FIXED,
         tracked: bool = False,
         memfd: bool = False,
+        raw: bool = False,
+        present: tuple[int, int] | None = None,
+        nested: int = 0,
+        paging: bool = True,
     ) -> None:
-        super().__init__(target.format, replace(target.backend.vm, private_memory=memfd))
+        """*raw*: the area's frames are raw; *present*: rights and size of the entry; *nested*: the block of a nested
+        guest's own table; without *paging* no guest has tables of its own."""
+        facts = replace(target.backend.vm, private_memory=memfd, nested=bool(nested))
+        super().__init__(target.format, facts if paging else replace(facts, guest_paging=False))
         page = 1 << self.page_shift
         self.block, self.host, self.pins, self.mapped = area or page, host or page, [*pins], mapped
-        self.tracked, self.memfd = tracked, memfd
+        self.tracked, self.memfd, self.raw, self.present, self.nested = tracked, memfd, raw, present, nested
         self.slot = Memslot(
             id=0,
             as_id=0,
@@ -74,6 +87,7 @@ class Script(ScriptedPorts):
         )
         self.sizes: list[int] = []
         self.prots: list[str] = []
+        self.memory: list[str] = []
 
     def used(self, *ports: str) -> list[str]:
         """The events of these ports."""
@@ -89,14 +103,17 @@ class Script(ScriptedPorts):
         return self.tracked
 
     def walk_guest(self, gpa: Gpa) -> GuestTranslation:
-        return GuestTranslation(gpa, G)  # of a shadow fault: the guest maps everything one to one
+        return GuestTranslation(gpa, self.nested or G)  # the guest maps everything one to one
 
     def topup(self) -> int:
         self.events.append("topup")
         return 0
 
     def area(self, hva: Hva) -> Area | None:
-        return Area(self.block)
+        return Area(self.block, raw_frames=self.raw)
+
+    def entry_prot(self, gpa: Gpa) -> tuple[int, int] | None:
+        return self.present
 
     def pin(self, slot: Memslot, gfn: Gfn, hva: Hva, *, write: bool, nowait: bool, interruptible: bool) -> Pin:
         self.events.append("pin" + " nowait" * nowait + " interruptible" * interruptible)
@@ -114,6 +131,7 @@ class Script(ScriptedPorts):
     ) -> MapResult | int:
         self.events.append("map")
         self.sizes.append(size)
+        self.memory.append(memory.value)
         self.prots.append("".join(c for c, bit in (("r", 4), ("w", 2), ("x", 1)) if prot & bit))
         return self.mapped
 
@@ -121,12 +139,12 @@ class Script(ScriptedPorts):
         self.events.append("relax")
         return self.mapped
 
-    def map_mmio(self, gpa: Gpa, prot: int) -> MapResult:
+    def map_mmio(self, at: Gpa, gpa: Gpa, prot: int) -> MapResult:
         self.events.append("map_mmio")
         return MapResult.MMIO
 
     def mark_dirty(self, slot: Memslot, gfn: Gfn, pfn: Pfn) -> None:
-        self.events.append("mark_dirty")
+        self.events.append(f"mark_dirty {gfn:#x}")
 
     def warn(self, text: str) -> None:
         self.events.append("warn")
@@ -269,11 +287,15 @@ def page_on_its_way(on: Target) -> object:
     return vm.used("pin")
 
 
+ASKED_OF_THE_TABLE: Final = tuple(error for error in PinError if error is not PinError.WAITS)
+"""Whoever waits for user space tries again on every kernel."""
+
+
 @shows(
     "frame_reaction",
     {
         ARM: {
-            **dict.fromkeys(PinError, (Error(EFAULT), [])),
+            **dict.fromkeys(ASKED_OF_THE_TABLE, (Error(EFAULT), [])),
             PinError.HWPOISON: (Retry(signal=Signal(Hva(HVA + GPA), 12)), []),
         },
         X86: {
@@ -288,35 +310,52 @@ def page_on_its_way(on: Target) -> object:
 )
 def no_page(on: Target) -> object:
     seen = {}
-    for error in PinError:
+    for error in ASKED_OF_THE_TABLE:
         vm = Script(on, pins=(Pin(None, error),) * 2)
         seen[error] = resolve(on, vm, fault(on, READ)), vm.used("warn", "map_mmio")
     return seen
 
 
-@shows("poison_span", {ARM: 21})
+@shows("prefetch_poison", {X86: Retry(signal=Signal(Hva(HVA + GPA), 12))})
+def poison_that_nobody_waits_for(on: Target) -> object:
+    return resolve(on, Script(on, pins=(Pin(None, PinError.HWPOISON),)), fault(on, READ, prefetch=True))
+
+
+@shows("poison_span", {ARM[:1]: [21, 21], ARM[1:]: [21, 12]})
 def poisoned_block(on: Target) -> object:
-    # an area of 1G of which the slot has room for 2M: three spans
-    outcome = resolve(
-        on,
-        Script(on, area=G, npages=GPA + 4 * M >> 12, pins=(Pin(None, PinError.HWPOISON),)),
-        fault(on, READ),
-    )
-    assert isinstance(outcome, Retry)
-    assert outcome.signal is not None
-    return outcome.signal.lsb
+    # an area of 1G of which the slot has room for 2M and the nested guest's own table for a page: four spans
+    spans = []
+    for nested in (0, 4 * K):
+        pins = (Pin(None, PinError.HWPOISON),)
+        vm = Script(on, area=G, npages=GPA + 4 * M >> 12, pins=pins, nested=nested)
+        outcome = resolve(on, vm, fault(on, READ))
+        assert isinstance(outcome, Retry)
+        assert outcome.signal is not None
+        spans.append(outcome.signal.lsb)
+    return spans
+
+
+DEVICE: Final = Pin(Pfn(1), writable=True, device=True)
 
 
 @shows("fetch_from_device", {ARM: "Inject", X86: "Fixed"})
 def fetch_from_a_device(on: Target) -> object:
-    return kind(resolve(on, Script(on, pins=(Pin(Pfn(1), writable=True, device=True),)), fault(on, EXEC)))
+    return kind(resolve(on, Script(on, pins=(DEVICE,), raw=True), fault(on, EXEC)))
+
+
+@shows("device_memory", {X86: ["device"]})
+def frame_of_a_device(on: Target) -> object:
+    vm = Script(on, pins=(DEVICE,))
+    resolve(on, vm, fault(on, READ))
+    return vm.memory
 
 
 @shows("read_maps_writable", {ARM: ["rw", "r", "rw"], X86: ["rw", "rw", "rw"]})
 def read_of_writable_memory(on: Target) -> object:
     prots = []
     for flags, device in ((NONE, False), (LOGGED, False), (LOGGED, True)):
-        vm = Script(on, flags, pins=(Pin(Pfn(1), writable=True, device=device),))
+        pins = (DEVICE if device else Pin(Pfn(1), writable=True),)
+        vm = Script(on, flags, pins=pins, raw=device, paging=False)
         resolve(on, vm, fault(on, READ))
         prots.append(vm.prots[0].removesuffix("x"))
     return prots
@@ -324,7 +363,7 @@ def read_of_writable_memory(on: Target) -> object:
 
 @shows("exec_grant", {ARM: ["rw"], X86: ["rwx"]})
 def read(on: Target) -> object:
-    vm = Script(on)
+    vm = Script(on, paging=False)  # the rights of a guest's own table are another matter
     resolve(on, vm, fault(on, READ))
     return vm.prots
 
@@ -357,17 +396,27 @@ def huge_pages_of_the_host(on: Target) -> object:
 
 @shows("relax_in_place", {ARM: ["relax", 4 * K], X86: ["map", 2 * M]})
 def more_permissions(on: Target) -> object:
-    at_its_granule, device = Script(on), Script(on, host=pmd(on), pins=(Pin(Pfn(0), writable=True, device=True),))
+    at_its_granule, device = Script(on), Script(on, host=pmd(on), pins=(DEVICE._replace(pfn=Pfn(0)),), raw=True)
     resolve(on, at_its_granule, permission(on, WRITE, granule=4 * K))
     resolve(on, device, fault(on, READ))  # what may be relaxed later is not looked at anew: device memory stays pages
     return [*at_its_granule.used("map", "relax"), *device.sizes]
 
 
-@shows("dirty_mark", {ARM: ["map", "mark_dirty"], X86: ["mark_dirty", "map"]})
-def write_to_a_logged_slot(on: Target) -> object:
-    vm = Script(on, LOGGED)
-    resolve(on, vm, fault(on, WRITE))
-    return vm.used("map", "mark_dirty")
+@shows(
+    "dirty_mark",
+    {
+        ARM[:1]: ["map", "mark_dirty 0x40003", "map", "mark_dirty 0x40003"],
+        ARM[1:]: ["map", "mark_dirty 0x40003", "map", "mark_dirty 0x40000"],
+        X86: ["mark_dirty 0x40003", "map", "map"],
+    },
+)
+def writes_to_a_logged_slot_and_to_a_block(on: Target) -> object:
+    seen = []
+    for flags in (LOGGED, NONE):
+        vm = Script(on, flags, host=2 * M)
+        resolve(on, vm, fault(on, WRITE, GPA + 3 * 4 * K))
+        seen += vm.used("map", "mark_dirty")
+    return seen
 
 
 @shows("memfd_source", {ARM[:1]: ["pin"], ARM[1:]: ["pin_memfd"], X86: ["memory_fault"]})
@@ -381,6 +430,47 @@ def shared_access_to_a_private_frame(on: Target) -> object:
 @shows("unchanged", {ARM: "Retry", X86: "Spurious"})
 def entry_is_there(on: Target) -> object:
     return kind(resolve(on, Script(on, mapped=MapResult.UNCHANGED), fault(on, READ)))
+
+
+READABLE: Final = (4, 4 * K)
+
+
+@shows(
+    "present_leaf",
+    {
+        (*ARM, *(name for name in X86 if name.endswith("@6.12"))): ["Fixed", "Fixed", "Fixed"],
+        ("x86-ept@7.4", "x86-npt@7.4"): ["Fixed", "Spurious", "Spurious"],
+        ("x86-shadow@7.4",): ["Fixed", "Fixed", "Spurious"],
+    },
+)
+def leaf_is_there(on: Target) -> object:
+    faults = fault(on, WRITE), fault(on, READ), fault(on, READ, prefetch=True)
+    return [kind(resolve(on, Script(on, present=READABLE), f)) for f in faults]
+
+
+@shows("userfault", {ARM + X86: EINVAL})
+def slot_with_userfault(on: Target) -> object:
+    request = MemslotRequest(
+        slot=1, flags=MemslotFlag.USERFAULT, gpa=Gpa(1 << 32), size=2 * M, hva=Hva(HVA + 8 * G), via=Via.REGION2
+    )
+    return world(on).set_region(request).errno
+
+
+@shows("prefault", {ARM[:1]: EINVAL, ARM[1:] + TDP: 0, SHADOW: EOPNOTSUPP})
+def prefault_of_a_page(on: Target) -> object:
+    return world(on).prefault(GPA, 4 * K).errno
+
+
+@shows("recovers_blocks", {ARM: [4 * K, 4 * K], X86: [4 * K, None]})
+def end_of_logging(on: Target) -> object:
+    vm = world(on, "thp", log_dirty=True)
+    vm.resolve(fault(on, WRITE))
+    sizes = []
+    for flags in (LOGGED, NONE):
+        change(vm, slot=0, flags=flags, gpa=Gpa(GPA), size=G, hva=HVA)
+        found = leaf(vm, GPA)
+        sizes.append(found and found[1])
+    return sizes
 
 
 def change(vm: Watched, **request: object) -> None:
@@ -416,23 +506,61 @@ def signed_load_from_a_device(on: Target) -> object:
     return outcome.completion.finish(0x80)
 
 
+@shows("register_page", {ARM[:1]: "undef", ARM[1:]: "Fixed"})
+def page_of_registers(on: Target) -> object:
+    # the hypervisor's own table allows the write by now
+    outcome = handle_on(on, Case(NO_WRITE), vcpu())[0].outcome
+    return outcome.what if isinstance(outcome, Inject) else kind(outcome)
+
+
+def cases(member: str, value: object) -> dict[int, Outcome]:
+    """Situations of arm64 that are about the member, by number, with what becomes of them where it has the value."""
+    return {i: want[value] for i, (_, about, want) in enumerate(ROWS) if about == member and value in want}
+
+
+def _arm64_situations() -> Iterator[Situation]:
+    members = {about for _, about, _ in ROWS}
+    for name in ARM:
+        for member in sorted(members - {"poison_span", "unexplained_permission"}):
+            if name in chain(*NOT_ASKED.get(member, ())):
+                continue
+            want = cases(member, getattr(backend(name).policy, member))
+            yield Situation(member, name, partial(_outcomes, [*want]), want)
+
+
+def _outcomes(numbers: list[int], on: Target) -> object:
+    return {i: run_on(on, ROWS[i][0])[0] for i in numbers}
+
+
 NOT_ASKED: Final[Mapping[str, Mapping[tuple[str, ...], str]]] = {
     "unknown_area": {X86: "no area is looked at"},
     "interruptible": {ARM: "the first try sleeps, so there is no second one"},
-    "poison_span": {X86: "no area is looked at, so each of the three is the page"},
+    "poison_span": {X86: "no area is looked at, so each of the four is the page"},
     "on_retry": {ARM + X86: "what follows a retry is done by who called the path"},
     "mmio_sign_extension": {X86: "the emulator does the access, after the path"},
+    "wide_accesses": {X86: "the emulator does the access, after the path"},
+    "nested_fetch": {X86: "a fetch that the guest's own table forbids is reflected; its rights bound every entry"},
+    "nested_walk_error": {X86: "a walk that fails for any reason is reflected"},
+    "tag_refusal": {X86: "no memory has tags"},
+    "external_aborts": {X86: "machine checks come another way"},
+    "address_capture": {X86: "hardware gives the address with the fault"},
+    "distrusted_faults": {X86: "hardware gives the address with the fault"},
+    "root_address_size": {X86: "no such status", ARM[:1]: "HPFAR_EL2 is read whatever the status, but permission"},
+    "unsupported_atomics": {X86: "no such fault"},
+    "injected_length": {X86: "no such bit"},
+    "injected_walk": {X86: "what is reflected has another format"},
+    "injected_target": {X86: "a fault is reflected to the hypervisor by other rules"},
+    "register_page": {X86: "no such page"},
 }
 """Member -> targets whose path never asks it, and why."""
+SITUATIONS.extend(_arm64_situations())
 
 # The tests.
 
 
 def changed(name: str, **members: object) -> Target:
     """The target with another policy, and no path bound to it yet."""
-    target = copy(backend(name))
-    target.policy = replace(target.policy, **members)  # type: ignore[arg-type]  # members of any type
-    return target
+    return backend(name).with_policy(**members)
 
 
 def others(target: Target, member: str) -> Iterator[object]:
@@ -451,11 +579,14 @@ def others(target: Target, member: str) -> Iterator[object]:
             subsets = chain.from_iterable(combinations(blocks, n) for n in range(len(blocks) + 1))
             yield from (subset for subset in subsets if subset != value)
         case "frame_reaction", dict():
-            for error in PinError:
+            for error in ASKED_OF_THE_TABLE:
                 others = set(Reaction) - {value.get(error, Reaction.FAULT)}
                 yield from ({**value, error: reaction} for reaction in others)
         case "unexplained_permission", _:
             yield from {None, EFAULT, EPERM} - {value}
+        case "prefetch_poison", _:
+            as_any = {None, target.policy.frame_reaction[PinError.HWPOISON]}  # both say: as if somebody waited
+            yield from {None, *Reaction} - (as_any if value in as_any else {value})
         case _, bool():
             yield not value
         case _, Enum():

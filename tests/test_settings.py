@@ -12,10 +12,11 @@ import pytest
 
 from kvmfault.contract.access import Access, Cause
 from kvmfault.contract.outcome import Fixed, Inject
-from kvmfault.contract.policy import MemfdSource, Policy, Reaction, SignExtension, Topup
+from kvmfault.contract.policy import Policy
 from kvmfault.contract.ports import PinError, VmFacts
 from kvmfault.contract.settings import HINTS, overrides, parse_setting, replaced, spell
 from kvmfault.contract.target import backend
+from kvmfault.contract.values import MemfdSource, Reaction, SignExtension, TagRefusal, Topup
 from kvmfault.errors import KvmfaultError, UsageError
 from kvmfault.machine.vm import Vm
 from kvmfault.path.run import bind
@@ -183,6 +184,14 @@ def test_the_original_stays_as_it_is() -> None:
         write_tracking=False, mmio_sign_extension=SignExtension.LOST
     ).name == (arm.name)
     assert backend("arm64@6.12") is arm
+
+
+def test_joints_follow_the_policy_also_after_those_of_the_original_were_asked_for() -> None:
+    arm = backend("arm64@6.12")
+    assert arm.joints.refuse_page == ()
+    after = arm.with_policy(tag_refusal=TagRefusal.BEFORE_LOCK)
+    assert [joint.__name__ for joint in after.joints.refuse_page] == ["refuse_tags"]
+    assert after.with_policy(tag_refusal=TagRefusal.UNDER_LOCK).joints == arm.joints
 
 
 @pytest.mark.parametrize(

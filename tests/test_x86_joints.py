@@ -26,10 +26,10 @@ from kvmfault.contract.outcome import (
     Spurious,
     WriteProtected,
 )
-from kvmfault.contract.policy import OnRetry, PoisonSpan, PresentLeaf, SignExtension, UnknownArea
 from kvmfault.contract.ports import GuestTranslation, GuestWalkFault, MapResult, MmioNote, Pin, Repair
 from kvmfault.contract.shapes import Raw
 from kvmfault.contract.target import Target
+from kvmfault.contract.values import OnRetry, PoisonSpan, PresentLeaf, SignExtension, UnknownArea
 from kvmfault.path.run import Run, bind
 from kvmfault.types import Gfn, Gpa, Hva, Pfn
 from kvmfault.vm.memslot import Memslot, MemslotFlag

@@ -14,9 +14,10 @@ import pytest
 
 from arch.x86 import NPT, SHADOW
 from kvmfault.algebra.expr import NEVER
-from kvmfault.contract.policy import Policy, Reaction
+from kvmfault.contract.policy import Policy
 from kvmfault.contract.ports import PinError
 from kvmfault.contract.target import Target
+from kvmfault.contract.values import Reaction
 from tests.conftest import ROOT, VECTORS
 from tests.kernel import arm64_decide, x86_decode, x86_hugepage, x86_path
 

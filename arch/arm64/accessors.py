@@ -37,7 +37,7 @@ from kvmfault.algebra.expr import Maybe, Pred, Word
 from kvmfault.algebra.layout import join
 from kvmfault.contract.backend import Named
 from kvmfault.contract.format import Stage2Format
-from kvmfault.contract.policy import AddressCapture, DistrustedFaults, RootAddressSize
+from kvmfault.contract.values import AddressCapture, DistrustedFaults, RootAddressSize
 from kvmfault.types import U64
 
 _ESR: Final = ESR_EL2.field_at(63, 0)

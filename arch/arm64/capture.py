@@ -8,7 +8,7 @@ from typing import Final
 from arch.arm64.codes import ADDRESS_SIZE, GRANULE_PROTECTION_WALK
 from arch.arm64.facts import FSC, S1PTW, access_flag, permission, translation, unsafe_to_translate
 from kvmfault.algebra.expr import NEVER, Pred
-from kvmfault.contract.policy import AddressCapture, DistrustedFaults, RootAddressSize
+from kvmfault.contract.values import AddressCapture, DistrustedFaults, RootAddressSize
 
 _OF_LEVELS: Final = tuple(code for code, level in ADDRESS_SIZE.items() if level >= 0)
 _BY_LEVEL: Final = {level: code for code, level in ADDRESS_SIZE.items()}

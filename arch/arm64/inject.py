@@ -14,8 +14,9 @@ from arch.arm64.registers import ESR_EL2, ESR_SERROR, compose
 from arch.arm64.syndrome import value
 from kvmfault.contract.fault import MmioFault
 from kvmfault.contract.outcome import Inject, Outcome, Retry
-from kvmfault.contract.policy import InjectedLength, InjectedTarget, InjectedWalk, Policy
+from kvmfault.contract.policy import Policy
 from kvmfault.contract.ports import Ports, VmFacts
+from kvmfault.contract.values import InjectedLength, InjectedTarget, InjectedWalk
 
 _trapped_length: Final = value(ESR_EL2["IL"])
 _WALK_STATUS: Final = {level: code for code, level in EXTERNAL_WALK.items()}

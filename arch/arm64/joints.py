@@ -32,9 +32,9 @@ from kvmfault.contract.outcome import (
     Retry,
     UndecodedMmio,
 )
-from kvmfault.contract.policy import ExternalAborts, NestedWalkError, TagRefusal, UnsupportedAtomics, WideAccesses
 from kvmfault.contract.ports import GuestWalkFault, Ports, WalkEnd
 from kvmfault.contract.progress import Progress
+from kvmfault.contract.values import ExternalAborts, NestedWalkError, TagRefusal, UnsupportedAtomics, WideAccesses
 from kvmfault.types import Gpa
 
 _PAGE_OFFSET: Final = 0xFFF

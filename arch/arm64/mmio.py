@@ -11,8 +11,9 @@ from typing import Final
 
 from kvmfault.contract.fault import MmioFault
 from kvmfault.contract.outcome import Completion, MmioAccess
-from kvmfault.contract.policy import Policy, SignExtension
+from kvmfault.contract.policy import Policy
 from kvmfault.contract.ports import Ports
+from kvmfault.contract.values import SignExtension
 from kvmfault.types import U64, Gpa
 
 _U32: Final = (1 << 32) - 1

@@ -8,7 +8,9 @@ from errno import EFAULT
 from typing import Final
 
 from kvmfault.contract.format import Stage2Format
-from kvmfault.contract.policy import (
+from kvmfault.contract.policy import Policy
+from kvmfault.contract.ports import PinError
+from kvmfault.contract.values import (
     AddressCapture,
     DeviceMemory,
     DirtyMark,
@@ -25,7 +27,6 @@ from kvmfault.contract.policy import (
     NestedWalkError,
     OnRetry,
     PoisonSpan,
-    Policy,
     Prefault,
     PresentLeaf,
     Reaction,
@@ -45,7 +46,6 @@ from kvmfault.contract.policy import (
     Userfault,
     WideAccesses,
 )
-from kvmfault.contract.ports import PinError
 
 _K, _M, _G = 1 << 10, 1 << 20, 1 << 30
 _AREA_SIZES: Final[Mapping[int, Mapping[int, int]]] = {

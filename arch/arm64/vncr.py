@@ -25,10 +25,10 @@ from kvmfault.contract.backend import Joints
 from kvmfault.contract.fault import MmioFault
 from kvmfault.contract.format import R, W
 from kvmfault.contract.outcome import Exit, Inject, Outcome, Reason, Retry, fixed
-from kvmfault.contract.policy import RegisterPage
 from kvmfault.contract.ports import GuestTranslation, GuestWalkFault, Ports
 from kvmfault.contract.progress import Progress
 from kvmfault.contract.target import Target
+from kvmfault.contract.values import RegisterPage
 from kvmfault.errors import ModelError
 from kvmfault.path import commit, lookup, resolve
 from kvmfault.path.run import BoundPath, Locked, Run, Step

@@ -10,7 +10,9 @@ from dataclasses import replace
 from typing import Final, TypeAlias
 
 from kvmfault.contract.format import Stage2Format
-from kvmfault.contract.policy import (
+from kvmfault.contract.policy import Policy
+from kvmfault.contract.ports import PinError
+from kvmfault.contract.values import (
     DirtyMark,
     ExecGrant,
     InvalidSlot,
@@ -18,7 +20,6 @@ from kvmfault.contract.policy import (
     MemfdSource,
     OnRetry,
     PoisonSpan,
-    Policy,
     Prefault,
     PresentLeaf,
     Reaction,
@@ -33,7 +34,6 @@ from kvmfault.contract.policy import (
     UnknownArea,
     Userfault,
 )
-from kvmfault.contract.ports import PinError
 
 _M, _G = 1 << 20, 1 << 30
 

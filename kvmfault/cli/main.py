@@ -119,6 +119,24 @@ def replay_command(
     finish(replay.run(recording, backend or [], slots, settings or [], strict=strict, json=json))
 
 
+def selfcheck_command(
+    backend: Annotated[
+        str | None, typer.Option("--backend", metavar="TARGET", help="What this machine's KVM is; default: found out.")
+    ] = None,
+    device: Annotated[str, typer.Option("--device", help="Where the KVM is.")] = "/dev/kvm",
+    randoms: Annotated[
+        int,
+        typer.Option("--random", metavar="N", min=0, max=100_000, help="Random sequences besides."),
+    ] = 0,
+    seed: Annotated[int, typer.Option("--seed", help="Of the random sequences.")] = 1,
+    json: JsonFlag = False,
+) -> None:
+    """Drive the real KVM of this machine and the model by the same operations and compare every answer."""
+    from kvmfault.cli import selfcheck
+
+    finish(selfcheck.run(backend, device, randoms, seed, json=json))
+
+
 def run_command(
     file: Annotated[str | None, typer.Argument(metavar="FILE", help="A scenario: TOML or JSON.")] = None,
     backend: Annotated[
@@ -167,6 +185,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "path": path_command,
     "prove": prove_command,
     "replay": replay_command,
+    "selfcheck": selfcheck_command,
     "run": run_command,
 }
 _GROUPS: dict[str, tuple[str, dict[str, Callable[..., None]]]] = {

@@ -87,12 +87,13 @@ class Target:
         return target
 
     def _changed(self, policy: Policy, facts: VmFacts) -> Target:
-        # what registers mean depends on neither: whatever was compiled for it is shared
+        # what registers mean depends on neither: whatever was compiled for it is shared; joints depend on the policy
         from kvmfault.contract.settings import overrides
 
         base = self.backend.policies[self.kernel](self.format)
         new = object.__new__(type(self))
         new.__dict__.update(self.__dict__)
+        new.__dict__.pop("joints", None)
         new.policy, new.facts = policy, facts
         told = (*overrides(base, policy), *overrides(self.backend.vm, facts))
         new.name = "+".join((self.name.partition("+")[0], *told))

@@ -7,9 +7,9 @@ from errno import EAGAIN, EFAULT
 from kvmfault.contract.fault import MmioFault
 from kvmfault.contract.format import R, W, X
 from kvmfault.contract.outcome import Emulate, Error, Fixed, Outcome, Retry, Spurious, WriteProtected, fixed
-from kvmfault.contract.policy import DirtyMark, PresentLeaf, RetryTest, Unchanged
 from kvmfault.contract.ports import MapResult, Ports
 from kvmfault.contract.progress import Progress
+from kvmfault.contract.values import DirtyMark, PresentLeaf, RetryTest, Unchanged
 from kvmfault.path.resolve import fits
 from kvmfault.types import Gfn, Gpa, Pfn
 
@@ -110,7 +110,7 @@ def install(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
     """
     slot = at.slot
     if slot is None:
-        at.answer = mapped(at, vm.map_mmio(at.at, at.prot))
+        at.answer = mapped(at, vm.map_mmio(at.at, at.gpa, at.prot))
         return at.answer
     if at.size > 1 << vm.page_shift and vm.facts.small_exec:
         at.prot &= ~X
@@ -134,6 +134,8 @@ def install(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
         )
     if at.protected and fault.is_write and result in (_FIXED, MapResult.UNCHANGED):
         result = MapResult.WRITE_PROTECTED
+    if at.wanted > at.size and result is _FIXED:
+        vm.made_small(at.at, at.wanted)
     at.answer = fixed(at.size, prot) if result is _FIXED else mapped(at, result)
     return at.answer if with_entry else None
 

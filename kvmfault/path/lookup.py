@@ -20,9 +20,9 @@ from kvmfault.contract.outcome import (
     Retry,
     WriteProtected,
 )
-from kvmfault.contract.policy import InvalidSlot, MemfdSource, Topup
 from kvmfault.contract.ports import Pin, PinError, Ports
 from kvmfault.contract.progress import Progress
+from kvmfault.contract.values import InvalidSlot, MemfdSource, Topup
 from kvmfault.types import Gfn, Gpa, Hva
 
 _AS_NONE = InvalidSlot.AS_NONE

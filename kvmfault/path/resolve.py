@@ -7,7 +7,9 @@ from errno import EFAULT, EINTR
 from kvmfault.contract.fault import MmioFault
 from kvmfault.contract.format import Memory, R, W, X
 from kvmfault.contract.outcome import Emulate, Error, Exit, Outcome, Reason, Retry, Signal
-from kvmfault.contract.policy import (
+from kvmfault.contract.ports import Memslot, Pin, PinError, Ports
+from kvmfault.contract.progress import Progress
+from kvmfault.contract.values import (
     DeviceMemory,
     ExecGrant,
     LoggedSize,
@@ -18,8 +20,6 @@ from kvmfault.contract.policy import (
     ReadMaps,
     UnknownArea,
 )
-from kvmfault.contract.ports import Memslot, Pin, PinError, Ports
-from kvmfault.contract.progress import Progress
 from kvmfault.path.lookup import USERFAULT_FLAG, become_mmio, memory_fault
 from kvmfault.types import Gfn, Gpa, Hva
 

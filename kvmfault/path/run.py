@@ -11,10 +11,11 @@ from typing import Final, TypeAlias
 from kvmfault.contract.backend import Joints
 from kvmfault.contract.fault import MmioFault
 from kvmfault.contract.outcome import Error, Outcome
-from kvmfault.contract.policy import DirtyMark, MemfdSource, Policy, PresentLeaf, Unbacked, Userfault
+from kvmfault.contract.policy import Policy
 from kvmfault.contract.ports import PinError, Ports
 from kvmfault.contract.progress import Progress
 from kvmfault.contract.target import Target
+from kvmfault.contract.values import DirtyMark, MemfdSource, PresentLeaf, Unbacked, Userfault
 from kvmfault.path import commit, lookup, resolve
 from kvmfault.path.explain import StepRecord, record
 

@@ -8,9 +8,9 @@ from errno import errorcode
 from functools import lru_cache
 
 from kvmfault.contract.outcome import Outcome
-from kvmfault.contract.policy import SlotFlush
 from kvmfault.contract.shapes import Raw
 from kvmfault.contract.target import Target
+from kvmfault.contract.values import SlotFlush
 from kvmfault.errors import ModelError
 from kvmfault.machine.vm import Vm
 from kvmfault.replay.verdict import Evidence, Unexplained, judge, outcome_text

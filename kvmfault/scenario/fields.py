@@ -8,7 +8,7 @@ from typing import Annotated, Final, Literal, TypeAlias
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
-from kvmfault.machine.surroundings import EHWPOISON
+from kvmfault.machine.state import EHWPOISON
 from kvmfault.trace.document import between
 from kvmfault.types import U64
 

@@ -196,6 +196,8 @@ class Runner:
             data=event.data,
             private=event.private,
             described=event.described,
+            emulated=False,
+            exchange=False,
             **known,
         )
         self._charge(1 + 4 * len(run.faults))

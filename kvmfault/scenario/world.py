@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Self
 
-from kvmfault.contract.policy import MemfdSource, Policy
+from kvmfault.contract.policy import Policy
 from kvmfault.contract.ports import GuestTranslation, GuestWalkFault, Memslot, VmFacts
 from kvmfault.contract.target import Target
+from kvmfault.contract.values import MemfdSource
 from kvmfault.errors import ModelError
 from kvmfault.machine.vm import Vm
 from kvmfault.scenario.fields import error_name

@@ -8,7 +8,7 @@ from errno import EIO
 from typing import Final
 
 from arch.x86.joints import APIC_ACCESS_PAGE
-from kvmfault.contract.format import Memory, Stage2Format
+from kvmfault.contract.format import Memory, Stage2Format, W
 from kvmfault.contract.outcome import Signal
 from kvmfault.contract.ports import (
     GuestTranslation,
@@ -46,7 +46,7 @@ _MAPPED: Final[Mapping[int, MapResult | int]] = {
     6: MapResult.UNCHANGED,
 }
 """By RET_PF_*. INVALID is no result of the slow path: the kernel calls it a bug and fails with EIO."""
-_INVALID: Final = 4
+_PROTECTED, _INVALID = 3, 4
 _REPAIRED: Final[Mapping[int, Repair | MapResult]] = {
     1: MapResult.LOST,
     2: MapResult.MMIO,
@@ -133,8 +133,10 @@ class X86Ports(ScriptedPorts):
         return None if self.facts.nested else GuestTranslation(Gpa(0), 1 << 12)
 
     def is_tracked(self, gfn: Gfn) -> bool:
-        # under the lock it is ``map`` that tells what became of a tracked frame
-        return bool(self.keys.get("wtrack", 0)) and "lock" not in self.events
+        # under the lock it is the result of mapping that tells of a tracked frame
+        if "lock" in self.events:
+            return self.keys.get("map") == _PROTECTED
+        return bool(self.keys.get("wtrack", 0))
 
     def repair_fast(self, gpa: Gpa, *, write: bool, execute: bool) -> Repair | MapResult:
         self.events.append("fast")
@@ -195,9 +197,11 @@ class X86Ports(ScriptedPorts):
         if result == _INVALID:
             self.bug = "INVALID"
             self.warn("KVM_BUG_ON: the slow path has no result")
+        if result == _PROTECTED and prot & W:
+            return MapResult.FIXED  # what comes in writable was not protected
         return _MAPPED[result]
 
-    def map_mmio(self, gpa: Gpa, prot: int) -> MapResult:
+    def map_mmio(self, at: Gpa, gpa: Gpa, prot: int) -> MapResult:
         self.events.append("map_mmio")
         return MapResult.MMIO
 

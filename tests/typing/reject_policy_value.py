@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from kvmfault import Policy
 from kvmfault.contract.policy import Policy as Full
-from kvmfault.contract.policy import RetryTest, Topup
+from kvmfault.contract.values import RetryTest, Topup
 
 
 def incomplete() -> Policy:
