@@ -178,3 +178,12 @@ def test_an_access_to_a_poisoned_page_ends_with_the_signal(target: str) -> None:
     done = vm.access(GPA, 8)
     assert done.ended is Ended.SIGNALLED
     assert len(done.faults) == len(vm.signals) == 1
+
+
+@pytest.mark.parametrize("target", ["arm64", "x86-ept", "x86-npt"])
+def test_a_page_that_user_space_supplies_is_waited_for_in_the_background_too(target: str) -> None:
+    vm = world(target)
+    vm.invalidate(vm.host.make_missing(Hva(HVA)))
+    assert vm.access(GPA, 8).ended is Ended.WAITS
+    vm.host.supply(Hva(HVA))
+    assert vm.access(GPA, 8).ended is Ended.DONE

@@ -153,9 +153,9 @@ def _reasons(faults: Sequence[FaultShown]) -> Iterator[str]:
 
 
 def _verdict(done: Comparison) -> str:
-    if done.failures:
+    for failure in done.failures[:1]:
         more = f" (and {len(done.failures) - 1} more)" if len(done.failures) > 1 else ""
-        return f"{_where(done, done.failures[0])}{more}"
+        return f"{_where(done, failure)}{more}"
     differ = len({d.event for d in done.declared})
     shown = f"; {differ} of {len(done.source.scenario.event)} events differ, as declared" if differ else ""
     return f"as expected on {', '.join(done.targets)}{shown}"

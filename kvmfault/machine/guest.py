@@ -245,8 +245,9 @@ class Guest(Emulator):
             case Retry():
                 if self.facts.async_delivery and self.vcpu.deferred.waiting:
                     return AccessRun(ended=Ended.WAITS)  # the guest was told, and runs something else
-                self.page_ready()  # the vCPU was halted until its page came, if it waits for one
-                return None
+                arrived = self.page_ready()  # the vCPU was halted until its page came, if it waits for one
+                waits = arrived is not None and isinstance(arrived.outcome, Retry) and arrived.outcome.waits
+                return AccessRun(ended=Ended.WAITS) if waits else None  # who fetches it waits for user space as well
             case Emulate():
                 return self._emulated(gpa, size, wanted, data)
             case Exit(reason=Reason.MMIO):
