@@ -26,6 +26,7 @@ from kvmfault.contract.outcome import (
     Spurious,
     WriteProtected,
 )
+from kvmfault.contract.ports import PinError
 from kvmfault.errors import ModelError
 from kvmfault.machine.emulator import Emulator
 from kvmfault.machine.tlb import Cached
@@ -220,15 +221,15 @@ class Guest(Emulator):
     def page_ready(self) -> Run | None:
         """The oldest page that the vCPU did not wait for has arrived: its fault is handled again, as a prefetch.
 
-        None: nothing is outstanding. Kernel: kvm_check_async_pf_completion, kvm_arch_async_page_ready.
+        None: nothing is outstanding, or user space has yet to supply it. Kernel: kvm_check_async_pf_completion, kvm_arch_async_page_ready.
         """
         if not self.vcpu.deferred.waiting:
             return None
         done = self.vcpu.deferred.waiting[0]
-        self.vcpu.deferred = self.vcpu.deferred.ready(done)
         slot = self.find_slot(done.gfn)
-        if slot is not None:
-            self.host.pin(slot.hva_of(done.gfn), write=True)
+        if slot is not None and self.host.pin(slot.hva_of(done.gfn), write=True).error is PinError.WAITS:
+            return None
+        self.vcpu.deferred = self.vcpu.deferred.ready(done)
         address = Gpa(done.gfn << self.page_shift)
         arrived = Access(gpa=address, gva=Gva(address), offset=0, cause=Cause.MISSING, final=True, prefetch=True)
         return self.handle(self.target.encode(arrived).fault)
@@ -245,9 +246,9 @@ class Guest(Emulator):
             case Retry():
                 if self.facts.async_delivery and self.vcpu.deferred.waiting:
                     return AccessRun(ended=Ended.WAITS)  # the guest was told, and runs something else
-                arrived = self.page_ready()  # the vCPU was halted until its page came, if it waits for one
-                waits = arrived is not None and isinstance(arrived.outcome, Retry) and arrived.outcome.waits
-                return AccessRun(ended=Ended.WAITS) if waits else None  # who fetches it waits for user space as well
+                # the vCPU was halted until its page came, if it waits for one; who fetches it may wait for user space
+                waits = self.page_ready() is None and self.vcpu.deferred.waiting
+                return AccessRun(ended=Ended.WAITS) if waits else None
             case Emulate():
                 return self._emulated(gpa, size, wanted, data)
             case Exit(reason=Reason.MMIO):
