@@ -221,7 +221,8 @@ class Guest(Emulator):
     def page_ready(self) -> Run | None:
         """The oldest page that the vCPU did not wait for has arrived: its fault is handled again, as a prefetch.
 
-        None: nothing is outstanding, or user space has yet to supply it. Kernel: kvm_check_async_pf_completion, kvm_arch_async_page_ready.
+        None: nothing is outstanding, or user space has yet to supply it. Kernel: kvm_check_async_pf_completion,
+        kvm_arch_async_page_ready.
         """
         if not self.vcpu.deferred.waiting:
             return None
