@@ -19,11 +19,11 @@ from kvmfault.algebra.prove import relate
 from kvmfault.contract.format import Prot
 from kvmfault.contract.outcome import Completion, Error, Exit, Fixed, Inject, Outcome, Retry
 from kvmfault.contract.policy import Policy
-from kvmfault.contract.ports import VmFacts
+from kvmfault.contract.ports import Leaf, VmFacts
 from kvmfault.contract.target import Target
 from kvmfault.contract.values import SignExtension
 from kvmfault.path.run import bind
-from kvmfault.types import Gpa
+from kvmfault.types import Gpa, Pfn
 from tests.conftest import VECTORS
 from tests.kernel import arm64_decide
 from tests.kernel.arm64_decide import decide
@@ -202,7 +202,7 @@ def test_without_guest_tables_a_nested_fault_goes_on_as_it_is(esr: int) -> None:
 def test_an_access_flag_of_an_entry_that_is_gone() -> None:
     vm = arm64_decide.Surroundings(dict(arm64_decide.DEFAULTS))
     assert isinstance(outcome(0x9200000B, vm=vm, HPFAR_EL2=HPFAR), Retry)
-    vm.entry_prot = lambda gpa: (6, 0x1000)  # type: ignore[method-assign]
+    vm.find_leaf = lambda gpa: Leaf(6, 0x1000, Pfn(0))  # type: ignore[method-assign]
     assert outcome(0x9200000B, vm=vm, HPFAR_EL2=HPFAR) == Fixed(0x1000, Prot.R | Prot.W)
 
 

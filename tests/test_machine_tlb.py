@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from kvmfault.contract.format import Memory
+from kvmfault.contract.outcome import Spurious
 from kvmfault.contract.target import backend
 from kvmfault.errors import ModelError
 from kvmfault.machine.stage2 import Stage2
@@ -14,7 +15,7 @@ from kvmfault.machine.tlb import Cached, Tlb
 from kvmfault.machine.vm import Vm
 from kvmfault.types import Gpa, Hpa, Hva, Pfn
 from kvmfault.vm.area import HvaRange
-from tests.worlds import GPA, HVA, fault, world
+from tests.worlds import GPA, HVA, Watched, fault, world
 
 M2 = 2 << 20
 PAGE = (Gpa(GPA), Gpa(GPA + 4096))
@@ -97,13 +98,41 @@ def test_a_broken_rule_is_an_error_of_the_user(
 
 def test_a_forgotten_invalidation_is_noticed_where_the_kernel_would_notice() -> None:
     # the host moves the page and tells nobody; on x86 the next fault finds a leaf of another frame
-    for target in ("x86-ept", "x86-npt"):
-        vm = world(target)
-        vm.access(GPA, write=True)
-        vm.host.migrate(Hva(HVA))
-        vm.table.write_protect(*PAGE)
+    for target in ("x86-ept@6.12", "x86-npt@6.12", "x86-shadow@6.12"):
+        for kind in ("exec", "write"):
+            with pytest.raises(ModelError, match="leaf of another frame"):
+                moved(target).resolve(fault(target, kind))
+    # newer kernels keep a leaf that allows the access, and warn (tdp_mmu_map_handle_target_level)
+    for target in ("x86-ept@7.4", "x86-npt@7.4"):
+        vm = moved(target)
+        assert vm.resolve(fault(target, "exec")) == Spurious()
+        assert vm.warnings == ("a leaf of another frame stays",)
         with pytest.raises(ModelError, match="leaf of another frame"):
-            vm.resolve(fault(target, "exec"))
+            vm.resolve(fault(target, "write"))
+    # the shadow MMU keeps it only if nobody waits (mmu_set_spte)
+    vm = moved("x86-shadow@7.4")
+    assert vm.resolve(fault(vm.target, "read", prefetch=True)) == Spurious()
+    assert vm.warnings == ("a leaf of another frame stays",)
+    with pytest.raises(ModelError, match="leaf of another frame"):
+        vm.resolve(fault(vm.target, "exec"))
+
+
+def test_a_leaf_of_the_same_frame_stays_without_a_warning() -> None:
+    for target in ("x86-ept@7.4", "x86-npt@7.4"):
+        for backing in ("anon", "thp"):
+            vm = world(target, backing)
+            vm.access(GPA + 0x3000, write=True)
+            assert vm.resolve(fault(target, "exec", GPA + 0x3000)) == Spurious()
+            assert not vm.warnings
+
+
+def moved(target: str) -> Watched:
+    """The page is mapped for reads; then the host gave it another frame."""
+    vm = world(target)
+    vm.access(GPA, write=True)
+    vm.host.migrate(Hva(HVA))
+    vm.table.write_protect(*PAGE)
+    return vm
 
 
 def test_a_tlb_answers_by_the_smallest_leaf_and_forgets_what_it_is_told_to() -> None:

@@ -19,7 +19,7 @@ import pytest
 from kvmfault.contract.format import Memory, block_sizes
 from kvmfault.contract.outcome import Emulate, Error, Exit, Inject, Outcome, Reason, Retry, Signal
 from kvmfault.contract.policy import Policy
-from kvmfault.contract.ports import Area, GuestTranslation, MapResult, Memslot, Pin, PinError
+from kvmfault.contract.ports import Area, GuestTranslation, Leaf, MapResult, Memslot, Pin, PinError
 from kvmfault.contract.shapes import Raw
 from kvmfault.contract.target import Target, backend
 from kvmfault.contract.values import Reaction, Unbacked
@@ -64,11 +64,11 @@ class Script(ScriptedPorts):
         tracked: bool = False,
         memfd: bool = False,
         raw: bool = False,
-        present: tuple[int, int] | None = None,
+        present: Leaf | None = None,
         nested: int = 0,
         paging: bool = True,
     ) -> None:
-        """*raw*: the area's frames are raw; *present*: rights and size of the entry; *nested*: the block of a nested
+        """*raw*: the area's frames are raw; *present*: the leaf that is there; *nested*: the block of a nested
         guest's own table; without *paging* no guest has tables of its own."""
         facts = replace(target.backend.vm, private_memory=memfd, nested=bool(nested))
         super().__init__(target.format, facts if paging else replace(facts, guest_paging=False))
@@ -112,7 +112,7 @@ class Script(ScriptedPorts):
     def area(self, hva: Hva) -> Area | None:
         return Area(self.block, raw_frames=self.raw)
 
-    def entry_prot(self, gpa: Gpa) -> tuple[int, int] | None:
+    def find_leaf(self, gpa: Gpa) -> Leaf | None:
         return self.present
 
     def pin(self, slot: Memslot, gfn: Gfn, hva: Hva, *, write: bool, nowait: bool, interruptible: bool) -> Pin:
@@ -432,7 +432,7 @@ def entry_is_there(on: Target) -> object:
     return kind(resolve(on, Script(on, mapped=MapResult.UNCHANGED), fault(on, READ)))
 
 
-READABLE: Final = (4, 4 * K)
+READABLE: Final = Leaf(4, 4 * K, Pfn(GPA >> 12))
 
 
 @shows(

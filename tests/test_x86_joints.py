@@ -26,7 +26,7 @@ from kvmfault.contract.outcome import (
     Spurious,
     WriteProtected,
 )
-from kvmfault.contract.ports import GuestTranslation, GuestWalkFault, MapResult, MmioNote, Pin, Repair
+from kvmfault.contract.ports import GuestTranslation, GuestWalkFault, Leaf, MapResult, MmioNote, Pin, Repair
 from kvmfault.contract.shapes import Raw
 from kvmfault.contract.target import Target
 from kvmfault.contract.values import OnRetry, PoisonSpan, PresentLeaf, SignExtension, UnknownArea
@@ -271,7 +271,7 @@ def test_a_repair_is_asked_for_the_access(code: int, asked: tuple[bool, bool]) -
 
 def test_a_repair_says_what_it_left() -> None:
     vm = Surroundings(NPT_612, fast=5)
-    vm.entry_prot = lambda gpa: (R | W, 1 << 21)  # type: ignore[method-assign]  # what the entry is after it
+    vm.find_leaf = lambda gpa: Leaf(R | W, 1 << 21, Pfn(0))  # type: ignore[method-assign]  # what the entry is after it
     assert outcome(vm, npf(WRITE | PRESENT)) == Fixed(1 << 21, Prot.R | Prot.W)
 
 

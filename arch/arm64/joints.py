@@ -183,12 +183,11 @@ def set_access_flag(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None
     """Mark the entry young at the faulting address. (handle_access_fault)"""
     if not (fault.is_access_flag and at.backed):
         return None
-    entry = vm.entry_prot(at.at)
+    leaf = vm.find_leaf(at.at)
     vm.repair_young(at.at)
-    if entry is None:
+    if leaf is None:
         return Retry("the entry is gone")
-    prot, size = entry
-    return Fixed(size, PROTS[prot], "access flag set")
+    return Fixed(leaf.size, PROTS[leaf.prot], "access flag set")
 
 
 # unbacked

@@ -129,7 +129,7 @@ def fast_page_fault(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None
         case MapResult() as result:
             return mapped(at, result)
         case Repair.FIXED:
-            prot, size = vm.entry_prot(at.at) or (R | W | X, 1 << vm.page_shift)
+            prot, size, _ = vm.find_leaf(at.at) or (R | W | X, 1 << vm.page_shift, None)
             return Fixed(size, PROTS[prot], "fixed without the lock")
         case Repair.SPURIOUS:
             return Spurious("the entry already allows the access")

@@ -32,6 +32,17 @@ __all__ = [
 __all__ += ["Repair", "VmFacts", "VmView", "WalkEnd"]
 
 
+class Leaf(NamedTuple):
+    """A present leaf of the second-stage table."""
+
+    prot: int
+    """R/W/X bits."""
+    size: int
+    """Bytes."""
+    pfn: Pfn
+    """Its first frame."""
+
+
 class Area(NamedTuple):
     """What is copied out of a host area (VMA) while its lock is held. (A tuple: every fault may make one.)"""
 
@@ -122,8 +133,8 @@ class VmView(Protocol):
         """User space marked *gfn* in the slot's userfault bitmap; None: the bitmap cannot be read."""
         ...
 
-    def entry_prot(self, gpa: Gpa) -> tuple[int, int] | None:
-        """(R/W/X bits, size in bytes) of the present leaf over *gpa*, or None."""
+    def find_leaf(self, gpa: Gpa) -> Leaf | None:
+        """The present leaf over *gpa*."""
         ...
 
 

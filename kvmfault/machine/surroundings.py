@@ -10,6 +10,7 @@ from kvmfault.contract.ports import (
     Area,
     GuestTranslation,
     GuestWalkFault,
+    Leaf,
     MapResult,
     Memslot,
     MmioNote,
@@ -50,10 +51,12 @@ class Surroundings(State):
         pages = self.userfault.get(slot.as_id << 16 | slot.id)
         return pages is not None and gfn - slot.base_gfn in pages
 
-    def entry_prot(self, gpa: Gpa) -> tuple[int, int] | None:
+    def find_leaf(self, gpa: Gpa) -> Leaf | None:
         """See Ports."""
-        leaf = self.table.leaf(gpa)
-        return None if leaf is None else (self.format.prot(leaf.desc), 1 << leaf.shift)
+        leaf, fmt = self.table.leaf(gpa), self.format
+        if leaf is None:
+            return None
+        return Leaf(fmt.prot(leaf.desc), 1 << leaf.shift, Pfn(fmt.hpa(leaf.desc, leaf.shift) >> self.page_shift))
 
     def walk_guest(self, gpa: Gpa) -> GuestTranslation | GuestWalkFault | None:
         """See Ports."""

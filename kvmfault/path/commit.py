@@ -81,15 +81,19 @@ def _take_block(vm: Ports, fault: MmioFault, at: Progress, size: int, page: int)
 
 def keep_present(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
     """A leaf of the same size is there: it may stay as it is. Kernel: tdp_mmu_map_handle_target_level, mmu_set_spte."""
-    entry = vm.entry_prot(at.at)
-    if entry is None or entry[1] != at.size:
+    leaf = vm.find_leaf(at.at)
+    if leaf is None or leaf.size != at.size:
         return None
-    if fault.is_prefetch:
-        return Spurious("the page is mapped already, and nobody waits for it")
     wanted = X if fault.is_exec else W if fault.is_write else R
-    if entry[0] & wanted and at.policy.present_leaf is PresentLeaf.KEEP_IF_ALLOWED:
-        return Spurious("the entry already allows the access")
-    return None
+    if fault.is_prefetch:
+        why = "the page is mapped already, and nobody waits for it"
+    elif leaf.prot & wanted and at.policy.present_leaf is PresentLeaf.KEEP_IF_ALLOWED:
+        why = "the entry already allows the access"
+    else:
+        return None
+    if leaf.pfn != at.pfn:
+        vm.warn("a leaf of another frame stays")
+    return Spurious(why)
 
 
 def protect_tracked(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:

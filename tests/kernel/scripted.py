@@ -12,6 +12,7 @@ from kvmfault.contract.ports import (
     Area,
     GuestTranslation,
     GuestWalkFault,
+    Leaf,
     MapResult,
     Memslot,
     MmioNote,
@@ -42,7 +43,7 @@ class ScriptedPorts:
     def userfault_wanted(self, slot: Memslot, gfn: Gfn) -> bool | None:
         return False
 
-    def entry_prot(self, gpa: Gpa) -> tuple[int, int] | None:
+    def find_leaf(self, gpa: Gpa) -> Leaf | None:
         return None
 
     def walk_guest(self, gpa: Gpa) -> GuestTranslation | GuestWalkFault | None:

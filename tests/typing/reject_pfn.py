@@ -6,4 +6,4 @@ from kvmfault import Gfn, Gpa, Pfn, Vm
 def look(vm: Vm, pfn: Pfn, gpa: Gpa) -> None:
     vm.find_slot(pfn)  # error: incompatible type "Pfn"; expected "Gfn"
     vm.is_private(gpa)  # error: incompatible type "Gpa"; expected "Gfn"
-    vm.entry_prot(Gfn(1))  # error: incompatible type "Gfn"; expected "Gpa"
+    vm.find_leaf(Gfn(1))  # error: incompatible type "Gfn"; expected "Gpa"
