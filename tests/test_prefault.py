@@ -117,6 +117,13 @@ def test_an_error_after_some_progress_is_success() -> None:
     assert vm.prefault(GPA + 2 * K, 2 * K) == PrefaultAnswer(EFAULT, GPA + 2 * K, 2 * K)
 
 
+@pytest.mark.parametrize("target", ["x86-ept", "x86-ept@6.12", "arm64"])
+def test_what_is_mapped_already_is_done(target: str) -> None:
+    vm = vm_on(target)
+    for _ in range(2):
+        assert vm.prefault(GPA, 2 * K) == PrefaultAnswer(0, GPA + 2 * K, 0)
+
+
 def test_memory_that_failed() -> None:
     vm = vm_on("x86-ept")
     vm.invalidate(vm.host.poison(Hva(HVA)))

@@ -64,7 +64,9 @@ class Prefaulting(Guest):
                 case Retry(waits=True) | Retry(signal=Signal()):
                     return 0, EINTR, None  # a signal: the SIGBUS, or one that ends the waiting
                 case Retry():
-                    continue
+                    found = self.table.leaf(gpa)  # the entry is there already: EAGAIN of the walker, no failure
+                    if found is not None:
+                        return 1 << found.shift, 0, None
                 case Emulate():
                     return 0, ENOENT, None
                 case Error(errno):
