@@ -11,10 +11,11 @@ import sys
 from pathlib import Path
 from typing import Final
 
-from docs import declared, kernel_map
+from docs import declared, kernel_map, scenario_reference
+from kvmfault.cli.run import schema_text
 
 DOCS: Final = Path(__file__).parent
-BLOCKS: Final = {**declared.BLOCKS, **kernel_map.BLOCKS}
+BLOCKS: Final = {**declared.BLOCKS, **kernel_map.BLOCKS, **scenario_reference.BLOCKS}
 BLOCK: Final = re.compile(r"(?<=^<!-- generated: )(\w+)( -->\n)(.*?)(?=^<!-- end -->$)", re.MULTILINE | re.DOTALL)
 HOW: Final = "run: python -m docs.generate"
 
@@ -29,12 +30,19 @@ def pages() -> list[Path]:
     return [path for path in sorted(DOCS.glob("*.md")) if BLOCK.search(path.read_text(encoding="utf-8"))]
 
 
+def wanted() -> dict[Path, str]:
+    """Every generated file as it should be: pages with generated parts, and the schema of scenario files."""
+    files = {path: current(path.read_text(encoding="utf-8")) for path in pages()}
+    return files | {DOCS / "scenario.schema.json": schema_text()}
+
+
 def main(check: bool) -> int:
-    """Write the pages, or with *check* say which are not current."""
-    stale = [path for path in pages() if current(text := path.read_text(encoding="utf-8")) != text]
+    """Write the files, or with *check* say which are not current."""
+    files = wanted()
+    stale = [path for path, text in files.items() if not path.exists() or path.read_text(encoding="utf-8") != text]
     for path in stale:
         if not check:
-            path.write_text(current(path.read_text(encoding="utf-8")), encoding="utf-8")
+            path.write_text(files[path], encoding="utf-8")
         sys.stdout.write(f"docs/{path.name}: {'not current, ' + HOW if check else 'written'}\n")
     return 1 if check and stale else 0
 

@@ -175,6 +175,10 @@ class ToyFormat:
         """Without W: writes are noted by faults."""
         return self.write_protect(desc)
 
+    def set_dirty(self, desc: int) -> int:
+        """Nothing marks writes."""
+        return desc
+
     def child_leaf(self, desc: int, shift: int, child_shift: int, index: int) -> int:
         """A piece of a block."""
         return desc + (index << child_shift)

@@ -41,3 +41,7 @@ class TraceError(KvmfaultError):
 
 class ModelError(KvmfaultError):
     """The model was used against a rule of the kernel (e.g. ended an invalidation that never began)."""
+
+
+class LiveError(KvmfaultError):
+    """The KVM of this machine cannot be used, or answered what a script has no word for."""

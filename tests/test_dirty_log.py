@@ -315,9 +315,11 @@ def test_entries_of_a_slot_that_is_gone_or_smaller() -> None:
     vm.remove_memslot(0)
     assert [entry.offset for entry in vm.harvest_ring(0)] == [5, 300]
     vm.add_memslot(0, gpa=GPA, size=8 * K, hva=HVA, log_dirty=True)
-    write(vm, 5)
+    vm.add_memslot(1, gpa=GPA + 256 * K, size=256 * K, hva=HVA)  # where page 300 was
+    write(vm, 5, 300)
     vm.harvest_ring(0)
     assert vm.reset_rings() == 3
+    assert write(vm, 300) == 0
     assert write(vm, 5) == 1
 
 
@@ -333,3 +335,12 @@ def test_what_the_host_writes_is_not_logged() -> None:
     vm = logged("x86-ept")
     vm.invalidate(vm.host.migrate(Hva(HVA)))
     assert vm.get_dirty_log(0).pages == ()
+
+
+@pytest.mark.parametrize(("target", "size"), [("arm64", M2), ("x86-ept", K), ("x86-npt", K)])
+def test_whether_blocks_are_split_at_once_if_nobody_says_otherwise(target: str, size: int) -> None:
+    # eager_page_split of x86 is on, KVM_CAP_ARM_EAGER_SPLIT_CHUNK_SIZE is 0
+    vm = logged(target, 512, kind="thp", log=False)
+    write(vm, 0)
+    relog(vm, True, 512)
+    assert (leaf(vm, GPA) or (0, 0))[1] == size

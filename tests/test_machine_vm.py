@@ -16,6 +16,7 @@ from kvmfault.contract.ports import VmFacts
 from kvmfault.contract.target import backend
 from kvmfault.contract.values import SlotFlush
 from kvmfault.errors import ModelError, UsageError
+from kvmfault.machine.guest import Ended
 from kvmfault.machine.vm import Vm
 from kvmfault.types import Gfn, Gpa, Hva, Pfn
 from kvmfault.vm.memslot_request import MemslotRequest
@@ -167,3 +168,22 @@ def test_a_guest_memfd_that_is_not_there() -> None:
     slot = vm.find_slot(Gfn(GPA >> 12))
     assert slot is not None
     assert vm.pin_memfd(slot, Gfn(GPA >> 12)).errno == ENOENT
+
+
+@pytest.mark.parametrize("target", ["arm64", "x86-ept", "x86-npt"])
+def test_an_access_to_a_poisoned_page_ends_with_the_signal(target: str) -> None:
+    # vcpu_run and kvm_arch_vcpu_ioctl_run look for pending signals before the guest runs again
+    vm = world(target)
+    vm.invalidate(vm.host.poison(Hva(HVA)))
+    done = vm.access(GPA, 8)
+    assert done.ended is Ended.SIGNALLED
+    assert len(done.faults) == len(vm.signals) == 1
+
+
+@pytest.mark.parametrize("target", ["arm64", "x86-ept", "x86-npt"])
+def test_a_page_that_user_space_supplies_is_waited_for_in_the_background_too(target: str) -> None:
+    vm = world(target)
+    vm.invalidate(vm.host.make_missing(Hva(HVA)))
+    assert vm.access(GPA, 8).ended is Ended.WAITS
+    vm.host.supply(Hva(HVA))
+    assert vm.access(GPA, 8).ended is Ended.DONE

@@ -139,7 +139,7 @@ class Script(ScriptedPorts):
         self.events.append("relax")
         return self.mapped
 
-    def map_mmio(self, gpa: Gpa, prot: int) -> MapResult:
+    def map_mmio(self, at: Gpa, gpa: Gpa, prot: int) -> MapResult:
         self.events.append("map_mmio")
         return MapResult.MMIO
 

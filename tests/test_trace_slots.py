@@ -76,9 +76,9 @@ SIZE = f"slot[1].size expected bytes, more than 0 and of 64 bits, {AS}"
     ("content", "message"),
     [
         ("", ": slot is missing"),
-        ("slot = []", ": slot list should have at least 1 item after validation, not 0, found []"),
-        ("slot = 3", ": slot input should be a valid list, found 3"),
-        (TOML + "[vm]\n", ": vm is no key here"),
+        ("slot = []", ":1: slot list should have at least 1 item after validation, not 0, found []"),
+        ("slot = 3", ":1: slot input should be a valid list, found 3"),
+        (TOML + "[vm]\n", ":15: vm is no key here"),
         (TOML.replace("id = 3", ""), ":9: slot[1].id is missing"),
         (TOML.replace("size = 16384", "size = 0"), f":13: {SIZE} 0"),
         (TOML.replace("16384", '"4 MiB"'), f":13: {SIZE} '4 MiB'"),

@@ -130,9 +130,9 @@ class Watched(Vm):
         self._at("relax", hex(gpa), prot)
         return super().relax(gpa, prot, memory)
 
-    def map_mmio(self, gpa: Gpa, prot: int) -> MapResult:
-        self._at("map_mmio", hex(gpa))
-        return super().map_mmio(gpa, prot)
+    def map_mmio(self, at: Gpa, gpa: Gpa, prot: int) -> MapResult:
+        self._at("map_mmio", hex(at))
+        return super().map_mmio(at, gpa, prot)
 
     def note_mmio(self, gfn: Gfn, gva: int | None) -> None:
         self._at("note_mmio", hex(gfn))

@@ -208,6 +208,10 @@ class Stage2:
         """Write-protected: hardware notes no writes."""
         return self.write_protect(desc)
 
+    def set_dirty(self, desc: int) -> int:
+        """The same: KVM does not let the CPU mark stage-2 entries dirty."""
+        return desc
+
     def child_leaf(self, desc: int, shift: int, child_shift: int, index: int) -> int:
         """The *index*-th piece of a block, attributes kept (kvm_pgtable_stage2_create_unlinked)."""
         block = self._address(desc, shift)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from errno import EINVAL
 from typing import Final
 
-from arch.x86 import encode, policy
+from arch.x86 import encode, live, policy
 from arch.x86.joints import EPT_JOINTS, NPT_JOINTS, SHADOW_JOINTS
 from arch.x86.trace import EPT_TRACEPOINTS, NPT_TRACEPOINTS, SHADOW_TRACEPOINTS
 from kvmfault.contract.backend import Behaviour, Encode, Joints
 from kvmfault.contract.format import Stage2Format
+from kvmfault.contract.live import Live
 from kvmfault.contract.ports import VmFacts
 from kvmfault.contract.tracepoints import Tracepoints
 from kvmfault.types import Gfn, Hva
@@ -46,20 +48,28 @@ def shadow_host(fmt: Stage2Format) -> HostCaps:
     )
 
 
-_VM: Final = VmFacts(ipa_limit_bits=_PHYSICAL_BITS, table_bits=_PHYSICAL_BITS, max_gfn=(1 << _PHYSICAL_BITS - 12) - 1)
+_VM: Final = VmFacts(
+    ipa_limit_bits=_PHYSICAL_BITS,
+    table_bits=_PHYSICAL_BITS,
+    max_gfn=(1 << _PHYSICAL_BITS - 12) - 1,
+    eager_split=True,  # the module parameter's default; only with the TDP MMU
+)
 
 
-def _of(encode: Encode, joints: Mapping[str, Joints], tracepoints: Tracepoints, *, shadow: bool = False) -> Behaviour:
+def _of(
+    encode: Encode, joints: Mapping[str, Joints], tracepoints: Tracepoints, live: Live, *, shadow: bool = False
+) -> Behaviour:
     return Behaviour(
         encode=encode,
         policies=policy.SHADOW if shadow else policy.NESTED,
         joints=joints,
         host=shadow_host if shadow else host,
-        vm=_VM,
+        vm=replace(_VM, eager_split=False) if shadow else _VM,
         tracepoints=tracepoints,
+        live=live,
     )
 
 
-EPT: Final = _of(encode.ept, EPT_JOINTS, EPT_TRACEPOINTS)
-NPT: Final = _of(encode.npt, NPT_JOINTS, NPT_TRACEPOINTS)
-SHADOW: Final = _of(encode.shadow, SHADOW_JOINTS, SHADOW_TRACEPOINTS, shadow=True)
+EPT: Final = _of(encode.ept, EPT_JOINTS, EPT_TRACEPOINTS, live.EPT)
+NPT: Final = _of(encode.npt, NPT_JOINTS, NPT_TRACEPOINTS, live.NPT)
+SHADOW: Final = _of(encode.shadow, SHADOW_JOINTS, SHADOW_TRACEPOINTS, live.SHADOW, shadow=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from errno import EFAULT, EINVAL
 from functools import cache
-from typing import Final, Protocol, runtime_checkable
+from typing import Final
 
 from arch.x86.guest import nested_entry, shadow_entry, walk_ept, walk_guest, walk_npt
 from arch.x86.pferr import GPT_WRITE
@@ -213,19 +213,10 @@ def huge_page_disallowed(fault: PageFault, vm: VmView) -> bool:
     return fault.is_exec and vm.facts.small_exec
 
 
-@runtime_checkable
-class FetchedSmall(Protocol):
-    """Ports that keep which table pages were made while a fetch was refused a block (sp->nx_huge_page_disallowed)."""
-
-    def fetched_small(self, gpa: Gpa, size: int) -> bool:
-        """Where a leaf of *size* over *gpa* would be, such a table page is."""
-        ...
-
-
 def stay_small(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
     """A block does not replace a table page that was made for a fetch: one level down, and the bits of the frame number
     that this level translates are put back. (disallowed_hugepage_adjust)"""
-    if not vm.facts.small_exec or at.slot is None or not isinstance(vm, FetchedSmall):
+    if not vm.facts.small_exec or at.slot is None:
         return None
     while at.size > 1 << vm.page_shift and vm.fetched_small(at.at, at.size):
         larger, at.size = at.size, at.size >> _LEVEL_BITS

@@ -248,6 +248,10 @@ class SpteFormat:
         """See Stage2Format. Kernel: is_dirty_spte."""
         return bool(desc & (_WRITE if _ad_disabled(desc) else self.bits.dirty))
 
+    def set_dirty(self, desc: int) -> int:
+        """See Stage2Format."""
+        return desc if _ad_disabled(desc) else self.with_dirty(desc, True)
+
     def with_dirty(self, desc: int, dirty: bool) -> int:
         """The leaf with the dirty bit set or cleared (clear_dirty_gfn_range; the CPU's own write)."""
         return desc | self.bits.dirty if dirty else desc & ~self.bits.dirty

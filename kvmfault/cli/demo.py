@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain, zip_longest
+from itertools import chain
 from os.path import relpath
 from pathlib import Path
 from shutil import get_terminal_size
@@ -16,6 +16,7 @@ from textwrap import wrap
 from tomllib import loads
 
 from kvmfault.cli.main import _guarded
+from kvmfault.cli.render import grid
 from kvmfault.cli.replay import render
 from kvmfault.contract.shapes import Raw
 from kvmfault.contract.target import Target, backends
@@ -117,7 +118,7 @@ def _explanation(explained: Sequence[Explained], width: int) -> Iterator[str]:
     rows = [("step", *(e.target.name for e in explained))]
     rows += [(name, *("\n".join(s.because for s in found) or "-" for found in row)) for name, row in told.items()]
     rows.append(("outcome", *(outcome_text(e.run.outcome) for e in explained)))
-    yield from _table(rows, width)
+    yield from grid(rows, width)
     yield from wrap(f"nothing to note: {', '.join(n for n in steps if n not in told)}", width, subsequent_indent="  ")
 
 
@@ -132,16 +133,6 @@ def _names(explained: Iterable[Explained]) -> list[str]:
 
 def _record(steps: Iterable[StepRecord], name: str) -> list[StepRecord]:
     return [step for step in steps if step.name == name]
-
-
-def _table(rows: Sequence[Sequence[str]], width: int) -> Iterator[str]:
-    # the first column as wide as it needs, the others share the rest
-    first = max(len(row[0]) for row in rows)
-    each = (width - first) // (len(rows[0]) - 1) - 2
-    for row in rows:
-        cells = [[part for line in cell.split("\n") for part in wrap(line, each)] for cell in row[1:]]
-        for parts in zip_longest([row[0]], *cells, fillvalue=""):
-            yield (parts[0].ljust(first) + "".join(f"  {part.ljust(each)}" for part in parts[1:])).rstrip()
 
 
 def main() -> int:

@@ -119,6 +119,43 @@ def replay_command(
     finish(replay.run(recording, backend or [], slots, settings or [], strict=strict, json=json))
 
 
+def selfcheck_command(
+    backend: Annotated[
+        str | None, typer.Option("--backend", metavar="TARGET", help="What this machine's KVM is; default: found out.")
+    ] = None,
+    device: Annotated[str, typer.Option("--device", help="Where the KVM is.")] = "/dev/kvm",
+    randoms: Annotated[
+        int,
+        typer.Option("--random", metavar="N", min=0, max=100_000, help="Random sequences besides."),
+    ] = 0,
+    seed: Annotated[int, typer.Option("--seed", help="Of the random sequences.")] = 1,
+    json: JsonFlag = False,
+) -> None:
+    """Drive the real KVM of this machine and the model by the same operations and compare every answer."""
+    from kvmfault.cli import selfcheck
+
+    finish(selfcheck.run(backend, device, randoms, seed, json=json))
+
+
+def run_command(
+    file: Annotated[str | None, typer.Argument(metavar="FILE", help="A scenario: TOML or JSON.")] = None,
+    backend: Annotated[
+        list[str] | None, typer.Option("--backend", metavar="TARGET", help="Where to run it; may be repeated.")
+    ] = None,
+    settings: SettingOption = None,
+    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema of scenario files instead.")] = False,
+    json: JsonFlag = False,
+) -> None:
+    """Run a scenario on its targets side by side: outcomes, reasons, and whether all is as expected."""
+    from kvmfault.cli import run
+
+    if schema:
+        finish(run.schema())
+    if file is None:
+        raise typer.BadParameter("run takes a scenario file")
+    finish(run.run(file, backend or [], settings or [], json=json))
+
+
 def backend_list_command(json: JsonFlag = False) -> None:
     """Every backend with its formats and kernel versions: what a TARGET may name."""
     from kvmfault.cli import backends
@@ -148,6 +185,8 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "path": path_command,
     "prove": prove_command,
     "replay": replay_command,
+    "selfcheck": selfcheck_command,
+    "run": run_command,
 }
 _GROUPS: dict[str, tuple[str, dict[str, Callable[..., None]]]] = {
     "backend": ("The architectures that are installed.", {"list": backend_list_command}),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from enum import Enum
+from itertools import zip_longest
 from json import dumps
+from textwrap import wrap
 
 
 def columns(rows: Sequence[Sequence[str]], *, indent: str = "", right: frozenset[int] = frozenset()) -> str:
@@ -21,6 +23,26 @@ def columns(rows: Sequence[Sequence[str]], *, indent: str = "", right: frozenset
         ]
         lines.append((indent + "  ".join(cells)).rstrip())
     return "\n".join(lines)
+
+
+def grid(rows: Sequence[Sequence[str]], width: int, *, first: int = 0) -> Iterator[str]:
+    """Rows as columns of folded text: the first as wide as it needs (at most *first*, if given), the rest alike."""
+    needed = max(len(line) for row in rows for line in row[0].split("\n"))
+    lead = min(needed, first) if first else needed
+    each = (width - lead) // (len(rows[0]) - 1) - 2
+    for row in rows:
+        cells = [_folded(row[0], lead), *(_folded(cell, each) for cell in row[1:])]
+        for parts in zip_longest(*cells, fillvalue=""):
+            yield (parts[0].ljust(lead) + "".join(f"  {part.ljust(each)}" for part in parts[1:])).rstrip()
+
+
+def _folded(cell: str, width: int) -> list[str]:
+    # a line that begins with spaces keeps them on the lines that it is folded to
+    folded: list[str] = []
+    for line in cell.split("\n"):
+        lead = line[: len(line) - len(line.lstrip())]
+        folded += wrap(line, width, subsequent_indent=lead, break_on_hyphens=False)
+    return folded
 
 
 def plain(value: object) -> object:

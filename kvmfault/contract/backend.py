@@ -9,6 +9,7 @@ Recipe for a new architecture, in the order in which each part becomes useful:
 5. policies         one value for each documented difference (``Policy``), by kernel version
 6. joints           only what no policy can say: a function per place, by kernel version
 7. tracepoints      which trace events carry faults, and how their text reads
+8. live             a guest that makes a given access, for comparing with a real KVM; may be left out
 
 One folder, one entry point in the group ``kvmfault.backends``; no change in kvmfault/.
 """
@@ -27,6 +28,7 @@ from kvmfault.contract.format import Stage2Format
 if TYPE_CHECKING:  # behaviour is loaded by whoever runs a fault
     from kvmfault.contract.access import Access
     from kvmfault.contract.fault import MmioFault
+    from kvmfault.contract.live import Live
     from kvmfault.contract.outcome import Outcome
     from kvmfault.contract.policy import Policy
     from kvmfault.contract.ports import Ports, VmFacts
@@ -116,6 +118,8 @@ class Behaviour:
     vm: VmFacts
     """What a usual VM is."""
     tracepoints: Tracepoints
+    live: Live | None = None
+    """How a real KVM is driven, to compare it with the model; None: nobody has written it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -183,3 +187,8 @@ class Backend:
     def tracepoints(self) -> Tracepoints:
         """See Behaviour."""
         return self.behaviour().tracepoints
+
+    @property
+    def live(self) -> Live | None:
+        """See Behaviour."""
+        return self.behaviour().live

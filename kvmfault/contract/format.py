@@ -195,6 +195,10 @@ class Stage2Format(Protocol):
         else by a fault, for which it loses write permission."""
         ...
 
+    def set_dirty(self, desc: int) -> int:
+        """The writable leaf after a write, as the CPU leaves it; the same where the CPU marks no writes."""
+        ...
+
     def child_leaf(self, desc: int, shift: int, child_shift: int, index: int) -> int:
         """The *index*-th piece of a block, as a leaf one level down with the same attributes."""
         ...

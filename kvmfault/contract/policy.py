@@ -126,7 +126,7 @@ class Policy:
     unchanged: Unchanged
     """install. (arm64: EAGAIN of stage2_map_walker_try_leaf; x86: RET_PF_SPURIOUS)"""
     smaller_over_block: SmallerOverBlock
-    """Surroundings. (arm64: stage2_map_walk_leaf; x86: tdp_mmu_split_huge_page)"""
+    """State. (arm64: stage2_map_walk_leaf; x86: tdp_mmu_split_huge_page)"""
     present_leaf: PresentLeaf
     """keep_present. (arm64: has unchanged instead; x86: tdp_mmu_map_handle_target_level, mmu_set_spte,
     "KVM: x86/mmu: Treat TDP MMU faults as spurious if access is already allowed")"""
@@ -134,7 +134,7 @@ class Policy:
     """Vm.set_region.
     (arm64: kvm_arch_flush_shadow_memslot; x86: kvm_mmu_zap_all_fast by the quirk SLOT_ZAP_ALL)"""
     userfault: Userfault
-    """userfault, Surroundings. (kvm_do_userfault, proposed)"""
+    """userfault, State. (kvm_do_userfault, proposed)"""
     prefault: Prefault
     """Prefaulting.prefault. (arm64: "Implement KVM_PRE_FAULT_MEMORY", 7.4; x86: kvm_arch_vcpu_pre_fault_memory)"""
     recovers_blocks: bool

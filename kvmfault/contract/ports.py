@@ -307,8 +307,16 @@ class Ports(VmView, Protocol):
         """Add permissions to the leaf over *gpa*, whose memory type stays; an int is a positive errno."""
         ...
 
-    def map_mmio(self, gpa: Gpa, prot: int) -> MapResult:
-        """Install an entry that remembers MMIO."""
+    def made_small(self, gpa: Gpa, size: int) -> None:
+        """A page was mapped where a block of *size* fits, because code may not run from the block."""
+        ...
+
+    def fetched_small(self, gpa: Gpa, size: int) -> bool:
+        """The table page under *gpa* that stands for a block of *size* was made so. (sp->nx_huge_page_disallowed)"""
+        ...
+
+    def map_mmio(self, at: Gpa, gpa: Gpa, prot: int) -> MapResult:
+        """Install at *at* an entry that remembers *gpa* as MMIO."""
         ...
 
     def note_mmio(self, gfn: Gfn, gva: int | None) -> None:

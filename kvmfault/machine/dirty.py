@@ -119,7 +119,7 @@ class DirtyLogging(Surroundings):
             self.log.start(new.as_id << 16 | new.id, new.npages)
             if old is not None and not new.readonly and not self.log.initially_set:
                 if self.facts.eager_split:
-                    self.table.split(*self.bytes_of(new.base_gfn, new.end_gfn))
+                    self.own_table.split(*self.bytes_of(new.base_gfn, new.end_gfn))
                 self._see_writes(new, range(new.npages))
                 self.flush_stale()
 
@@ -127,8 +127,11 @@ class DirtyLogging(Surroundings):
         # from now on the next write to each of these pages is noticed
         start, end = slot.base_gfn + pages.start, slot.base_gfn + pages.stop
         if self.log.initially_set and self.facts.eager_split:
-            self.table.split(*self.bytes_of(start, end))
-        self.table.write_protect(*self.bytes_of(start, end))
+            self.own_table.split(*self.bytes_of(start, end))
+        for table, first, last in self.tables_over(start, end):
+            # the CPU's log holds addresses of the nested guest there, so its entries are always write-protected
+            by_hardware = self.facts.page_modification_log and table is self.own_table
+            table.watch_writes(first, last, hardware_log=by_hardware)
 
     def recover_blocks(self, slot: Memslot) -> None:
         """Drop pages where a block is allowed now, so that the next fault maps it; not while the slot needs pages.
@@ -138,10 +141,10 @@ class DirtyLogging(Surroundings):
         policy = self.target.policy
         if not policy.recovers_blocks or slot.logs_dirty or slot.userfault:
             return
-        for leaf in list(self.table.in_range(*self.bytes_of(slot.base_gfn, slot.end_gfn))):
+        for leaf in list(self.own_table.in_range(*self.bytes_of(slot.base_gfn, slot.end_gfn))):
             gfn = Gfn(leaf.gpa >> self.page_shift)
             if self.format.kind(leaf.desc, leaf.shift) is Kind.LEAF and self._may_be_block(slot, gfn, leaf.shift):
-                self.table.unmap(leaf.gpa, Gpa(leaf.gpa + (1 << leaf.shift)))
+                self.own_table.unmap(leaf.gpa, Gpa(leaf.gpa + (1 << leaf.shift)))
         self.flush_stale()
 
     def _may_be_block(self, slot: Memslot, gfn: Gfn, shift: int) -> bool:

@@ -18,10 +18,21 @@ class Emulator(DirtyLogging):
         What is left to the VMM, in order; None: the access waits for user space to supply a page.
         Kernel: emulator_read_write; the parts are those of the pages touched, and devices come after all memory.
         """
-        if wanted.exec:
+        if wanted.exec and self._in_memory(gpa, False) is not None:
             return (Exit(Reason.INTERNAL_ERROR, why="the emulator cannot fetch the instruction"),)
         exits: list[Outcome] = []
-        page, write = 1 << self.page_shift, wanted.write is True
+        for write in (False,) * bool(wanted.read) + (True,) * bool(wanted.write):
+            if write and wanted.read and self._exchange_fails(gpa, size):
+                return (*exits, Exit(Reason.INTERNAL_ERROR, why="the emulator cannot exchange values in host memory"))
+            done = self._parts(gpa, size, write, data)
+            if done is None:
+                return None
+            exits += done
+        return tuple(exits)
+
+    def _parts(self, gpa: Gpa, size: int, write: bool, data: int) -> list[Exit] | None:
+        exits: list[Exit] = []
+        page = 1 << self.page_shift
         at, end = int(gpa), gpa + size
         while at < end:
             part = min(end, (at & -page) + page)
@@ -32,7 +43,7 @@ class Emulator(DirtyLogging):
                 for piece in range(at, part, 8):
                     exits += self._device(Gpa(piece), min(8, part - piece), write, data >> 8 * (piece - gpa))
             at = part
-        return tuple(exits)
+        return exits
 
     def _in_memory(self, gpa: Gpa, write: bool) -> PinError | None:
         # kvm_vcpu_read_guest, kvm_vcpu_write_guest: by the user address, whatever the table says; None: done
@@ -46,6 +57,14 @@ class Emulator(DirtyLogging):
         if got.error is None and write:
             self.mark_dirty(slot, gfn, Pfn(0))
         return got.error
+
+    def _exchange_fails(self, gpa: Gpa, size: int) -> bool:
+        # emulator_cmpxchg_emulated: not within one page, or not in a slot that may be written, it is a plain store
+        gfn = Gfn(gpa >> self.page_shift)
+        slot = self.find_slot(gfn)
+        if slot is None or slot.invalid or slot.readonly or gpa + size - 1 >> self.page_shift != gfn:
+            return False
+        return self.host.fork().pin(slot.hva_of(gfn), write=True).error is not None
 
     def _device(self, gpa: Gpa, size: int, write: bool, data: int) -> tuple[Exit, ...]:
         value = (data & (1 << 8 * size) - 1).to_bytes(size, "little") if write else b""

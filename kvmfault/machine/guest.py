@@ -26,11 +26,12 @@ from kvmfault.contract.outcome import (
     Spurious,
     WriteProtected,
 )
+from kvmfault.contract.ports import PinError
 from kvmfault.errors import ModelError
 from kvmfault.machine.emulator import Emulator
 from kvmfault.machine.tlb import Cached
 from kvmfault.path.run import Run
-from kvmfault.types import U64, Gpa, Gva, Pfn
+from kvmfault.types import U64, Gfn, Gpa, Gva, Pfn
 
 TRIES: Final = 16
 """Faults of one access after which it is taken to be stuck."""
@@ -47,8 +48,8 @@ class Ended(Enum):
     """With an exit that is not a device access."""
     SIGNALLED = "the VMM got a signal"
     """SIGBUS, for memory that failed: KVM_RUN returns EINTR."""
-    WAITS = "waits for user space"
-    """For a page that a userfaultfd handler has to supply."""
+    WAITS = "waits for its page"
+    """A userfaultfd handler has to supply it, or it is fetched in the background (``Guest.page_ready``)."""
     STUCK = "faults for ever"
 
 
@@ -105,22 +106,26 @@ class Guest(Emulator):
         data: int | None = None,
         private: bool = False,
         described: bool = True,
+        emulated: bool = False,
+        exchange: bool = False,
         **known: object,
     ) -> AccessRun:
         """The guest reads, writes or fetches *size* bytes at *gpa*, on *vcpu* (default: the one that ran last).
 
-        *data*: what a store writes. *described*: the instruction is one that a syndrome can describe. *known*: more
+        *data*: what a store writes. *described*: the instruction is one that a syndrome can describe. *emulated*: KVM's
+        emulator runs the guest, so that no table is used. *exchange*: one instruction reads, then writes. *known*: more
         members of Access, such as ``gva``, ``on_walk`` or ``cache_op``. ModelError for an impossible access.
         """
         if vcpu is not None or not self.vcpus:
             self.use_vcpu(vcpu or 0)
         if gpa < 0 or not 1 <= size <= 1 << self.page_shift or gpa + size > 1 << 64:
             raise ModelError(f"an access of {size} bytes at {gpa:#x}: 1 to {1 << self.page_shift} bytes below 2^64")
+        write = write or exchange
         if data is not None and write:
             self.vcpu.registers = (data & U64, *self.vcpu.registers[1:])
         plain = described and size in (1, 2, 4, 8) and not fetch
         wanted = Access(
-            read=not write and not fetch,
+            read=exchange or not (write or fetch),
             write=write,
             exec=fetch,
             final=True,
@@ -129,6 +134,11 @@ class Guest(Emulator):
             register=0 if plain else None,
             wide=size == 8 if plain else None,
         )
+        full = self.ring_is_full() if emulated else None
+        if full is not None:
+            return AccessRun(ended=Ended.EXITED, exits=(full,))
+        if emulated:
+            return self._emulated(Gpa(gpa), size, wanted, data or 0)
         return self._run(Gpa(gpa), size, replace(wanted, **known), data or 0)  # type: ignore[arg-type]  # as Access.with_
 
     def _run(self, gpa: Gpa, size: int, wanted: Access, data: int) -> AccessRun:
@@ -194,10 +204,36 @@ class Guest(Emulator):
                 self.table.make_young(gpa)
             elif fmt.old_faults:
                 return Cause.ACCESS_FLAG, size
+        if wanted.write and self.table.set_dirty(gpa) and self.facts.page_modification_log:
+            self._log_by_hardware(Gfn(gpa >> self.page_shift))
         pfn = Pfn(fmt.hpa(desc, found.shift) >> self.page_shift)
         entry = Cached(found.gpa, found.shift, pfn, prot, dirty=wanted.write is True)
         tlb.fill(entry)
         return entry
+
+    def _log_by_hardware(self, gfn: Gfn) -> None:
+        # what the CPU put into its log is marked at the next exit (vmx_flush_pml_buffer); never for a nested guest,
+        # whose writes are caught by protection
+        slot = self.find_slot(gfn) if self.table is self.own_table else None
+        if slot is not None:
+            self.mark_dirty(slot, gfn, Pfn(0))
+
+    def page_ready(self) -> Run | None:
+        """The oldest page that the vCPU did not wait for has arrived: its fault is handled again, as a prefetch.
+
+        None: nothing is outstanding, or user space has yet to supply it. Kernel: kvm_check_async_pf_completion,
+        kvm_arch_async_page_ready.
+        """
+        if not self.vcpu.deferred.waiting:
+            return None
+        done = self.vcpu.deferred.waiting[0]
+        slot = self.find_slot(done.gfn)
+        if slot is not None and self.host.pin(slot.hva_of(done.gfn), write=True).error is PinError.WAITS:
+            return None
+        self.vcpu.deferred = self.vcpu.deferred.ready(done)
+        address = Gpa(done.gfn << self.page_shift)
+        arrived = Access(gpa=address, gva=Gva(address), offset=0, cause=Cause.MISSING, final=True, prefetch=True)
+        return self.handle(self.target.encode(arrived).fault)
 
     def _ended(self, outcome: Outcome, gpa: Gpa, size: int, wanted: Access, data: int) -> AccessRun | None:
         # None: the guest tries again
@@ -209,10 +245,13 @@ class Guest(Emulator):
             case Retry(signal=Signal()):
                 return AccessRun(ended=Ended.SIGNALLED, exits=(Exit(Reason.INTR, errno=EINTR, why=outcome.why),))
             case Retry():
-                return None
+                if self.facts.async_delivery and self.vcpu.deferred.waiting:
+                    return AccessRun(ended=Ended.WAITS)  # the guest was told, and runs something else
+                # the vCPU was halted until its page came, if it waits for one; who fetches it may wait for user space
+                waits = self.page_ready() is None and self.vcpu.deferred.waiting
+                return AccessRun(ended=Ended.WAITS) if waits else None
             case Emulate():
-                exits = self.emulate(gpa, size, wanted, data)
-                return AccessRun(ended=Ended.WAITS) if exits is None else AccessRun(ended=_after(exits), exits=exits)
+                return self._emulated(gpa, size, wanted, data)
             case Exit(reason=Reason.MMIO):
                 return AccessRun(ended=Ended.DONE, exits=(outcome,))
             case Exit():
@@ -227,6 +266,15 @@ class Guest(Emulator):
                 return AccessRun(ended=Ended.DONE)
             case NeedsGuestWalk():
                 return AccessRun(ended=Ended.FAILED)
+
+    def _emulated(self, gpa: Gpa, size: int, wanted: Access, data: int) -> AccessRun:
+        exits = self.emulate(gpa, size, wanted, data)
+        if exits is None:
+            return AccessRun(ended=Ended.WAITS)
+        full = self.ring_is_full() if exits else None
+        if full is not None and _after(exits) is Ended.DONE:  # met where the VMM runs the vCPU again
+            return AccessRun(ended=Ended.EXITED, exits=(*exits, full))
+        return AccessRun(ended=_after(exits), exits=exits)
 
 
 def _after(exits: tuple[Outcome, ...]) -> Ended:

@@ -7,7 +7,7 @@ from errno import EAGAIN, EINTR, EINVAL, ENOENT, EOPNOTSUPP
 
 from kvmfault.contract.access import Access, Cause
 from kvmfault.contract.outcome import Emulate, Error, Exit, Fixed, Retry, Signal, Spurious, WriteProtected
-from kvmfault.contract.values import Prefault
+from kvmfault.contract.values import Prefault, Unbacked
 from kvmfault.machine.guest import TRIES, Guest
 from kvmfault.types import U64, Gfn, Gpa
 
@@ -49,10 +49,11 @@ class Prefaulting(Guest):
 
     def _prefault_one(self, gpa: Gpa) -> tuple[int, int, Exit | None]:
         # (size mapped, errno, exit)
-        private = Gfn(gpa >> self.page_shift) in self.private
-        access = Access(
-            gpa=Gpa(gpa & -4096), offset=0, read=True, final=True, cause=Cause.MISSING, prefetch=True, private=private
-        )
+        gfn = Gfn(gpa >> self.page_shift)
+        if self.target.policy.unbacked is Unbacked.LEAVE and self.find_slot(gfn) is None:
+            return 0, ENOENT, None  # looked for before there is a fault that could leave to a device
+        private = gfn in self.private
+        access = Access(gpa=Gpa(gpa & -4096), offset=0, final=True, cause=Cause.MISSING, prefetch=True, private=private)
         for _ in range(TRIES):
             run = self._path.handle(self, self.target.encode(access).fault)  # no statistic counts it
             match run.outcome:

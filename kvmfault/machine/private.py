@@ -50,7 +50,7 @@ class PrivateMemory(Surroundings):
             self.invalidations.begin()
             for start, end in spans:
                 self.invalidations.add(start, end)
-                self.table.unmap(*self.bytes_of(start, end))
+                self.drop(start, end)
             self.flush_stale()
 
     def _end(self, spans: list[tuple[Gfn, Gfn]]) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from kvmfault.contract.format import Kind, Memory, Stage2Format, block_sizes
+from kvmfault.contract.format import Kind, Memory, Stage2Format, block_sizes, watch_writes
 from kvmfault.contract.ports import MapResult, Repair
 from kvmfault.errors import ModelError
 from kvmfault.types import Gpa, Hpa, Pfn
@@ -328,6 +328,24 @@ class Stage2:
                     self._note_stale(entry.gpa, entry.shift)
                     changed += 1
         return changed
+
+    def watch_writes(self, start: Gpa, end: Gpa, *, hardware_log: bool) -> None:
+        """The next write to each page in the range will be noticed, by a fault or by the CPU's own log."""
+        for entry in list(self.in_range(start, end)):
+            if self.format.kind(entry.desc, entry.shift) is Kind.LEAF:
+                desc = watch_writes(self.format, entry.desc, entry.shift, hardware_log=hardware_log)
+                if desc != entry.desc:
+                    self._update(entry, desc)
+                    self._note_stale(entry.gpa, entry.shift)
+
+    def set_dirty(self, gpa: Gpa) -> bool:
+        """The guest writes through the leaf over *gpa*; whether its dirty state was not set before."""
+        found = self.leaf(gpa)
+        desc = self.format.set_dirty(found.desc) if found is not None else 0
+        if found is not None and desc != found.desc:
+            self._update(found, desc)
+            return True
+        return False
 
     def split(self, start: Gpa, end: Gpa) -> int:
         """Replace every block in the range by pages that map the same; the number of blocks split, at any level.

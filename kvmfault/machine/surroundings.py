@@ -1,13 +1,10 @@
-"""State of a VM, and what the steps of the path ask of it (Ports). What user space, host and guest do is in ``vm``."""
+"""What the steps of the path ask of a VM (Ports), answered from its state."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
-from dataclasses import replace
 from errno import ENOENT
-from typing import Final, Self
 
-from kvmfault.contract.format import Kind, Memory, Stage2Format
+from kvmfault.contract.format import Kind, Memory
 from kvmfault.contract.outcome import ZERO_REGISTER, MmioAccess, Signal
 from kvmfault.contract.ports import (
     Area,
@@ -20,166 +17,17 @@ from kvmfault.contract.ports import (
     Pin,
     PinError,
     Repair,
-    VmFacts,
 )
-from kvmfault.contract.target import Target
-from kvmfault.contract.values import SmallerOverBlock, Userfault
 from kvmfault.errors import ModelError
-from kvmfault.machine.stage2 import Stage2
-from kvmfault.machine.vcpu import Vcpu
-from kvmfault.path.run import bind
+from kvmfault.machine.state import EHWPOISON, MEMFD_MEMORY, State
 from kvmfault.types import Gfn, Gpa, Hva, Pfn
-from kvmfault.vm.area import AreaKind, HvaRange, Vma
-from kvmfault.vm.caps import HostCaps
-from kvmfault.vm.cowset import CowSet
-from kvmfault.vm.dirty import DirtyLog, RingEntry
-from kvmfault.vm.frames import FrameSet
-from kvmfault.vm.hostmem import HostMemory
-from kvmfault.vm.invalidate import Invalidation
-from kvmfault.vm.memslots import Memslots
-
-MAX_VCPUS: Final = 64
-EHWPOISON: Final = 133
-"""Linux's number; Python's errno has no name for it."""
-MEMFD_MEMORY: Final = range(1 << 46, 1 << 48)
-"""Host-physical addresses of guest_memfds: away from all others of the model, and every format has room for them."""
+from kvmfault.vm.area import AreaKind
+from kvmfault.vm.dirty import RingEntry
+from kvmfault.vm.memslots import UPDATING
 
 
-class Surroundings:
-    """Plain values throughout: ``fork`` is cheap and independent, ``key`` hashable. Ports speak for ``vcpu``."""
-
-    def __init__(self, target: Target, *, caps: HostCaps | None = None, facts: VmFacts | None = None) -> None:
-        self.target = target
-        self.format: Stage2Format = target.format
-        self.page_shift = target.format.page_shift
-        self.caps = caps or target.backend.host(target.format)
-        if target.policy.userfault is not Userfault.ABSENT:
-            self.caps = replace(self.caps, userfault=True)
-        self.facts = facts or target.facts
-        self.slots = Memslots(self.caps)
-        self.host = HostMemory(self.page_shift)
-        self.invalidations = Invalidation()
-        split = target.policy.smaller_over_block is SmallerOverBlock.SPLIT
-        self.table = Stage2(target.format, split_blocks=split)
-        self.log = DirtyLog()
-        """Pages written in logged slots since they were last collected, unless the vCPUs have rings."""
-        self.private = FrameSet()
-        """Frames with the memory attribute PRIVATE."""
-        self.tracked: CowSet[Gfn] = CowSet()
-        """Frames whose writes are tracked."""
-        self.userfault: Mapping[int, FrameSet] = {}
-        """Pages that user space wants to hear of before they are mapped, by slot number with address space."""
-        self.memfds: Mapping[int, Pfn] = {}
-        """Frame of the first page of each guest_memfd that was used."""
-        self.memfd_pages: Mapping[tuple[int, int], Pfn | None] = {}
-        """Pages of guest_memfds that differ from their file, (fd, page): another frame since a hole was punched, or
-        None: poisoned."""
-        self.memfd_next = Pfn(MEMFD_MEMORY.start >> self.page_shift)
-        """First frame that no guest_memfd ever had."""
-        self.signals: tuple[Signal, ...] = ()
-        self.warnings: tuple[str, ...] = ()
-        self.devices: tuple[tuple[Gpa, int, int], ...] = ()
-        """Ranges that devices inside the kernel serve: (gpa, size, value that loads give)."""
-        self.vcpus: tuple[Vcpu, ...] = ()
-        """Those that were used so far; the ioctl that creates one is not modelled."""
-        self.vcpu = Vcpu()
-        """The vCPU that runs now: number 0 until ``use_vcpu`` is called."""
-        self._area_of: tuple[Vma | None, Area] = (None, Area(0))
-        self._path = bind(target)
-
-    def use_vcpu(self, number: int) -> Self:
-        """Faults and accesses from here on are those of this vCPU; it is created with those before it."""
-        if not 0 <= number < MAX_VCPUS:
-            raise ModelError(f"vCPU {number}: the model has 0 to {MAX_VCPUS - 1}")
-        if not self.vcpus:
-            self.vcpus = (self.vcpu,)
-        while len(self.vcpus) <= number:
-            self.vcpus += (Vcpu(),)
-        self.vcpu = self.vcpus[number]
-        return self
-
-    def every_vcpu(self) -> tuple[Vcpu, ...]:
-        """All vCPUs, the first one also before it was used."""
-        return self.vcpus or (self.vcpu,)
-
-    # Copies.
-
-    def fork(self) -> Self:
-        """An independent copy, in time that does not grow with memory, slots or tables."""
-        new = object.__new__(type(self))
-        new.__dict__.update(self.__dict__)
-        new.slots = self.slots.fork()
-        new.host = self.host.fork()
-        new.invalidations = self.invalidations.fork()
-        new.table = self.table.fork()
-        new.log, new.private, new.tracked = self.log.fork(), self.private.fork(), self.tracked.fork()
-        new.userfault = {slot: pages.fork() for slot, pages in self.userfault.items()}
-        new.vcpus = tuple(vcpu.fork() for vcpu in self.vcpus)
-        new.vcpu = new.vcpus[self.vcpus.index(self.vcpu)] if self.vcpus else self.vcpu.fork()
-        return new
-
-    def key(self) -> Hashable:
-        """All state, hashable; VMs with equal keys behave alike."""
-        vcpus = self.every_vcpu()
-        return (
-            self.target.name,
-            self.caps,
-            self.facts,
-            self.slots.key(),
-            self.host.key(),
-            self.invalidations.key(),
-            self.table.key(),
-            self.log.key(),
-            self.private.key(),
-            self.tracked.key(),
-            frozenset((slot, pages.key()) for slot, pages in self.userfault.items()),
-            frozenset(self.memfds.items()),
-            frozenset(self.memfd_pages.items()),
-            self.memfd_next,
-            self.signals,
-            self.warnings,
-            self.devices,
-            tuple(vcpu.key() for vcpu in vcpus),
-            vcpus.index(self.vcpu),
-        )
-
-    # What changes under the guest.
-
-    def invalidate(self, span: HvaRange | None) -> None:
-        """The whole of an MMU-notifier call for a host range: begin, unmap, flush, end. None: nothing was mapped there.
-
-        Kernel: kvm_mmu_notifier_invalidate_range_start and _end.
-        """
-        if span is None:
-            return
-        hits = self.slots.in_hva_range(span.start, span.end)
-        if not hits:
-            return
-        self.invalidations.begin()
-        for hit in hits:
-            self.invalidations.add(hit.start, hit.end)
-            self.table.unmap(*self.bytes_of(hit.start, hit.end))
-        self.flush_stale()
-        self.invalidations.end()
-
-    def track_writes(self, gfn: Gfn) -> None:
-        """From now on writes to the frame are emulated, as to one that holds a guest table.
-
-        Kernel: __kvm_write_track_add_gfn.
-        """
-        self.tracked.add(gfn)
-        self.table.write_protect(*self.bytes_of(gfn, gfn + 1), for_good=True)
-        self.flush_stale()
-
-    def bytes_of(self, start: int, end: int) -> tuple[Gpa, Gpa]:
-        """Addresses of frames ``[start, end)``."""
-        return Gpa(start << self.page_shift), Gpa(end << self.page_shift)
-
-    def flush_stale(self) -> None:
-        """Flush from every TLB what changes of the table made wrong. (kvm_flush_remote_tlbs_range)"""
-        for start, end in self.table.take_stale():
-            for vcpu in self.every_vcpu():
-                vcpu.tlb.flush(start, end)
+class Surroundings(State):
+    """The ports speak for the vCPU that runs now."""
 
     # Ports: what steps ask.
 
@@ -211,8 +59,8 @@ class Surroundings:
         return Leaf(fmt.prot(leaf.desc), 1 << leaf.shift, Pfn(fmt.hpa(leaf.desc, leaf.shift) >> self.page_shift))
 
     def walk_guest(self, gpa: Gpa) -> GuestTranslation | GuestWalkFault | None:
-        """See Ports: this VM has no guest tables."""
-        return None
+        """See Ports."""
+        return self.guest_tables.walk(gpa) if self.guest_tables is not None else None
 
     def is_tracked(self, gfn: Gfn) -> bool:
         """See Ports."""
@@ -251,15 +99,20 @@ class Surroundings:
 
     def find_mmio(self, gpa: Gpa) -> MmioNote:
         """See Ports."""
-        generation = self.slots.generation(self.vcpu.as_id)
-        if self.vcpu.note == (gpa >> self.page_shift, generation):
+        facts = self.facts
+        virtual = self._virtual and facts.guest_paging
+        nested = facts.nested and self.guest_tables is not None
+        noted = self.slots.generation(0)
+        if self.vcpu.mmio.hits(gpa, noted, self.page_shift, direct=not virtual, nested=nested):
             return MmioNote.CACHED
+        generation = self.slots.generation(self.vcpu.as_id)
         found = self.table.walk(gpa)
         entry = self.format.entry(found.desc, found.shift)
         if entry.kind is not Kind.MMIO:
             return MmioNote.ABSENT
         mask = (1 << self.format.mmio_generation_bits()) - 1
-        return MmioNote.CURRENT if entry.generation == generation & mask else MmioNote.STALE
+        current = entry.generation == generation & mask and not generation & UPDATING
+        return MmioNote.CURRENT if current else MmioNote.STALE
 
     def register(self, number: int) -> int:
         """See Ports."""
@@ -313,8 +166,19 @@ class Surroundings:
         return first
 
     def defer(self, gfn: Gfn, *, queue: bool) -> bool:
-        """See Ports: nothing is fetched in the background."""
-        return False
+        """See Ports. What arrives is handled by ``Guest.page_ready``."""
+        vcpu = self.vcpu
+        if queue and vcpu.deferred.find(gfn) is None:
+            vcpu.deferred = vcpu.deferred.queue(gfn, gfn << self.page_shift)
+        return vcpu.deferred.find(gfn) is not None
+
+    def made_small(self, gpa: Gpa, size: int) -> None:
+        """See Ports."""
+        self.fetched_blocks.add((gpa & -size, size))
+
+    def fetched_small(self, gpa: Gpa, size: int) -> bool:
+        """See Ports."""
+        return (gpa & -size, size) in self.fetched_blocks and self.table.walk(gpa).shift < size.bit_length() - 1
 
     def lock(self) -> None:
         """See Ports: one vCPU at a time."""
@@ -339,17 +203,18 @@ class Surroundings:
         self.vcpu.tlb.flush(Gpa(page), Gpa(page + (1 << self.page_shift)))
         return result
 
-    def map_mmio(self, gpa: Gpa, prot: int) -> MapResult:
+    def map_mmio(self, at: Gpa, gpa: Gpa, prot: int) -> MapResult:
         """See Ports."""
-        desc = self.format.mmio(gpa, prot, self.slots.generation(self.vcpu.as_id))
+        page = -(1 << self.page_shift)
+        desc = self.format.mmio(Gpa(gpa & page), prot, self.slots.generation(self.vcpu.as_id))
         if desc is not None:
-            self.table.put(Gpa(gpa & -(1 << self.page_shift)), 1 << self.page_shift, desc)
+            self.table.put(Gpa(at & page), -page, desc)
             self.flush_stale()
         return MapResult.MMIO
 
     def note_mmio(self, gfn: Gfn, gva: int | None) -> None:
         """See Ports."""
-        self.vcpu.note = (gfn, self.slots.generation(self.vcpu.as_id))
+        self.vcpu.mmio = self.vcpu.mmio.noted(gfn, gva, self.slots.generation(0), self.page_shift)
 
     def mark_dirty(self, slot: Memslot, gfn: Gfn, pfn: Pfn) -> None:
         """See Ports. (mark_page_dirty_in_slot)"""

@@ -27,25 +27,32 @@ class Cached(NamedTuple):
 class Tlb:
     """Cached leaves by address. Nothing is ever evicted: the worst case is what finds missing flushes."""
 
-    __slots__ = ("_entries", "flushes")
+    __slots__ = ("_entries", "_shifts", "flushes")
 
     def __init__(self) -> None:
         self._entries: dict[tuple[int, int], Cached] = {}
+        self._shifts: tuple[int, ...] = ()  # of all leaves that were ever cached, smallest first
         self.flushes = 0
         """Flushes that reached this vCPU."""
 
     def find(self, gpa: Gpa) -> Cached | None:
         """The cached leaf over *gpa*; of several (a block and a page of it) the smallest."""
-        found = [e for (shift, frame), e in self._entries.items() if gpa >> shift == frame]
-        return min(found, key=lambda e: e.shift, default=None)
+        for shift in self._shifts:
+            entry = self._entries.get((shift, gpa >> shift))
+            if entry is not None:
+                return entry
+        return None
 
     def fill(self, entry: Cached) -> None:
         """Cache a leaf, in place of the same one with other bits."""
         self._entries[entry.shift, entry.gpa >> entry.shift] = entry
+        if entry.shift not in self._shifts:
+            self._shifts = tuple(sorted((*self._shifts, entry.shift)))
 
     def drop(self, gpa: Gpa) -> None:
         """Forget what translates *gpa*: what a CPU does before it reports a fault there."""
-        self._entries = {k: e for k, e in self._entries.items() if gpa >> k[0] != k[1]}
+        for shift in self._shifts:
+            self._entries.pop((shift, gpa >> shift), None)
 
     def flush(self, start: Gpa, end: Gpa) -> None:
         """Forget every leaf that translates an address in ``[start, end)``."""
@@ -65,7 +72,7 @@ class Tlb:
     def fork(self) -> Tlb:
         """An independent copy."""
         new = Tlb()
-        new._entries, new.flushes = dict(self._entries), self.flushes
+        new._entries, new._shifts, new.flushes = dict(self._entries), self._shifts, self.flushes
         return new
 
     def key(self) -> Hashable:

@@ -8,22 +8,25 @@ from collections.abc import Hashable
 from kvmfault.contract.outcome import ZERO_REGISTER
 from kvmfault.errors import ModelError
 from kvmfault.machine.tlb import Tlb
-from kvmfault.types import Gfn
+from kvmfault.vm.async_pf import AsyncPageFaults
 from kvmfault.vm.dirty import RingEntry
 from kvmfault.vm.memslot import Memslot, SlotSet
+from kvmfault.vm.mmio_cache import MmioCache
 
 
 class Vcpu:
     """State of one vCPU, as far as faults read or change it. Plain values."""
 
-    __slots__ = ("as_id", "counters", "note", "registers", "ring", "slot", "slot_set", "tlb")
+    __slots__ = ("as_id", "counters", "deferred", "mmio", "registers", "ring", "slot", "slot_set", "tlb")
 
     def __init__(self) -> None:
         self.as_id = 0
         """Address space that it uses."""
         self.registers: tuple[int, ...] = (0,) * ZERO_REGISTER
-        self.note: tuple[Gfn, int] | None = None
-        """The frame last found to be MMIO, and the memslot generation of then. (vcpu_cache_mmio_info)"""
+        self.mmio = MmioCache()
+        """The frame last found to be MMIO."""
+        self.deferred = AsyncPageFaults()
+        """Pages that are fetched in the background while the guest runs on."""
         self.slot: Memslot | None = None
         self.slot_set: SlotSet | None = None
         self.tlb = Tlb()
@@ -41,11 +44,11 @@ class Vcpu:
     def fork(self) -> Vcpu:
         """An independent copy."""
         new = Vcpu()
-        new.as_id, new.registers, new.note = self.as_id, self.registers, self.note
+        new.as_id, new.registers, new.mmio, new.deferred = self.as_id, self.registers, self.mmio, self.deferred
         new.slot, new.slot_set, new.ring = self.slot, self.slot_set, self.ring
         new.tlb, new.counters = self.tlb.fork(), self.counters.copy()
         return new
 
     def key(self) -> Hashable:
         """All state, hashable. Statistics and the last slot change no behaviour, so they take no part."""
-        return self.as_id, self.registers, self.note, self.tlb.key(), self.ring
+        return self.as_id, self.registers, self.mmio, self.deferred, self.tlb.key(), self.ring

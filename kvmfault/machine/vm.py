@@ -101,9 +101,11 @@ class Vm(PrivateMemory, Prefaulting):
     def _flush_changing(self, flush: SlotFlush) -> None:
         old, _ = self.slots.changing
         if flush is SlotFlush.TABLE:
-            self.table.clear()
+            for table in (self.own_table, self.shadow_table):
+                if table is not None:
+                    table.clear()
         elif old is not None:
-            self.table.unmap(*self.bytes_of(old.base_gfn, old.end_gfn))
+            self.drop(old.base_gfn, old.end_gfn)
         self.flush_stale()
 
     def change_userfault(self, old: Memslot | None, new: Memslot | None) -> None:
@@ -113,7 +115,7 @@ class Vm(PrivateMemory, Prefaulting):
             number = old.as_id << 16 | old.id
             self.userfault = {slot: pages for slot, pages in self.userfault.items() if slot != number}
         if new is not None and now and not was:
-            self.table.unmap(*self.bytes_of(new.base_gfn, new.end_gfn))
+            self.drop(new.base_gfn, new.end_gfn)
             self.flush_stale()
         if new is not None and was and not now:
             self.recover_blocks(new)
@@ -138,5 +140,6 @@ class Vm(PrivateMemory, Prefaulting):
         """
         used = False
         for hit in self.slots.in_hva_range(span.start, span.end):
-            used |= self.table.age(*self.bytes_of(hit.start, hit.end), test_only=test_only)
+            for table, start, end in self.tables_over(hit.start, hit.end):
+                used |= table.age(start, end, test_only=test_only)
         return used

@@ -114,7 +114,7 @@ def install(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
     """
     slot = at.slot
     if slot is None:
-        at.answer = mapped(at, vm.map_mmio(at.at, at.prot))
+        at.answer = mapped(at, vm.map_mmio(at.at, at.gpa, at.prot))
         return at.answer
     if at.size > 1 << vm.page_shift and vm.facts.small_exec:
         at.prot &= ~X
@@ -138,6 +138,8 @@ def install(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
         )
     if at.protected and fault.is_write and result in (_FIXED, MapResult.UNCHANGED):
         result = MapResult.WRITE_PROTECTED
+    if at.wanted > at.size and result is _FIXED:
+        vm.made_small(at.at, at.wanted)
     at.answer = fixed(at.size, prot) if result is _FIXED else mapped(at, result)
     return at.answer if with_entry else None
 

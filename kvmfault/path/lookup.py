@@ -126,7 +126,7 @@ def snapshot(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
     Everything that an invalidation can change is asked for after this, or repeated under the lock.
     Kernel: the mmap-lock section of user_mem_abort; mmu_seq in kvm_faultin_pfn.
     """
-    if at.policy.area_sizes is not None and not at.from_file:
+    if at.policy.area_sizes is not None and at.slot is not None and not at.from_file:
         at.area = vm.area(at.hva)
         if at.area is None:
             return Error(EFAULT, "no host area at the slot's address")

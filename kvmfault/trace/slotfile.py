@@ -22,9 +22,6 @@ contradict each other are taken for one.
 
 from __future__ import annotations
 
-import json
-import re
-import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Final
@@ -32,6 +29,7 @@ from typing import Annotated, Final
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from kvmfault.errors import TraceError, UsageError
+from kvmfault.trace.document import between, key_of, line_of, parse, wrong
 from kvmfault.trace.events import SlotEvent
 from kvmfault.trace.pattern import Pattern
 from kvmfault.trace.slots import SlotSource, place
@@ -80,14 +78,7 @@ class _Again:
 
 
 def _number(low: int, high: int, what: str) -> BeforeValidator:
-    def read(value: object) -> object:
-        if isinstance(value, str) and re.fullmatch(r"0[xX][0-9a-fA-F][0-9a-fA-F_]{0,40}|[0-9][0-9_]{0,40}", value):
-            value = int(value.replace("_", ""), 16 if value[:2] in ("0x", "0X") else 10)
-        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-            raise ValueError(f'expected {what}, as a number or a string such as "0x1000"')
-        return value
-
-    return BeforeValidator(read)
+    return BeforeValidator(between(low, high, f'{what}, as a number or a string such as "0x1000"'))
 
 
 class _Slot(BaseModel):
@@ -113,23 +104,14 @@ def _read_list(path: str, content: bytes) -> SlotSource:
     except UnicodeDecodeError as e:
         raise UsageError(f"{path}: neither a list of slots (TOML, JSON) nor a recording in text form") from e
     try:
-        slots = _List.model_validate(_parse(path, text)).slot
+        slots = _List.model_validate(parse(path, text, what="a list of slots")).slot
     except ValidationError as e:
-        error = e.errors()[0]
-        key, message = _key(error["loc"]), error["msg"].removeprefix("Value error, ")
-        match error["type"]:
-            case "missing":
-                message = "is missing"
-            case "extra_forbidden":
-                message = "is no key here"
-            case _:
-                message = f"{message[0].lower()}{message[1:]}, found {error['input']!r:.60}"
-        raise UsageError(f"{path}{_line_of(text, error['loc'])}: {key} {message}") from e
+        raise wrong(path, text, e) from e
     seen: dict[tuple[int, int], int] = {}
     for n, s in enumerate(slots):
         if (first_n := seen.setdefault((s.as_id, s.id), n)) != n:
             loc = ("slot", n, "id")
-            raise UsageError(f"{path}{_line_of(text, loc)}: {_key(loc)} is {s.id}, as in slot[{first_n}]")
+            raise UsageError(f"{path}{line_of(text, loc)}: {key_of(loc)} is {s.id}, as in slot[{first_n}]")
     invented = iter(place([(Gpa(s.gpa), s.size) for s in slots if s.hva is None]))
     changes = tuple(
         SlotEvent(
@@ -148,39 +130,8 @@ def _read_list(path: str, content: bytes) -> SlotSource:
     return SlotSource(path, changes, made_up=any(s.hva is None for s in slots))
 
 
-def _parse(path: str, text: str) -> object:
-    try:
-        parsed: object = json.loads(text) if text.lstrip().startswith("{") else tomllib.loads(text)
-    except json.JSONDecodeError as e:
-        raise UsageError(f"{path}:{e.lineno}:{e.colno}: not JSON: {e.msg}") from e
-    except tomllib.TOMLDecodeError as e:
-        where = re.search(r" \(at line (\d+), column (\d+)\)$", str(e))
-        at, message = (f":{where[1]}:{where[2]}", str(e)[: where.start()]) if where else ("", str(e))
-        raise UsageError(f"{path}{at}: not TOML: {message}") from e
-    except ValueError as e:  # after those that derive from it: a number of thousands of digits
-        raise UsageError(f"{path}: {e}") from e
-    except RecursionError as e:
-        raise UsageError(f"{path}: nested too deeply for a list of slots") from e
-    return parsed
-
-
 def _flags(slot: _Slot) -> int:
     return slot.flags | MemslotFlag.READONLY * slot.readonly | MemslotFlag.LOG_DIRTY * slot.log_dirty
-
-
-def _key(loc: tuple[int | str, ...]) -> str:
-    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc).lstrip(".")
-
-
-def _line_of(text: str, loc: tuple[int | str, ...]) -> str:
-    # TOML's parser keeps no positions, but a list is simple enough to find the table and its key again.
-    tables = [m.start() for m in re.finditer(r"^[ \t]*\[\[[ \t]*slot[ \t]*\]\]", text, re.MULTILINE)]
-    n, key_name = next(iter(loc[1:]), None), str(next(reversed(loc), ""))
-    if not isinstance(n, int) or n >= len(tables):
-        return ""
-    start, end = [*tables, len(text)][n : n + 2]
-    key = re.compile(rf"^[ \t]*{re.escape(key_name)}[ \t]*=", re.MULTILINE).search(text, start, end)
-    return f":{text.count(chr(10), 0, key.start() if key else start) + 1}"
 
 
 # -- a recording -------------------------------------------------------------------------------------

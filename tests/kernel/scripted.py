@@ -96,7 +96,13 @@ class ScriptedPorts:
     def relax(self, gpa: Gpa, prot: int, memory: Memory) -> MapResult | int:
         return MapResult.FIXED
 
-    def map_mmio(self, gpa: Gpa, prot: int) -> MapResult:
+    def made_small(self, gpa: Gpa, size: int) -> None:
+        pass
+
+    def fetched_small(self, gpa: Gpa, size: int) -> bool:
+        return False
+
+    def map_mmio(self, at: Gpa, gpa: Gpa, prot: int) -> MapResult:
         return MapResult.MMIO
 
     def note_mmio(self, gfn: Gfn, gva: int | None) -> None:

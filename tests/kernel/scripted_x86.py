@@ -201,7 +201,7 @@ class X86Ports(ScriptedPorts):
             return MapResult.FIXED  # what comes in writable was not protected
         return _MAPPED[result]
 
-    def map_mmio(self, gpa: Gpa, prot: int) -> MapResult:
+    def map_mmio(self, at: Gpa, gpa: Gpa, prot: int) -> MapResult:
         self.events.append("map_mmio")
         return MapResult.MMIO
 

@@ -1,0 +1,230 @@
+"""State of a VM: everything that decides how it goes on, and what changes it under the guest."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator, Mapping
+from dataclasses import replace
+from typing import Final, Self
+
+from kvmfault.contract.accessors import Gap
+from kvmfault.contract.format import Stage2Format
+from kvmfault.contract.outcome import Signal
+from kvmfault.contract.ports import (
+    Area,
+    VmFacts,
+)
+from kvmfault.contract.target import Target
+from kvmfault.contract.values import SmallerOverBlock, Userfault
+from kvmfault.errors import ModelError
+from kvmfault.machine.stage2 import Stage2
+from kvmfault.machine.vcpu import Vcpu
+from kvmfault.path.run import bind
+from kvmfault.types import Gfn, Gpa, Pfn
+from kvmfault.vm.area import HvaRange, Vma
+from kvmfault.vm.caps import HostCaps
+from kvmfault.vm.cowset import CowSet
+from kvmfault.vm.dirty import DirtyLog
+from kvmfault.vm.frames import FrameSet
+from kvmfault.vm.guest_tables import GuestTables
+from kvmfault.vm.hostmem import HostMemory
+from kvmfault.vm.invalidate import Invalidation
+from kvmfault.vm.memslots import Memslots
+
+MAX_VCPUS: Final = 64
+_ALL: Final = Gpa(1 << 64)
+EHWPOISON: Final = 133
+"""Linux's number; Python's errno has no name for it."""
+MEMFD_MEMORY: Final = range(1 << 46, 1 << 48)
+"""Host-physical addresses of guest_memfds: away from all others of the model, and every format has room for them."""
+
+
+class State:
+    """Plain values throughout: ``fork`` is cheap and independent, ``key`` hashable. Ports speak for ``vcpu``."""
+
+    def __init__(  # noqa: PLR0915  one line for each part of the state
+        self, target: Target, *, caps: HostCaps | None = None, facts: VmFacts | None = None
+    ) -> None:
+        self.target = target
+        self.format: Stage2Format = target.format
+        self.page_shift = target.format.page_shift
+        self.caps = caps or target.backend.host(target.format)
+        if target.policy.userfault is not Userfault.ABSENT:
+            self.caps = replace(self.caps, userfault=True)
+        self.facts = facts or target.facts
+        self.slots = Memslots(self.caps)
+        self.host = HostMemory(self.page_shift)
+        self.invalidations = Invalidation()
+        split = target.policy.smaller_over_block is SmallerOverBlock.SPLIT
+        self.table = Stage2(target.format, split_blocks=split)
+        """The table that the vCPUs run on now: the guest's own, or the shadow of a nested guest's."""
+        self.own_table = self.table
+        self.shadow_table: Stage2 | None = None
+        self.guest_tables: GuestTables | None = None
+        """What translates addresses before memslots are looked at: paging of a shadowed guest, or the second stage
+        that a nested guest's hypervisor made; None: not given."""
+        self.fetched_blocks: CowSet[tuple[int, int]] = CowSet()
+        """Blocks (address, size) whose table page was made because a fetch may not have the block."""
+        self.log = DirtyLog()
+        """Pages written in logged slots since they were last collected, unless the vCPUs have rings."""
+        self.private = FrameSet()
+        """Frames with the memory attribute PRIVATE."""
+        self.tracked: CowSet[Gfn] = CowSet()
+        """Frames whose writes are tracked."""
+        self.userfault: Mapping[int, FrameSet] = {}
+        """Pages that user space wants to hear of before they are mapped, by slot number with address space."""
+        self.memfds: Mapping[int, Pfn] = {}
+        """Frame of the first page of each guest_memfd that was used."""
+        self.memfd_pages: Mapping[tuple[int, int], Pfn | None] = {}
+        """Pages of guest_memfds that differ from their file, (fd, page): another frame since a hole was punched, or
+        None: poisoned."""
+        self.memfd_next = Pfn(MEMFD_MEMORY.start >> self.page_shift)
+        """First frame that no guest_memfd ever had."""
+        self.signals: tuple[Signal, ...] = ()
+        self.warnings: tuple[str, ...] = ()
+        self.devices: tuple[tuple[Gpa, int, int], ...] = ()
+        """Ranges that devices inside the kernel serve: (gpa, size, value that loads give)."""
+        self.vcpus: tuple[Vcpu, ...] = ()
+        """Those that were used so far; the ioctl that creates one is not modelled."""
+        self.vcpu = Vcpu()
+        """The vCPU that runs now: number 0 until ``use_vcpu`` is called."""
+        self._area_of: tuple[Vma | None, Area] = (None, Area(0))
+        self._virtual = isinstance(target.definition.gpa_valid, Gap)
+        """Faults report virtual addresses: the guest's paging is shadowed."""
+        self._path = bind(target)
+
+    def use_vcpu(self, number: int) -> Self:
+        """Faults and accesses from here on are those of this vCPU; it is created with those before it."""
+        if not 0 <= number < MAX_VCPUS:
+            raise ModelError(f"vCPU {number}: the model has 0 to {MAX_VCPUS - 1}")
+        if not self.vcpus:
+            self.vcpus = (self.vcpu,)
+        while len(self.vcpus) <= number:
+            self.vcpus += (Vcpu(),)
+        self.vcpu = self.vcpus[number]
+        return self
+
+    def every_vcpu(self) -> tuple[Vcpu, ...]:
+        """All vCPUs, the first one also before it was used."""
+        return self.vcpus or (self.vcpu,)
+
+    # Copies.
+
+    def fork(self) -> Self:
+        """An independent copy, in time that does not grow with memory, slots or tables."""
+        new = object.__new__(type(self))
+        new.__dict__.update(self.__dict__)
+        new.slots = self.slots.fork()
+        new.host = self.host.fork()
+        new.invalidations = self.invalidations.fork()
+        new.own_table = self.own_table.fork()
+        new.shadow_table = self.shadow_table.fork() if self.shadow_table is not None else None
+        new.table = new.own_table if self.table is self.own_table else (new.shadow_table or new.own_table)
+        new.fetched_blocks = self.fetched_blocks.fork()
+        new.log, new.private, new.tracked = self.log.fork(), self.private.fork(), self.tracked.fork()
+        new.userfault = {slot: pages.fork() for slot, pages in self.userfault.items()}
+        new.vcpus = tuple(vcpu.fork() for vcpu in self.vcpus)
+        new.vcpu = new.vcpus[self.vcpus.index(self.vcpu)] if self.vcpus else self.vcpu.fork()
+        return new
+
+    def key(self) -> Hashable:
+        """All state, hashable; VMs with equal keys behave alike."""
+        vcpus = self.every_vcpu()
+        return (
+            self.target.name,
+            self.caps,
+            self.facts,
+            self.slots.key(),
+            self.host.key(),
+            self.invalidations.key(),
+            self.own_table.key(),
+            self.shadow_table.key() if self.shadow_table is not None else None,
+            self.table is self.own_table,
+            self.guest_tables,
+            self.fetched_blocks.key(),
+            self.log.key(),
+            self.private.key(),
+            self.tracked.key(),
+            frozenset((slot, pages.key()) for slot, pages in self.userfault.items()),
+            frozenset(self.memfds.items()),
+            frozenset(self.memfd_pages.items()),
+            self.memfd_next,
+            self.signals,
+            self.warnings,
+            self.devices,
+            tuple(vcpu.key() for vcpu in vcpus),
+            vcpus.index(self.vcpu),
+        )
+
+    # What changes under the guest.
+
+    def invalidate(self, span: HvaRange | None) -> None:
+        """The whole of an MMU-notifier call for a host range: begin, unmap, flush, end. None: nothing was mapped there.
+
+        Kernel: kvm_mmu_notifier_invalidate_range_start and _end.
+        """
+        if span is None:
+            return
+        hits = self.slots.in_hva_range(span.start, span.end)
+        if not hits:
+            return
+        self.invalidations.begin()
+        for hit in hits:
+            self.invalidations.add(hit.start, hit.end)
+            self.drop(hit.start, hit.end)
+        self.flush_stale()
+        self.invalidations.end()
+
+    def track_writes(self, gfn: Gfn) -> None:
+        """From now on writes to the frame are emulated, as to one that holds a guest table.
+
+        Kernel: __kvm_write_track_add_gfn.
+        """
+        self.tracked.add(gfn)
+        for table, start, end in self.tables_over(gfn, gfn + 1):
+            table.write_protect(start, end, for_good=True)
+        self.flush_stale()
+
+    def tables_over(self, start: int, end: int) -> Iterator[tuple[Stage2, Gpa, Gpa]]:
+        """Tables that may map frames ``[start, end)``, with the addresses concerned.
+
+        A table whose addresses the guest's own tables translate is concerned whole: reverse maps are not modelled.
+        """
+        if self._virtual and self.facts.guest_paging:
+            yield self.own_table, Gpa(0), _ALL
+        else:
+            yield (self.own_table, *self.bytes_of(start, end))
+        if self.shadow_table is not None:
+            yield self.shadow_table, Gpa(0), _ALL
+
+    def drop(self, start: int, end: int) -> None:
+        """Take frames ``[start, end)`` out of every table. The caller flushes."""
+        for table, first, last in self.tables_over(start, end):
+            table.unmap(first, last)
+
+    def run_nested(self, tables: GuestTables) -> Self:
+        """The vCPUs run a guest of the guest from here on, whose hypervisor made these second-stage *tables*."""
+        if self.shadow_table is None:
+            self.shadow_table = Stage2(self.format, split_blocks=self.own_table.split_blocks)
+        return self._switch(self.shadow_table, tables)
+
+    def run_own(self) -> Self:
+        """The vCPUs run the guest itself again; the shadow of the nested guest's tables is kept."""
+        return self._switch(self.own_table, None)
+
+    def _switch(self, table: Stage2, tables: GuestTables | None) -> Self:
+        self.table, self.guest_tables = table, tables
+        self.facts = replace(self.facts, nested=tables is not None)
+        for vcpu in self.every_vcpu():  # translations of one are not those of the other: it has another VMID
+            vcpu.tlb.flush_all()
+        return self
+
+    def bytes_of(self, start: int, end: int) -> tuple[Gpa, Gpa]:
+        """Addresses of frames ``[start, end)``."""
+        return Gpa(start << self.page_shift), Gpa(end << self.page_shift)
+
+    def flush_stale(self) -> None:
+        """Flush from every TLB what changes of the table made wrong. (kvm_flush_remote_tlbs_range)"""
+        for table in (self.own_table, self.shadow_table):
+            for start, end in table.take_stale() if table is not None else ():
+                for vcpu in self.every_vcpu():
+                    vcpu.tlb.flush(start, end)

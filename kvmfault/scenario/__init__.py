@@ -1,0 +1,1 @@
+"""Scenarios: files that say what a machine is, what happens to it and what is expected, run on any targets."""

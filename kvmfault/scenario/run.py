@@ -1,0 +1,369 @@
+"""A scenario on one target: one Result for each event."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Final, assert_never
+
+from kvmfault.contract.format import PROTS
+from kvmfault.contract.outcome import Emulate, Exit, MmioAccess, Resume
+from kvmfault.contract.target import Target
+from kvmfault.errors import KvmfaultError, ModelError
+from kvmfault.machine.guest import AccessRun
+from kvmfault.machine.private import ATTRIBUTE_PRIVATE
+from kvmfault.path.run import Run
+from kvmfault.scenario import events
+from kvmfault.scenario.expectation import Kind
+from kvmfault.scenario.invariants import broken
+from kvmfault.scenario.model import HVA_BASE, Scenario
+from kvmfault.scenario.result import Leaf, Left, Result, access_kind, kind_of, left, shown, signal_of
+from kvmfault.scenario.world import Misuse, Subject, World
+from kvmfault.types import U64, Gfn, Gpa, Hva
+from kvmfault.vm.area import HvaRange
+from kvmfault.vm.dirty import LogAnswer
+from kvmfault.vm.memslot import MemslotFlag
+from kvmfault.vm.memslot_request import NO_FILE, MemslotRequest
+
+MOST_WORK: Final = 100_000
+"""Entries and pages that the events of a scenario may take the model to look at, together; a fault counts for four."""
+_OK: Final = Result(outcome=Kind.OK)
+
+
+def run(scenario: Scenario, target: Target, settings: Iterable[str] = ()) -> tuple[Result, ...]:
+    """Every event of *scenario*, in order, on *target*. *settings*: ``KEY=VALUE``, members of Policy or VmFacts.
+
+    Raises UsageError for a setting that is none, Misuse for what nobody could do.
+    """
+    return run_on(scenario, Subject.of(scenario, target, settings))
+
+
+def run_on(scenario: Scenario, subject: Subject) -> tuple[Result, ...]:
+    """The same on a target that has all its settings."""
+    runner = Runner(World.build(scenario, subject))
+    return tuple(runner.step(number, event) for number, event in enumerate(scenario.event))
+
+
+class Runner:
+    """A world, and what is remembered of it between events."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self._work = 0
+        self._reached: dict[int, int] = {}  # page -> frame that the guest reached last
+        self._broken: frozenset[str] = frozenset()
+
+    def step(self, number: int, event: events.Event) -> Result:
+        """Carry out one event."""
+        vm = self.world
+        flushes = self._flushes()
+        vm.forgetful = isinstance(event, events.Host) and not event.flush
+        try:
+            done = self._do(event)
+            found = self._invariants()
+        except Misuse as e:
+            raise Misuse(str(e), "event", number) from e
+        except KvmfaultError as e:
+            raise Misuse(f"{event.do}: {e}", "event", number) from e
+        finally:
+            vm.forgetful = False
+        fresh = {name: what for name, what in found.items() if name not in self._broken}
+        self._broken = frozenset(found)
+        used = vm.every_vcpu()
+        vcpu = getattr(event, "vcpu", 0)
+        return replace(
+            done,
+            violates=fresh,
+            leaf=self._leaf(event),
+            flushed=self._flushes() > flushes,
+            counters=dict(used[vcpu].counters) if vcpu < len(used) else {},
+        )
+
+    def _charge(self, work: int) -> None:
+        self._work += work
+        if self._work > MOST_WORK:
+            raise ModelError(f"up to here the events take more than {MOST_WORK} entries and pages of work")
+
+    def _invariants(self) -> dict[str, str]:
+        cached = sum(len(vcpu.tlb.entries()) for vcpu in self.world.every_vcpu())
+        self._charge(cached + sum(1 for _ in self.world.table.entries()))
+        return broken(self.world)
+
+    def _flushes(self) -> int:
+        return sum(vcpu.tlb.flushes for vcpu in self.world.every_vcpu())
+
+    def _leaf(self, event: events.Event) -> Leaf | None:
+        vm = self.world
+        gpa = getattr(event, "gpa", None)
+        if gpa is None:
+            return None
+        if isinstance(event, events.Access):
+            gpa += event.step * (event.count - 1)
+        found = vm.table.leaf(Gpa(gpa & U64))
+        return None if found is None else Leaf(1 << found.shift, str(PROTS[vm.format.prot(found.desc)]))
+
+    def _do(self, event: events.Event) -> Result:
+        vm = self.world
+        match event:
+            case events.Access():
+                return self._access(event)
+            case events.Fault():
+                return self._fault(event)
+            case events.Host():
+                return self._host(event)
+            case events.Back():
+                vm.back(self._hva(event), event.size, event.kind, readonly=event.readonly)
+                return _OK
+            case events.Age():
+                start = vm.hva_of(event.gpa)
+                young = vm.age(HvaRange(start, Hva(start + event.size)), test_only=event.test_only)
+                return Result(outcome=Kind.OK, young=young)
+            case events.SetSlot() | events.DeleteSlot():
+                return self._slot(event)
+            case events.GetLog():
+                return self._log(event)
+            case events.ClearLog():
+                return self._clear(event)
+            case events.HarvestRing():
+                entries = vm.harvest_ring(event.vcpu) if event.vcpu < len(vm.every_vcpu()) else ()
+                ring = tuple((e.slot, e.offset) for e in entries)
+                return Result(outcome=Kind.OK, ring=ring, count=len(entries))
+            case events.ResetRings():
+                self._charge_split()
+                return Result(outcome=Kind.OK, count=vm.reset_rings())
+            case events.Convert():
+                attributes = ATTRIBUTE_PRIVATE if event.private else 0
+                return _answered(vm.set_attributes(event.gpa, event.size, attributes))
+            case events.PunchHole():
+                self._charge(event.size >> 12)
+                return _answered(vm.punch_hole(event.memfd, event.offset, event.size))
+            case events.PoisonMemfd():
+                vm.poison_memfd(event.memfd, event.offset)
+                return _OK
+            case events.Mark():
+                for first, last in event.pages:
+                    vm.set_userfault(event.slot, first, last + 1 - first, wanted=event.wanted)
+                return _OK
+            case events.Prefault():
+                self._charge(8 * (event.size >> 12))
+                answer = vm.prefault(event.gpa, event.size, vcpu=event.vcpu)
+                exits = (left(answer.exit),) if answer.exit is not None else ()
+                kind = exits[-1].kind if exits else Kind.ERROR if answer.errno else Kind.OK
+                return Result(outcome=kind, errno=answer.errno, left=answer.size, exits=exits)
+            case events.Track():
+                vm.track_writes(Gfn(event.gpa >> vm.page_shift))
+                return _OK
+            case events.Look():
+                return _OK
+            case _:
+                assert_never(event)
+
+    # The guest.
+
+    def _access(self, event: events.Access) -> Result:
+        runs = [self._one(event, event.gpa + n * event.step) for n in range(event.count)]
+        ends = [access_kind(run, device=self._served(event, n)) for n, run in enumerate(runs)]
+        kind, errno = ends[-1] if len(set(ends)) == 1 else (Kind.VARIOUS, 0)
+        faults = [fault for run in runs for fault in run.faults]
+        signal = signal_of(faults)
+        stale, frame = self._frames(event, runs)
+        exits = tuple(left(exit_) for run in runs for exit_ in run.exits if isinstance(exit_, Exit))
+        return Result(
+            outcome=kind,
+            errno=errno,
+            exits=exits,
+            loaded=self._loaded(event, runs[-1], exits),
+            lost=1 << signal.lsb if signal is not None else None,
+            faults=tuple(map(shown, faults)),
+            stale=stale,
+            frame=frame,
+        )
+
+    def _one(self, event: events.Access, gpa: int) -> AccessRun:
+        known: dict[str, object] = {
+            name: value for name in ("on_walk", "cache_op", "user") if (value := getattr(event, name)) is not None
+        }
+        if event.on_walk:
+            known["final"] = False
+        if event.described and event.do != "fetch" and event.size in (1, 2, 4, 8):
+            known |= {"sign_extend": event.sign_extend, "wide": event.wide}
+        run = self.world.access(
+            gpa,
+            event.size,
+            write=event.do == "write",
+            fetch=event.do == "fetch",
+            vcpu=event.vcpu,
+            data=event.data,
+            private=event.private,
+            described=event.described,
+            emulated=False,
+            exchange=False,
+            **known,
+        )
+        self._charge(1 + 4 * len(run.faults))
+        return run
+
+    def _served(self, event: events.Access, number: int) -> bool:
+        gpa = event.gpa + number * event.step
+        return any(start <= gpa < start + size for start, size, _ in self.world.devices)
+
+    def _frames(self, event: events.Access, runs: list[AccessRun]) -> tuple[bool, str | None]:
+        # of the pages that the guest itself reached: does it see the memory's frame, and is it another than before
+        vm, stale, frame = self.world, False, None
+        for n, run in enumerate(runs):
+            first = event.gpa + n * event.step >> vm.page_shift
+            for page, pfn in enumerate(run.pfns, first):
+                frame = "same" if self._reached.get(page) == pfn else "new"
+                if pfn != vm.frame_now(Gpa(page << vm.page_shift)):
+                    stale, frame = True, "stale"
+                self._reached[page] = pfn
+        return stale, frame
+
+    def _loaded(self, event: events.Access, run: AccessRun, exits: tuple[Left, ...]) -> int | None:
+        last = run.outcome
+        if event.do != "read" or event.size not in (1, 2, 4, 8):
+            return None
+        completion = getattr(last, "completion", None)
+        if completion is not None:
+            done: int | None = completion.finish(last.value if isinstance(last, Resume) else event.answer)
+            return done
+        served = isinstance(last, Emulate) and self._served(event, 0)
+        if not served and not (exits and exits[-1].kind is Kind.MMIO):
+            return None
+        value = self.world.bus(MmioAccess(Gpa(event.gpa), event.size, False)) if served else event.answer
+        return _emulated(event, value or 0)
+
+    def _fault(self, event: events.Fault) -> Result:
+        vm = self.world
+        registers = event.registers.get(vm.target.backend.name)
+        if registers is None:
+            return Result(outcome=Kind.NOT_RUN)
+        vm.use_vcpu(event.vcpu)
+        ran: Run = vm.handle(vm.target.decode(**registers))
+        self._charge(1)
+        kind, errno = kind_of(ran.outcome)
+        exits = (left(ran.outcome),) if isinstance(ran.outcome, Exit) else ()
+        return Result(outcome=kind, errno=errno, exits=exits, faults=(shown(ran),))
+
+    # The host.
+
+    def _hva(self, event: events.Host | events.Back) -> Hva:
+        if event.hva is not None:
+            return Hva(event.hva)
+        gpa = event.gpa or 0
+        return self.world.hva_of(gpa) if self.world.slot_at(gpa) is not None else Hva(HVA_BASE + gpa)
+
+    def _host(self, event: events.Host) -> Result:
+        vm, hva, size = self.world, self._hva(event), event.size
+        host = vm.host
+        self._charge((size >> 12) * 8)
+        vma = host.vma(hva)
+        unit = vma.unit if vma is not None else 1 << vm.page_shift
+        match event.do:
+            case "unmap":
+                vm.invalidate(host.unback(hva, size))
+            case "cow" | "zero":
+                vm.invalidate(host.make_cow(hva, size, zero=event.do == "zero"))
+            case "evict":
+                vm.invalidate(host.evict(hva, size))
+            case "missing":
+                vm.invalidate(host.make_missing(hva, size))
+            case "protect":
+                vm.invalidate(host.write_protect(hva, size))
+            case "supply":
+                host.supply(hva, size)
+            case "migrate" | "break_cow" | "poison":
+                change = {"migrate": host.migrate, "break_cow": host.break_cow, "poison": host.poison}[event.do]
+                for start in range(hva, hva + size, unit):
+                    vm.invalidate(change(Hva(start)))
+            case "split":
+                vm.invalidate(host.split(hva))
+            case "collapse":
+                vm.invalidate(host.collapse(hva))
+        return _OK
+
+    # User space.
+
+    def _slot(self, event: events.SetSlot | events.DeleteSlot) -> Result:
+        vm = self.world
+        number = event.id | event.as_id << 16
+        old = vm.slots.by_id(event.id, event.as_id) if event.as_id < vm.caps.nr_address_spaces else None
+        if isinstance(event, events.DeleteSlot):
+            request = MemslotRequest(slot=number, gpa=Gpa(0), size=0, hva=Hva(0))
+        else:
+            if old is None and (event.gpa is None or event.size is None):
+                raise ModelError(f"slot {event.id} does not exist: a new one needs gpa and size")
+            base = Gpa(old.base_gfn << vm.page_shift) if old is not None else Gpa(0)
+            gpa = base if event.gpa is None else Gpa(event.gpa)
+            made_up = Hva(HVA_BASE + gpa) if old is None else old.hva
+            size = event.size if event.size is not None or old is None else old.npages << vm.page_shift
+            memfd = event.memfd if event.memfd is not None else old.gmem.fd if old and old.gmem else None
+            request = MemslotRequest(
+                slot=number,
+                flags=self._flags(event, old.flags if old is not None else MemslotFlag(0), memfd),
+                gpa=gpa,
+                size=size or 0,
+                hva=made_up if event.hva is None else Hva(event.hva),
+                memfd=NO_FILE if memfd is None else memfd,
+                memfd_offset=event.memfd_offset,
+            )
+        self._charge_split()
+        result = vm.set_region(request)
+        return replace(_answered(result.errno), rule=result.rule)
+
+    def _flags(self, event: events.SetSlot, old: MemslotFlag, memfd: int | None) -> int:
+        wanted = (
+            (MemslotFlag.READONLY, event.readonly),
+            (MemslotFlag.LOG_DIRTY, event.log_dirty),
+            (MemslotFlag.USERFAULT, event.userfault),
+            (MemslotFlag.GUEST_MEMFD, memfd is not None),
+        )
+        return sum(int(flag) for flag, on in wanted if (flag in old if on is None else on))
+
+    def _charge_split(self) -> None:
+        # eager splitting makes entries of all that is mapped by blocks
+        vm = self.world
+        if vm.facts.eager_split:
+            self._charge(sum(1 << e.shift - vm.page_shift for e in vm.table.entries()))
+
+    def _log(self, event: events.GetLog) -> Result:
+        bitmap = self.world.log.bitmap(event.slot)
+        self._charge(len(bitmap) // 16 if bitmap is not None else 1)
+        self._charge_split()
+        answer: LogAnswer = self.world.get_dirty_log(event.slot)
+        return replace(_answered(answer.errno), pages=None if answer.errno else _runs(answer.pages))
+
+    def _clear(self, event: events.ClearLog) -> Result:
+        self._charge(event.count)
+        self._charge_split()
+        bits = (1 << event.count) - 1
+        if event.pages is not None:
+            bits = 0
+            for first, last in event.pages:
+                if first < event.first or last >= event.first + event.count:
+                    raise ModelError(f"page {last} is outside the {event.count} pages from {event.first} on")
+                bits |= (1 << last + 1 - first) - 1 << first - event.first
+        return _answered(self.world.clear_dirty_log(event.slot, event.first, event.count, bits))
+
+
+def _answered(errno: int) -> Result:
+    return Result(outcome=Kind.ERROR if errno else Kind.OK, errno=errno)
+
+
+def _emulated(event: events.Access, value: int) -> int:
+    # what the instruction is defined to load: the emulator does just that
+    bits = 8 * event.size
+    value &= (1 << bits) - 1
+    if event.sign_extend and value >> bits - 1:
+        value |= U64 << bits & U64
+    return value if event.wide else value & (1 << 32) - 1
+
+
+def _runs(pages: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
+    runs: list[tuple[int, int]] = []
+    for page in pages:
+        if runs and runs[-1][1] == page - 1:
+            runs[-1] = (runs[-1][0], page)
+        else:
+            runs.append((page, page))
+    return tuple(runs)

@@ -1,0 +1,135 @@
+"""A Vm whose guest has tables of its own: shadow paging, nested guests; what hardware logs; pages on their way."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from kvmfault.contract.outcome import Exit, Inject, Reason, Retry
+from kvmfault.machine.guest import Ended
+from kvmfault.machine.vm import Vm
+from kvmfault.types import Gfn, Gpa, Hva
+from kvmfault.vm.guest_tables import GuestEntry, GuestTables
+from tests.worlds import GPA, HVA
+
+M2, G = 2 << 20, 1 << 30
+L2 = 0x10_0000_0000
+"""An address of the nested guest, or a virtual one."""
+TABLES = GuestTables((GuestEntry(address=L2, size=M2, gpa=Gpa(GPA), block=4096),))
+
+
+def world(target: str, backing: str = "anon", **facts: object) -> Vm:
+    return Vm.on(target).add_memslot(0, gpa=GPA, size=G, hva=HVA).back(HVA, G, backing).with_facts(**facts)
+
+
+@pytest.mark.parametrize("target", ["arm64", "arm64@6.12", "x86-ept", "x86-npt"])
+def test_a_nested_guest_reaches_the_frame_that_its_hypervisor_gave_it(target: str) -> None:
+    vm = world(target)
+    own = vm.access(GPA + 0x3000, write=True)
+    nested = vm.run_nested(TABLES).access(L2 + 0x3000, write=True)
+    assert (own.ended, nested.ended) == (Ended.DONE, Ended.DONE)
+    assert own.pfns == nested.pfns
+    assert vm.table.leaf(Gpa(L2 + 0x3000)) is not None
+    assert vm.own_table.leaf(Gpa(L2 + 0x3000)) is None
+    beyond = vm.access(L2 + M2)
+    assert beyond.ended is Ended.INJECTED
+    assert isinstance(beyond.outcome, Inject)
+    assert vm.run_own().access(GPA + 0x3000).faults == ()
+    vm.invalidate(vm.host.migrate(Hva(HVA + 0x3000)))
+    assert vm.run_nested(TABLES).table.leaf(Gpa(L2 + 0x3000)) is None  # an invalidation reaches the shadow too
+    assert vm.access(L2 + 0x3000).pfns != own.pfns
+
+
+def test_what_a_nested_hypervisor_is_told() -> None:
+    read_only = GuestTables((replace(TABLES.entries[0], writable=False),))
+    for target, what in (("arm64", "s2_fault"), ("x86-ept", "ept_violation"), ("x86-npt", "npf")):
+        vm = world(target).run_nested(read_only)
+        assert vm.access(L2).ended is Ended.DONE
+        told = vm.access(L2, write=True)
+        assert isinstance(told.outcome, Inject), told
+        assert (told.ended, told.outcome.what) == (Ended.INJECTED, what)
+
+
+def test_a_shadowed_guest_runs_on_its_own_tables() -> None:
+    vm = world("x86-shadow")
+    assert vm.access(L2).ended is Ended.FAILED  # no tables were given
+    vm.guest_tables = TABLES
+    done = vm.access(L2 + 0x3000, write=True)
+    assert done.ended is Ended.DONE
+    again = vm.access(L2 + 0x3000)
+    assert (again.faults, again.pfns) == ((), done.pfns)
+    told = vm.access(L2 + M2)
+    assert isinstance(told.outcome, Inject)
+    assert (told.ended, told.outcome.what, told.outcome.address) == (Ended.INJECTED, "#PF", L2 + M2)
+    vm.invalidate(vm.host.migrate(Hva(HVA + 0x3000)))
+    assert vm.access(L2 + 0x3000).pfns != done.pfns
+    flat = world("x86-shadow", guest_paging=False)  # real mode: addresses are physical
+    assert flat.access(GPA).ended is Ended.DONE
+    exits = flat.access(GPA + (4 << 30), 2).exits
+    assert [e.reason for e in exits if isinstance(e, Exit)] == [Reason.MMIO]
+
+
+@pytest.mark.parametrize("target", ["x86-ept", "x86-npt"])
+def test_mmio_is_remembered_with_its_own_frame_in_a_nested_table(target: str) -> None:
+    nowhere = 0x90_0000_0000
+    tables = GuestTables((GuestEntry(address=L2, size=4096, gpa=Gpa(nowhere)),))
+    vm = world(target).run_nested(tables)
+    vm.access(L2, 4)
+    entry = vm.format.entry(vm.table.walk(Gpa(L2)).desc, 12)
+    assert (entry.gpa, vm.vcpu.mmio.gfn) == (nowhere, nowhere >> 12)
+
+
+def logged(*, pml: bool) -> Vm:
+    vm = world("x86-ept", "thp", page_modification_log=pml)
+    vm.access(GPA, write=True)
+    vm.access(GPA + M2, write=True)
+    vm.table.split(Gpa(GPA + M2), Gpa(GPA + 2 * M2))
+    return vm.add_memslot(0, gpa=GPA, size=G, hva=HVA, log_dirty=True)
+
+
+def test_with_a_log_of_the_hardware_pages_stay_writable_and_blocks_do_not() -> None:
+    plain, pml = logged(pml=False), logged(pml=True)
+    block, page = Gpa(GPA), Gpa(GPA + M2)
+    for vm, kept in ((plain, False), (pml, True)):
+        for at, writable in ((block, False), (page, kept)):
+            found = vm.table.leaf(at)
+            assert found is not None
+            assert bool(vm.format.prot(found.desc) & 2) is writable
+    assert len(plain.access(page, write=True).faults) == 1
+    assert pml.access(page, write=True).faults == ()  # no fault, and the write is logged all the same
+    for vm in (plain, pml):
+        assert vm.get_dirty_log(0).pages == (M2 // 4096,)
+        assert vm.access(page, write=True).ended is Ended.DONE
+        assert vm.get_dirty_log(0).pages == (M2 // 4096,)
+
+
+def test_a_page_that_is_not_waited_for() -> None:
+    vm = world("x86-ept", async_delivery=True)
+    vm.invalidate(vm.host.evict(Hva(HVA)))
+    asked = vm.access(GPA)
+    assert asked.ended is Ended.WAITS
+    assert isinstance(asked.outcome, Retry)
+    assert [w.gfn for w in vm.vcpu.deferred.waiting] == [Gfn(GPA >> 12)]
+    assert vm.access(GPA).ended is Ended.WAITS
+    arrived = vm.page_ready()
+    assert arrived is not None
+    assert type(arrived.outcome).__name__ == "Fixed"
+    assert vm.page_ready() is None
+    assert vm.access(GPA).faults == ()
+    halted = world("x86-ept")  # the guest cannot be told: its vCPU is halted until the page is there
+    halted.invalidate(halted.host.evict(Hva(HVA)))
+    done = halted.access(GPA)
+    assert (done.ended, len(done.faults), halted.vcpu.deferred.waiting) == (Ended.DONE, 1, ())
+    waits = world("x86-ept", halt_exits=False)  # nor can it be halted
+    waits.invalidate(waits.host.evict(Hva(HVA)))
+    assert type(waits.access(GPA).outcome).__name__ == "Fixed"
+
+
+@pytest.mark.parametrize("target", ["x86-ept", "x86-npt"])
+def test_a_block_does_not_take_the_place_of_pages_made_for_code(target: str) -> None:
+    vm = world(target, "thp", small_exec=True)
+    assert [str(f.progress.size) for f in vm.access(GPA + 0x3000, fetch=True).faults] == ["4096"]
+    assert [f.progress.size for f in vm.access(GPA + 0x5000, write=True).faults] == [4096]
+    other = world(target, "thp", small_exec=True)
+    assert [f.progress.size for f in other.access(GPA + 0x5000, write=True).faults] == [M2]
