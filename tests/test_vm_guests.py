@@ -81,7 +81,7 @@ def test_mmio_is_remembered_with_its_own_frame_in_a_nested_table(target: str) ->
 
 
 def logged(*, pml: bool) -> Vm:
-    vm = world("x86-ept", "thp", page_modification_log=pml)
+    vm = world("x86-ept", "thp", page_modification_log=pml, eager_split=False)
     vm.access(GPA, write=True)
     vm.access(GPA + M2, write=True)
     vm.table.split(Gpa(GPA + M2), Gpa(GPA + 2 * M2))

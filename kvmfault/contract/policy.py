@@ -59,7 +59,7 @@ class Policy:
     """
 
     unbacked: Unbacked
-    """leave_unbacked, settle_slot.
+    """leave_unbacked, settle_slot, Prefaulting.prefault.
     (arm64: kvm_handle_guest_abort, io_mem_abort; x86: kvm_handle_noslot_fault)"""
     invalid_slot: InvalidSlot
     """lookup. (arm64: gfn_to_hva_memslot_prot; x86: kvm_faultin_pfn)"""

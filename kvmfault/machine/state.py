@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import replace
-from typing import Final, Self
+from typing import Final, NamedTuple, Self
 
 from kvmfault.contract.accessors import Gap
 from kvmfault.contract.format import Stage2Format
@@ -38,6 +38,17 @@ MEMFD_MEMORY: Final = range(1 << 46, 1 << 48)
 """Host-physical addresses of guest_memfds: away from all others of the model, and every format has room for them."""
 
 
+class ReverseMap(NamedTuple):
+    """An entry whose address the guest's own tables translate."""
+
+    of_own: bool
+    """In the table of the guest itself; else in the shadow of a nested guest's."""
+    at: Gpa
+    size: int
+    gpa: Gpa
+    """First address that it maps, as memslots know it."""
+
+
 class State:
     """Plain values throughout: ``fork`` is cheap and independent, ``key`` hashable. Ports speak for ``vcpu``."""
 
@@ -62,6 +73,8 @@ class State:
         self.guest_tables: GuestTables | None = None
         """What translates addresses before memslots are looked at: paging of a shadowed guest, or the second stage
         that a nested guest's hypervisor made; None: not given."""
+        self.reverse: CowSet[ReverseMap] = CowSet()
+        """What guest tables translate: where it is mapped, and what it is."""
         self.fetched_blocks: CowSet[tuple[int, int]] = CowSet()
         """Blocks (address, size) whose table page was made because a fetch may not have the block."""
         self.log = DirtyLog()
@@ -119,7 +132,7 @@ class State:
         new.own_table = self.own_table.fork()
         new.shadow_table = self.shadow_table.fork() if self.shadow_table is not None else None
         new.table = new.own_table if self.table is self.own_table else (new.shadow_table or new.own_table)
-        new.fetched_blocks = self.fetched_blocks.fork()
+        new.fetched_blocks, new.reverse = self.fetched_blocks.fork(), self.reverse.fork()
         new.log, new.private, new.tracked = self.log.fork(), self.private.fork(), self.tracked.fork()
         new.userfault = {slot: pages.fork() for slot, pages in self.userfault.items()}
         new.vcpus = tuple(vcpu.fork() for vcpu in self.vcpus)
@@ -141,6 +154,7 @@ class State:
             self.table is self.own_table,
             self.guest_tables,
             self.fetched_blocks.key(),
+            self.reverse.key(),
             self.log.key(),
             self.private.key(),
             self.tracked.key(),
@@ -184,22 +198,24 @@ class State:
             table.write_protect(start, end, for_good=True)
         self.flush_stale()
 
-    def tables_over(self, start: int, end: int) -> Iterator[tuple[Stage2, Gpa, Gpa]]:
-        """Tables that may map frames ``[start, end)``, with the addresses concerned.
-
-        A table whose addresses the guest's own tables translate is concerned whole: reverse maps are not modelled.
-        """
-        if self._virtual and self.facts.guest_paging:
-            yield self.own_table, Gpa(0), _ALL
-        else:
-            yield (self.own_table, *self.bytes_of(start, end))
-        if self.shadow_table is not None:
-            yield self.shadow_table, Gpa(0), _ALL
+    def tables_over(self, start: int, end: int) -> list[tuple[Stage2, Gpa, Gpa]]:
+        """Tables that may map frames ``[start, end)``, with the addresses concerned. (kvm_handle_gfn_range, rmaps)"""
+        first, last = self.bytes_of(start, end)
+        virtual = self._virtual and self.facts.guest_paging
+        found = [] if virtual else [(self.own_table, first, last)]
+        for of_own, at, size, gpa in self.reverse:
+            table = self.own_table if of_own else self.shadow_table
+            if gpa < last and first < gpa + size and table is not None:
+                found.append((table, at, Gpa(at + size)))
+        return found
 
     def drop(self, start: int, end: int) -> None:
         """Take frames ``[start, end)`` out of every table. The caller flushes."""
         for table, first, last in self.tables_over(start, end):
             table.unmap(first, last)
+        first, last = self.bytes_of(start, end)
+        for entry in [e for e in self.reverse if e.gpa < last and first < e.gpa + e.size]:
+            self.reverse.discard(entry)
 
     def run_nested(self, tables: GuestTables) -> Self:
         """The vCPUs run a guest of the guest from here on, whose hypervisor made these second-stage *tables*."""

@@ -19,7 +19,7 @@ from kvmfault.contract.ports import (
     Repair,
 )
 from kvmfault.errors import ModelError
-from kvmfault.machine.state import EHWPOISON, MEMFD_MEMORY, State
+from kvmfault.machine.state import EHWPOISON, MEMFD_MEMORY, ReverseMap, State
 from kvmfault.types import Gfn, Gpa, Hva, Pfn
 from kvmfault.vm.area import AreaKind
 from kvmfault.vm.dirty import RingEntry
@@ -194,7 +194,15 @@ class Surroundings(State):
         result = table.map(gpa, size, pfn, prot, memory, host_writable=host_writable, young=young, tag=tag)
         if table.stale:
             self.flush_stale()
+        if self._virtual or self.facts.nested:
+            self._remember(gpa, size)
         return result
+
+    def _remember(self, gpa: Gpa, size: int) -> None:
+        guest = self.walk_guest(Gpa(gpa & -size))
+        if isinstance(guest, GuestTranslation):
+            own = self.table is self.own_table
+            self.reverse.add(ReverseMap(own, Gpa(gpa & -size), size, Gpa(guest.gpa & -(1 << self.page_shift))))
 
     def relax(self, gpa: Gpa, prot: int, memory: Memory) -> MapResult:
         """See Ports. Only the own TLB is flushed: others that have the old permissions fault, and come here too."""
