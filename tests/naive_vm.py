@@ -11,7 +11,7 @@ from arch.x86 import EPT
 from arch.x86.spte import EPT_4K_NO_AD
 from kvmfault.contract.format import Kind, R, W, X, block_sizes
 from kvmfault.contract.outcome import Exit, MemoryFault, Reason
-from kvmfault.contract.ports import GuestTranslation, GuestWalkFault, PinError
+from kvmfault.contract.ports import GuestTranslation, GuestWalkFault, PinError, Repair
 from kvmfault.contract.target import Target, backend, resolve
 from kvmfault.contract.values import MemfdSource, Userfault
 from kvmfault.errors import ModelError
@@ -219,7 +219,7 @@ class NaiveVm:
         if tracked and leaf is not None:
             return "emulated"
         if page - slot.base in slot.wanted and slot.userfault:
-            return "userfault"
+            return "memory" if leaf is not None and self.gives_back(page, kind, leaf.desc) else "userfault"
         if private if self.by_attribute else slot.memfd:
             return "memory" if slot.memfd else "private"
         if slot.readonly and write:
@@ -234,6 +234,14 @@ class NaiveVm:
                 return "waits"
             case _:
                 return "FAILED"
+
+    def gives_back(self, page: int, kind: str, desc: int) -> bool:
+        """Whether a mapped page gets what the log or aging took without the lock, so that user space is not asked."""
+        present = bool(self.vm.format.prot(desc))
+        if not self.by_attribute or not (kind == "write" if present else not self.vm.facts.hardware_access_dirty):
+            return False
+        fork, write = self.vm.fork(), kind == "write"
+        return fork.repair_fast(Gpa(self.gpa(page)), write=write, execute=kind == "exec") is Repair.FIXED
 
     # Logs.
 

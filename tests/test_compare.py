@@ -144,7 +144,7 @@ def _members(tree: ast.AST) -> set[str]:
 
 
 def _functions(tree: ast.Module) -> Iterator[tuple[str, set[str]]]:
-    # with what functions and private classes of the same module read for them
+    # with what functions, private methods and private classes of the same module read for them
     defined = {n.name: n for n in tree.body if isinstance(n, ast.FunctionDef | ast.ClassDef)}
 
     def read(node: ast.AST, seen: frozenset[str]) -> set[str]:
@@ -159,8 +159,13 @@ def _functions(tree: ast.Module) -> Iterator[tuple[str, set[str]]]:
         if isinstance(node, ast.FunctionDef) and not name.startswith("_"):
             yield name, read(node, frozenset())
     for cls in (n for n in tree.body if isinstance(n, ast.ClassDef) and not n.name.startswith("_")):
-        for method in (n for n in cls.body if isinstance(n, ast.FunctionDef)):
-            yield cls.name if method.name == "__init__" else f"{cls.name}.{method.name}", _members(method)
+        methods = {n.name: n for n in cls.body if isinstance(n, ast.FunctionDef)}
+        for name, method in methods.items():
+            if name == "__init__" or not name.startswith("_"):
+                asked = {n.attr for n in ast.walk(method) if isinstance(n, ast.Attribute) and n.attr.startswith("_")}
+                private = (methods[helper] for helper in sorted(asked & methods.keys()))
+                found = _members(method).union(*map(_members, private))
+                yield cls.name if name == "__init__" else f"{cls.name}.{name}", found
 
 
 @pytest.mark.parametrize("member", list(Policy.__annotations__))

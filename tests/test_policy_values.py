@@ -480,7 +480,7 @@ def change(vm: Watched, **request: object) -> None:
 
 @shows("smaller_over_block", {ARM: (4 * K, None), X86: (4 * K, 4 * K)})
 def page_over_a_block(on: Target) -> object:
-    vm = world(on, "thp")
+    vm = world(on, "thp", eager_split=False)
     vm.resolve(fault(on, READ))
     change(vm, slot=0, flags=LOGGED, gpa=Gpa(GPA), size=G, hva=HVA)
     vm.resolve(permission(on, WRITE, granule=pmd(on)))

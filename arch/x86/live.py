@@ -67,12 +67,9 @@ _TASK: Final = pack("=102xH", 104).ljust(_PAGE, b"\0")
 class Guest:
     """See GuestCode. *user*: 64-bit user mode with paging; else 32-bit kernel mode without."""
 
-    gpa: Final = Gpa(_MEMORY_AT)
-    end: Final = _OUT
-    reason: Final = _EXIT_IO
-
     def __init__(self, name: str, *, user: bool, interpreted: Callable[[], bool]) -> None:
         self.name = name
+        self.gpa, self.end, self.reason = Gpa(_MEMORY_AT), _OUT, _EXIT_IO
         self.interpreted = interpreted
         self._user = user
 

@@ -59,7 +59,7 @@ class Policy:
     """
 
     unbacked: Unbacked
-    """leave_unbacked, settle_slot.
+    """leave_unbacked, settle_slot, Prefaulting.prefault.
     (arm64: kvm_handle_guest_abort, io_mem_abort; x86: kvm_handle_noslot_fault)"""
     invalid_slot: InvalidSlot
     """lookup. (arm64: gfn_to_hva_memslot_prot; x86: kvm_faultin_pfn)"""
@@ -111,8 +111,8 @@ class Policy:
     """stale.
     (arm64: mmu_invalidate_retry in user_mem_abort; x86: mmu_invalidate_retry_gfn in is_page_fault_stale)"""
     fit_sizes: tuple[Size, ...]
-    """fit_size: block sizes in bytes that a look at the host's table may give; empty: no look.
-    (arm64: transparent_hugepage_adjust; x86: kvm_mmu_hugepage_adjust)"""
+    """fit_size, DirtyLogging.recover_blocks: block sizes in bytes that a look at the host's table may give; empty: no
+    look. (arm64: transparent_hugepage_adjust; x86: kvm_mmu_hugepage_adjust)"""
     relax_in_place: bool
     """fit_size, install: a permission fault at its own granule only adds permissions.
     (arm64: kvm_pgtable_stage2_relax_perms; x86: kvm_tdp_mmu_map writes the entry anew)"""
@@ -136,9 +136,9 @@ class Policy:
     userfault: Userfault
     """userfault, State. (kvm_do_userfault, proposed)"""
     prefault: Prefault
-    """Guest.prefault. (arm64: "Implement KVM_PRE_FAULT_MEMORY", 7.4; x86: kvm_arch_vcpu_pre_fault_memory)"""
+    """Prefaulting.prefault. (arm64: "Implement KVM_PRE_FAULT_MEMORY", 7.4; x86: kvm_arch_vcpu_pre_fault_memory)"""
     recovers_blocks: bool
-    """DirtyLogging.slot_changed, Vm.change_userfault: pages that the host maps by blocks are dropped when logging ends.
+    """DirtyLogging.recover_blocks: pages that the host maps by blocks are dropped when logging ends.
     (arm64: keeps the pages; x86: kvm_mmu_zap_collapsible_sptes)"""
     mmio_sign_extension: SignExtension
     """access_and_completion.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from errno import EFAULT
 from fcntl import ioctl
@@ -323,7 +323,7 @@ def _exit(run: mmap.mmap, reason: int, errno: int) -> Exit | Error:
 
 
 @contextmanager
-def _needs(what: str) -> Iterator[None]:
+def _needs(what: str) -> Generator[None]:
     # what every script takes for granted
     try:
         yield

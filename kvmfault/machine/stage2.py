@@ -10,43 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import Final
 
 from kvmfault.contract.format import Kind, Memory, Stage2Format, block_sizes, watch_writes
 from kvmfault.contract.ports import MapResult, Repair
 from kvmfault.errors import ModelError
+from kvmfault.machine.table import Found, TablePage
 from kvmfault.types import Gpa, Hpa, Pfn
 
 _FIXED, _UNCHANGED, _ABSENT = MapResult.FIXED, MapResult.UNCHANGED, MapResult.ABSENT
 _TABLES_AT: Final = 1 << 40
 """Host-physical address of the first table page: away from the frames of host memory."""
-
-
-class _Table:
-    """One table page: descriptors by index, and the tables that its table descriptors point to."""
-
-    __slots__ = ("children", "entries", "hpa", "owner")
-
-    def __init__(self, hpa: Hpa, owner: object) -> None:
-        self.hpa = hpa
-        self.owner = owner
-        self.entries: dict[int, int] = {}
-        self.children: dict[int, _Table] = {}
-
-    def copy(self, owner: object) -> _Table:
-        new = _Table(self.hpa, owner)
-        new.entries = self.entries.copy()
-        new.children = self.children.copy()
-        return new
-
-
-class Found(NamedTuple):
-    """Where a walk ended: the entry, and what it maps or would map."""
-
-    gpa: Gpa
-    """First address that the entry covers."""
-    shift: int
-    desc: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +48,8 @@ class Stage2:
         self._next_hpa = _TABLES_AT
         self._root = self._new_table()
 
-    def _new_table(self) -> _Table:
-        table = _Table(Hpa(self._next_hpa), self._owner)
+    def _new_table(self) -> TablePage:
+        table = TablePage(Hpa(self._next_hpa), self._owner)
         self._next_hpa += 1 << self.format.page_shift
         return table
 
@@ -101,7 +75,7 @@ class Stage2:
         """Every leaf and MMIO entry, by address."""
         yield from self._entries(self._root, 0, 0)
 
-    def _entries(self, table: _Table, depth: int, base: int) -> Iterator[Found]:
+    def _entries(self, table: TablePage, depth: int, base: int) -> Iterator[Found]:
         shift, _ = self._levels[depth]
         for index in sorted(table.entries.keys() | table.children.keys()):
             gpa = base | index << shift
@@ -212,7 +186,7 @@ class Stage2:
         table.entries[index] = desc
         return _FIXED
 
-    def _descend(self, gpa: Gpa, target: int) -> tuple[_Table, int]:
+    def _descend(self, gpa: Gpa, target: int) -> tuple[TablePage, int]:
         # to the table that holds entries of 1 << target bytes, owned by this fork, created where missing
         owner = self._owner
         table = self._root
@@ -230,7 +204,7 @@ class Stage2:
             table = child
         raise ModelError(f"no level of {self.format.name} maps {1 << target:#x} bytes")
 
-    def _grow(self, table: _Table, index: int, shift: int, gpa: Gpa, *, splitting: bool = False) -> _Table:
+    def _grow(self, table: TablePage, index: int, shift: int, gpa: Gpa, *, splitting: bool = False) -> TablePage:
         fmt = self.format
         child = self._new_table()
         old = table.entries.get(index)
@@ -305,8 +279,8 @@ class Stage2:
 
     def _drop_empty(self, gpa: Gpa) -> None:
         # every table on the way belongs to this fork: _descend was there
-        way: list[tuple[_Table, int]] = []
-        table: _Table | None = self._root
+        way: list[tuple[TablePage, int]] = []
+        table: TablePage | None = self._root
         for shift, mask in self._levels:
             if table is None:
                 break
@@ -379,7 +353,7 @@ class Stage2:
         if start < end:
             yield from self._in_range(self._root, 0, 0, start, end)
 
-    def _in_range(self, table: _Table, depth: int, base: int, start: int, end: int) -> Iterator[Found]:
+    def _in_range(self, table: TablePage, depth: int, base: int, start: int, end: int) -> Iterator[Found]:
         shift, mask = self._levels[depth]
         first = max(0, start - base) >> shift
         last = min(max(0, end - 1 - base) >> shift, mask)

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Final
 
 from kvmfault.contract.format import Kind, W
-from kvmfault.machine.stage2 import Found
+from kvmfault.machine.table import Found
 from kvmfault.scenario.world import World
 from kvmfault.types import Gfn, Gpa, Pfn
 from kvmfault.vm.memslot import Memslot
