@@ -209,7 +209,10 @@ class NaiveVm:
         found = self.slot_of(page)
         private = self.by_attribute and page in self.private
         if found is None:
-            return "private" if private else "no fetch" if kind == "exec" else "device"
+            walked = self.vm.table.walk(Gpa(self.gpa(page)))
+            # an entry that remembers MMIO outlives a conversion, which goes by slots; its faults are shared
+            remembered = self.vm.format.kind(walked.desc, walked.shift) is Kind.MMIO
+            return "private" if private and not remembered else "no fetch" if kind == "exec" else "device"
         slot = found[1]
         write = kind == "write"
         leaves = not self.by_attribute  # such kernels turn to the device before they look at anything else
@@ -217,7 +220,10 @@ class NaiveVm:
             return "device"
         tracked = write and page in self.tracked and not private
         if tracked and leaf is not None:
-            return "emulated"
+            if slot.readonly:
+                return "device"
+            error = self.vm.host.fork().pin(self.hva(slot.hva + page - slot.base), write=True).error
+            return "emulated" if error is None else "waits" if error is PinError.WAITS else "device"
         if page - slot.base in slot.wanted and slot.userfault:
             return "memory" if leaf is not None and self.gives_back(page, kind, leaf.desc) else "userfault"
         if private if self.by_attribute else slot.memfd:
