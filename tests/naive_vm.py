@@ -217,7 +217,7 @@ class NaiveVm:
             return "device"
         tracked = write and page in self.tracked and not private
         if tracked and leaf is not None:
-            return "emulated"
+            return "device" if slot.readonly else "emulated"  # the emulator may not write there either
         if page - slot.base in slot.wanted and slot.userfault:
             return "memory" if leaf is not None and self.gives_back(page, kind, leaf.desc) else "userfault"
         if private if self.by_attribute else slot.memfd:
