@@ -62,13 +62,11 @@ class World(Vm):
     forgetful: bool = False
     """Nothing is flushed from TLBs."""
 
-    guest_tables: GuestTables = GuestTables()
-    """What the guest's own tables do otherwise."""
-
     def walk_guest(self, gpa: Gpa) -> GuestTranslation | GuestWalkFault | None:
         """See Ports."""
-        if any(entry.address <= gpa < entry.stop for entry in self.guest_tables.entries):
-            return self.guest_tables.walk(gpa)
+        tables = self.guest_tables  # what the guest's own tables do otherwise
+        if tables is not None and any(entry.address <= gpa < entry.stop for entry in tables.entries):
+            return tables.walk(gpa)
         return GuestTranslation(gpa, 1 << 30)
 
     def flush_stale(self) -> None:
