@@ -88,7 +88,7 @@ def kvm(name: str, *, real: bool) -> Iterator[Kvm]:
         pytest.skip(CHECK)
     guest = next((g for g in CHECK.live.guests if g.interpreted()), None)
     if guest is None:
-        pytest.skip("this machine's KVM is not that of the file")
+        pytest.skip("no usable KVM: it is not that of the file")
     with Device() as device, DeviceKvm(device, guest) as found:
         yield found
 

@@ -45,7 +45,7 @@ def _check() -> SelfCheck | str:
     try:
         return SelfCheck(Device())
     except LiveError as e:
-        return str(e)
+        return f"no usable KVM: {e}"
 
 
 CHECK: Final = _check()
