@@ -32,8 +32,8 @@ FUNCTIONS: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
         "kvm_s2_handle_perm_fault": (*_DECISIONS, *_ARM64),
         "__get_fault_info": _ARM64,
         "kvm_inject_size_fault": _DECISIONS,
-        "kvm_translate_vncr": (),
-        "kvm_handle_vncr_abort": (),
+        "kvm_translate_vncr": ("test_arm64_vncr.py",),
+        "kvm_handle_vncr_abort": ("test_arm64_vncr.py",),
     },
     "x86": {
         "kvm_mmu_page_fault": _X86,
@@ -71,24 +71,12 @@ FUNCTIONS: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
         "mmu_invalidate_retry_gfn_unsafe": _INVALIDATE,
         "kvm_age_gfn": ("test_path_races.py",),
         "mark_page_dirty_in_slot": (*_DECISIONS, "test_path_memory.py"),
-        "kvm_get_dirty_log_protect": (),
-        "kvm_clear_dirty_log_protect": (),
-        "kvm_dirty_ring_push": (),
-        "kvm_vm_set_mem_attributes": (),
-        "kvm_gmem_punch_hole": (),
-        "kvm_vcpu_pre_fault_memory": (),
+        "kvm_get_dirty_log_protect": ("test_dirty_log.py", "test_behaviours.py", "test_live.py"),
+        "kvm_clear_dirty_log_protect": ("test_dirty_log.py", "test_behaviours.py", "test_live.py"),
+        "kvm_dirty_ring_push": ("test_dirty_log.py", "test_live.py"),
+        "kvm_vm_set_mem_attributes": ("test_private_memory.py", "test_behaviours.py"),
+        "kvm_gmem_punch_hole": ("test_private_memory.py",),
+        "kvm_vcpu_pre_fault_memory": ("test_prefault.py", "test_behaviours.py", "test_live.py"),
     },
 }
 """The kernel's functions that the page tells the place of, and what shows each right (below tests/)."""
-
-AWAITED: Final[Mapping[str, str]] = {
-    "kvm_translate_vncr": "arch/arm64/vncr.py",
-    "kvm_handle_vncr_abort": "arch/arm64/vncr.py",
-    "kvm_get_dirty_log_protect": "",
-    "kvm_clear_dirty_log_protect": "",
-    "kvm_dirty_ring_push": "",
-    "kvm_vm_set_mem_attributes": "",
-    "kvm_gmem_punch_hole": "",
-    "kvm_vcpu_pre_fault_memory": "",
-}
-"""Functions that may be without a place, and the file that will hold it; once a docstring names one, it is shown."""

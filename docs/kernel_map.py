@@ -26,7 +26,7 @@ from docs.kernel_calls import (
     VERSION,
 )
 from docs.kernel_convert import Conversion, Order, Uses, duplicates, sharing, steps
-from docs.kernel_functions import AWAITED, FUNCTIONS
+from docs.kernel_functions import FUNCTIONS
 from kvmfault.contract.target import backend
 from kvmfault.path.run import PATH, Locked
 
@@ -95,8 +95,7 @@ def functions() -> str:
 
 
 def _where(name: str) -> str:
-    found = ", ".join(map(str, places(name)))
-    return found or f"*not modelled{' yet: ' + AWAITED[name] if AWAITED[name] else ''}*"
+    return ", ".join(map(str, places(name)))
 
 
 def _proof(path: str) -> str:

@@ -13,7 +13,7 @@ import pytest
 from docs import kernel_map
 from docs.kernel_calls import ALREADY, BUILT_FROM, CALLERS, ESR_FORM, NEEDS_VCPU, ORDERS, READ_DIRECTLY
 from docs.kernel_convert import Conversion, Uses, closure, duplicates, sharing, steps
-from docs.kernel_functions import AWAITED, FUNCTIONS
+from docs.kernel_functions import FUNCTIONS
 from docs.kernel_map import COLUMN_OF, RAW, Place, class_of, columns, documented, places
 from kvmfault.algebra.expr import Pred, Word
 from kvmfault.algebra.prove import relate, words_differ
@@ -47,14 +47,9 @@ def test_what_the_discussion_names_is_on_the_page() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_function_has_a_place_and_a_proof(name: str) -> None:
     proof = next(named[name] for named in FUNCTIONS.values() if name in named)
-    assert (places(name) and proof) or name in AWAITED
-    file = AWAITED.get(name)
-    assert places(name) or not file or not (ROOT / file).exists()
+    assert places(name)
+    assert proof
     assert [path for path in proof if not (ROOT / "tests" / path).exists()] == []
-
-
-def test_only_what_is_listed_may_be_awaited() -> None:
-    assert set(AWAITED) <= set(NAMES)
 
 
 @pytest.mark.parametrize("place", sorted({str(p): p for n in NAMES for p in places(n)}.items()), ids=lambda p: p[0])
