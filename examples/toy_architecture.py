@@ -113,6 +113,10 @@ class ToyFormat:
     break_before_make = False
     old_faults = False
 
+    def with_hardware_ad(self, hardware: bool) -> ToyFormat:
+        """The same."""
+        return self
+
     def change_refused(self, old: int, new: int, shift: int) -> str | None:
         """Its TLB forgives everything."""
         return None

@@ -11,7 +11,7 @@ from arch.x86 import EPT
 from arch.x86.spte import EPT_4K_NO_AD
 from kvmfault.contract.format import Kind, R, W, X, block_sizes
 from kvmfault.contract.outcome import Exit, MemoryFault, Reason
-from kvmfault.contract.ports import GuestTranslation, GuestWalkFault, PinError, Repair
+from kvmfault.contract.ports import GuestTranslation, GuestWalkFault, MmioNote, PinError, Repair
 from kvmfault.contract.target import Target, backend, resolve
 from kvmfault.contract.values import MemfdSource, Userfault
 from kvmfault.errors import ModelError
@@ -185,7 +185,9 @@ class NaiveVm:
         detail = last.detail if isinstance(last, Exit) else None
         if isinstance(detail, MemoryFault):
             assert got.ended is Ended.FAILED
-            return "userfault" if detail.flags & USERFAULT_FLAG else "private" if detail.flags & PRIVATE_FLAG else "?"
+            return (
+                "userfault" if detail.flags & USERFAULT_FLAG else "private" if detail.flags & PRIVATE_FLAG else "shared"
+            )
         if isinstance(last, Exit) and last.reason is Reason.DIRTY_RING_FULL:
             return "full"
         if isinstance(last, Exit) and last.reason is Reason.MMIO:
@@ -208,10 +210,12 @@ class NaiveVm:
             return "memory"
         found = self.slot_of(page)
         private = self.by_attribute and page in self.private
+        # an entry that remembers MMIO outlives a conversion, which goes by slots; its faults are shared
+        walked = self.vm.table.walk(Gpa(self.gpa(page)))
+        remembered = self.vm.format.kind(walked.desc, walked.shift) is Kind.MMIO
+        if private and remembered and self.vm.find_mmio(Gpa(self.gpa(page))) is MmioNote.STALE:
+            return "shared"
         if found is None:
-            walked = self.vm.table.walk(Gpa(self.gpa(page)))
-            # an entry that remembers MMIO outlives a conversion, which goes by slots; its faults are shared
-            remembered = self.vm.format.kind(walked.desc, walked.shift) is Kind.MMIO
             return "private" if private and not remembered else "no fetch" if kind == "exec" else "device"
         slot = found[1]
         write = kind == "write"

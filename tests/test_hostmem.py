@@ -466,3 +466,8 @@ class Memory(RuleBasedStateMachine):
 
 
 TestMemory = Memory.TestCase
+
+
+def test_a_host_with_pages_of_64k_has_no_huge_pages_of_1g() -> None:
+    with pytest.raises(ModelError, match="a host with 64K pages has no huge pages of 1G"):
+        HostMemory(16).back(Hva(0), 1 << 30, AreaKind.HUGETLB_1G)

@@ -95,6 +95,7 @@ WRONG: Final[dict[str, str]] = {
     HEAD + 'do = "age"\ngpa = 0\n': "f.toml:5: event[0]: age: no slot covers gpa 0x0, so it has no user address",
     HEAD + 'do = "fault"\nregisters.arm64.ESR = 1\n': "f.toml:5: event[0]: fault: arm64 has no register ESR",
     READ + '[[event.differs]]\njoint = "decode"\n': "f.toml:8: event[0].differs[0]: no joint 'decode' (did you mean",
+    HEAD + 'do = "read"\ngpa = 0x' + "f" * 5000: "f.toml: a number of thousands of digits; addresses have 64 bits",
     READ + "[[event.differs]]\npolicy.nosuch = 1\n": "f.toml:8: event[0].differs[0]: Policy has no member 'nosuch'",
 }  # fmt: skip
 

@@ -10,7 +10,8 @@ from kvmfault.contract.outcome import Exit, Inject, Reason, Retry
 from kvmfault.machine.guest import Ended
 from kvmfault.machine.vm import Vm
 from kvmfault.types import Gfn, Gpa, Hva
-from kvmfault.vm.guest_tables import GuestEntry, GuestTables
+from kvmfault.vm.area import HvaRange
+from kvmfault.vm.guest_tables import GuestEntry, GuestTables, WalkEnd
 from tests.worlds import GPA, HVA
 
 M2, G = 2 << 20, 1 << 30
@@ -133,3 +134,53 @@ def test_a_block_does_not_take_the_place_of_pages_made_for_code(target: str) -> 
     assert [f.progress.size for f in vm.access(GPA + 0x5000, write=True).faults] == [4096]
     other = world(target, "thp", small_exec=True)
     assert [f.progress.size for f in other.access(GPA + 0x5000, write=True).faults] == [M2]
+
+
+@pytest.mark.parametrize("target", ["x86-ept", "x86-npt", "x86-shadow"])
+def test_the_emulator_walks_the_guests_tables_too(target: str) -> None:
+    device = Gpa(0x90_0000_0000)
+    tables = GuestTables((*TABLES.entries, GuestEntry(address=L2 + M2, size=4096, gpa=device)))
+    vm = Vm.on(target).add_memslot(0, gpa=GPA, size=G, hva=HVA, log_dirty=True).back(HVA, G)
+    vm.track_writes(Gfn((GPA >> 12) + 3))
+    if target == "x86-shadow":
+        vm.guest_tables = tables
+    else:
+        vm.run_nested(tables)
+    written = vm.access(L2 + 0x3000, 4, write=True)  # a tracked frame: emulated, in memory
+    assert (written.ended, written.exits, vm.get_dirty_log(0).pages) == (Ended.DONE, (), (3,))
+    across = vm.access(L2 + M2 - 2, 4, write=True, data=0x11223344)  # memory, then a device
+    assert [(e.detail.gpa, e.detail.data) for e in across.exits] == [(device, b"\x22\x11")]  # type: ignore[union-attr]  # MMIO
+    beyond = vm.access(L2 + M2 + 0xFFE, 4, write=True)  # a device, then nothing: the guest's fault
+    assert (beyond.ended, beyond.exits) == (Ended.INJECTED, ())
+
+
+def test_an_entry_of_the_guests_own_ept_that_only_writes_is_a_misconfiguration() -> None:
+    tables = GuestTables((replace(TABLES.entries[0], readable=False),))
+    told = world("x86-ept").run_nested(tables).access(L2, write=True).outcome
+    assert isinstance(told, Inject)
+    assert told.what == "ept_misconfig"
+
+
+def test_where_no_entry_is_none_grants_anything() -> None:
+    absent = GuestTables((GuestEntry(address=L2, size=4096, end=WalkEnd.MISSING),))
+    told = [world("x86-ept").run_nested(t).access(L2).outcome for t in (absent, GuestTables())]
+    assert [t.syndrome for t in told if isinstance(t, Inject)] == [0x181, 0x181]
+
+
+@pytest.mark.parametrize("target", ["arm64", "arm64@6.12"])
+def test_small_pages_for_code_are_of_no_use_where_only_fetches_get_to_execute(target: str) -> None:
+    vm = world(target, "hugetlb-2m", small_exec=True)
+    assert [f.progress.size for f in vm.access(GPA, fetch=True).faults] == [M2]
+
+
+def test_without_hardware_bits_an_old_page_of_ept_faults_and_is_fixed_without_the_lock() -> None:
+    vm = world("x86-ept", hardware_access_dirty=False)
+    vm.access(GPA, write=True)
+    span = HvaRange(Hva(HVA), Hva(HVA + 4096))
+    assert vm.age(span)
+    vm.vcpu.tlb.flush_all()
+    again = vm.access(GPA, write=True)
+    assert [f.steps[-1].name for f in again.faults] == ["repair"]
+    assert vm.age(span, test_only=True)
+    vm.prefault(GPA + 0x3000, 4096)
+    assert [f.steps[-1].name for f in vm.access(GPA + 0x3000).faults] == ["repair"]  # nobody used it until now

@@ -103,6 +103,10 @@ class Stage2:
         """Yes: an access flag fault."""
         return True
 
+    def with_hardware_ad(self, hardware: bool) -> Stage2:
+        """The same: without such a CPU an old entry faults, and KVM sets the flag."""
+        return self
+
     def change_refused(self, old: int, new: int, shift: int) -> str | None:
         """Break-before-make is needed to change size, output address or memory type of a live entry."""
         if not (old & VALID and new & VALID) or self.kind(old, shift) is Kind.EMPTY:

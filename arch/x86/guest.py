@@ -173,6 +173,8 @@ def walk_ept(*, later: bool) -> Joint:
             qualification = ept_qualification(fault, guest.granted, later=later)
             return _reflect(fault, "ept_violation", address, qualification, _MISSING)
         granted = (R if guest.readable else 0) | (W if guest.writable else 0) | (X if guest.executable else 0)
+        if granted & W and not granted & R:  # Intel SDM, "EPT Misconfigurations"
+            return _reflect(fault, "ept_misconfig", address, 0, "the nested guest's own EPT is misconfigured")
         wanted = (R if fault.is_read else 0) | (W if fault.is_write else 0) | (X if fault.is_exec else 0)
         if wanted & ~granted:
             qualification = ept_qualification(fault, granted, later=later)

@@ -7,7 +7,7 @@ share one set. Checked bit for bit against entries that real kernels installed (
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from kvmfault.contract.format import PROTS, Entry, Kind, Level, Memory, R, W, X
@@ -144,6 +144,10 @@ class SpteFormat:
         if self.hpa(old, shift) == self.hpa(new, shift):
             return None
         return "a present leaf is replaced by a leaf of another frame; drop and flush it first (handle_changed_spte)"
+
+    def with_hardware_ad(self, hardware: bool) -> SpteFormat:
+        """See Stage2Format. Kernel: kvm_ad_enabled."""
+        return self if hardware is self.hardware_ad else replace(self, hardware_ad=hardware)
 
     def kind(self, desc: int, shift: int) -> Kind:
         """See Stage2Format. Kernel: is_mmio_spte, is_shadow_present_pte, is_last_spte."""

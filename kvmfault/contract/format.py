@@ -135,6 +135,10 @@ class Stage2Format(Protocol):
         this level. arm64: break-before-make; x86: what handle_changed_spte takes for a bug."""
         ...
 
+    def with_hardware_ad(self, hardware: bool) -> Stage2Format:
+        """This format as KVM uses it where the CPU sets accessed and dirty bits itself, or does not."""
+        ...
+
     def kind(self, desc: int, shift: int) -> Kind:
         """What the descriptor is at this level."""
         ...

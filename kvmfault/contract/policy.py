@@ -106,7 +106,7 @@ class Policy:
     """permit.
     (arm64: writable and logging_active in user_mem_abort; x86: map_writable of kvm_faultin_pfn, make_spte)"""
     exec_grant: ExecGrant
-    """permit. (arm64: user_mem_abort; x86: make_spte)"""
+    """permit, fit_size, install. (arm64: user_mem_abort; x86: make_spte)"""
     retry_test: RetryTest
     """stale.
     (arm64: mmu_invalidate_retry in user_mem_abort; x86: mmu_invalidate_retry_gfn in is_page_fault_stale)"""

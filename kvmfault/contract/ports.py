@@ -149,7 +149,7 @@ class VmFacts:
     coherent_icache: bool = False
     """Instruction caches are coherent with data (CTR_EL0.DIC): anything may be mapped executable."""
     small_exec: bool = False
-    """Executable memory is mapped by pages (workaround for a CPU erratum, nx_huge_pages)."""
+    """Executable memory is mapped by pages, where every entry would be executable (a CPU erratum, nx_huge_pages)."""
     tagging: bool = False
     """The guest uses memory tags (MTE)."""
     hardware_access_dirty: bool = True

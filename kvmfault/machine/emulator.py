@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from kvmfault.contract.access import Access
 from kvmfault.contract.outcome import Exit, MmioAccess, Outcome, Reason
-from kvmfault.contract.ports import PinError
+from kvmfault.contract.ports import GuestTranslation, PinError
 from kvmfault.machine.dirty import DirtyLogging
 from kvmfault.types import Gfn, Gpa, Pfn
 
@@ -18,7 +18,7 @@ class Emulator(DirtyLogging):
         What is left to the VMM, in order; None: the access waits for user space to supply a page.
         Kernel: emulator_read_write; the parts are those of the pages touched, and devices come after all memory.
         """
-        if wanted.exec and self._in_memory(gpa, False) is not None:
+        if wanted.exec and self._in_memory(self.canonical(gpa), False) is not None:
             return (Exit(Reason.INTERNAL_ERROR, why="the emulator cannot fetch the instruction"),)
         exits: list[Outcome] = []
         for write in (False,) * bool(wanted.read) + (True,) * bool(wanted.write):
@@ -36,14 +36,21 @@ class Emulator(DirtyLogging):
         at, end = int(gpa), gpa + size
         while at < end:
             part = min(end, (at & -page) + page)
-            error = self._in_memory(Gpa(at), write)
+            physical = self.canonical(Gpa(at))
+            error = self._in_memory(physical, write)
             if error is PinError.WAITS:
                 return None
             if error is not None:
                 for piece in range(at, part, 8):
-                    exits += self._device(Gpa(piece), min(8, part - piece), write, data >> 8 * (piece - gpa))
+                    where, rest = Gpa(physical + piece - at), data >> 8 * (piece - gpa)
+                    exits += self._device(where, min(8, part - piece), write, rest)
             at = part
         return exits
+
+    def canonical(self, address: Gpa) -> Gpa:
+        """The guest-physical address that the emulator finds for an address of the guest; its tables translate it."""
+        guest = self.walk_guest(address)
+        return guest.gpa if isinstance(guest, GuestTranslation) else address
 
     def _in_memory(self, gpa: Gpa, write: bool) -> PinError | None:
         # kvm_vcpu_read_guest, kvm_vcpu_write_guest: by the user address, whatever the table says; None: done
@@ -60,9 +67,10 @@ class Emulator(DirtyLogging):
 
     def _exchange_fails(self, gpa: Gpa, size: int) -> bool:
         # emulator_cmpxchg_emulated: not within one page, or not in a slot that may be written, it is a plain store
-        gfn = Gfn(gpa >> self.page_shift)
+        gfn = Gfn(self.canonical(gpa) >> self.page_shift)
         slot = self.find_slot(gfn)
-        if slot is None or slot.invalid or slot.readonly or gpa + size - 1 >> self.page_shift != gfn:
+        crosses = (gpa + size - 1 ^ gpa) >> self.page_shift
+        if slot is None or slot.invalid or slot.readonly or crosses:
             return False
         return self.host.fork().pin(slot.hva_of(gfn), write=True).error is not None
 

@@ -26,7 +26,7 @@ from kvmfault.contract.outcome import (
     Spurious,
     WriteProtected,
 )
-from kvmfault.contract.ports import PinError
+from kvmfault.contract.ports import GuestWalkFault, PinError
 from kvmfault.errors import ModelError
 from kvmfault.machine.emulator import Emulator
 from kvmfault.machine.tlb import Cached
@@ -160,12 +160,24 @@ class Guest(Emulator):
             run = self.handle(self.target.encode(self._as_access(wanted, at, met)).fault)
             faults.append(run)
             entered = False
-            ended = self._ended(run.outcome, gpa, size, wanted, data)
+            if isinstance(run.outcome, Emulate):
+                run = self._walked_by_emulator(run, at, gpa + size, wanted)
+                faults += [run] * (run is not faults[-1])
+            ended = self._ended(run, gpa, size, wanted, data)
             if ended is not None:
                 return replace(ended, faults=tuple(faults), pfns=tuple(pfns))
             if len(faults) >= TRIES:
                 return AccessRun(ended=Ended.STUCK, faults=tuple(faults), pfns=tuple(pfns))
         return AccessRun(ended=Ended.DONE, faults=tuple(faults), pfns=tuple(pfns))
+
+    def _walked_by_emulator(self, run: Run, at: int, end: int, wanted: Access) -> Run:
+        # the emulator walks the guest's tables for the other pages too, and gives the guest the fault of the first
+        # that they do not map (emulator_read_write, inject_emulated_exception)
+        page = 1 << self.page_shift
+        for other in range((at & -page) + page, end, page):
+            if isinstance(self.walk_guest(Gpa(other)), GuestWalkFault):
+                return self.handle(self.target.encode(self._as_access(wanted, other, (Cause.MISSING, page))).fault)
+        return run
 
     def _as_access(self, wanted: Access, at: int, met: tuple[Cause, int]) -> Access:
         gva = wanted.gva if wanted.gva is not None else at
@@ -218,15 +230,16 @@ class Guest(Emulator):
         if slot is not None:
             self.mark_dirty(slot, gfn, Pfn(0))
 
-    def page_ready(self) -> Run | None:
-        """The oldest page that the vCPU did not wait for has arrived: its fault is handled again, as a prefetch.
+    def page_ready(self, gfn: Gfn | None = None) -> Run | None:
+        """The page *gfn*, or the oldest that the vCPU did not wait for, has arrived: its fault is handled as a prefetch.
 
         None: nothing is outstanding, or user space has yet to supply it. Kernel: kvm_check_async_pf_completion,
         kvm_arch_async_page_ready.
         """
-        if not self.vcpu.deferred.waiting:
+        outstanding = self.vcpu.deferred.waiting
+        done = self.vcpu.deferred.find(gfn) if gfn is not None else outstanding[0] if outstanding else None
+        if done is None:
             return None
-        done = self.vcpu.deferred.waiting[0]
         slot = self.find_slot(done.gfn)
         if slot is not None and self.host.pin(slot.hva_of(done.gfn), write=True).error is PinError.WAITS:
             return None
@@ -235,8 +248,9 @@ class Guest(Emulator):
         arrived = Access(gpa=address, gva=Gva(address), offset=0, cause=Cause.MISSING, final=True, prefetch=True)
         return self.handle(self.target.encode(arrived).fault)
 
-    def _ended(self, outcome: Outcome, gpa: Gpa, size: int, wanted: Access, data: int) -> AccessRun | None:
+    def _ended(self, run: Run, gpa: Gpa, size: int, wanted: Access, data: int) -> AccessRun | None:
         # None: the guest tries again
+        outcome = run.outcome
         match outcome:
             case Fixed() | Spurious() | WriteProtected():
                 return None
@@ -244,12 +258,13 @@ class Guest(Emulator):
                 return AccessRun(ended=Ended.WAITS)
             case Retry(signal=Signal()):
                 return AccessRun(ended=Ended.SIGNALLED, exits=(Exit(Reason.INTR, errno=EINTR, why=outcome.why),))
+            case Retry() if run.steps[-1].name == "wait":
+                # the page is fetched in the background: the guest was told, and runs something else; or its vCPU is
+                # halted until the page is there, and who fetches it may wait for user space
+                arrived = None if self.facts.async_delivery else self.page_ready(run.progress.gfn)
+                return AccessRun(ended=Ended.WAITS) if arrived is None else None
             case Retry():
-                if self.facts.async_delivery and self.vcpu.deferred.waiting:
-                    return AccessRun(ended=Ended.WAITS)  # the guest was told, and runs something else
-                # the vCPU was halted until its page came, if it waits for one; who fetches it may wait for user space
-                waits = self.page_ready() is None and self.vcpu.deferred.waiting
-                return AccessRun(ended=Ended.WAITS) if waits else None
+                return None
             case Emulate():
                 return self._emulated(gpa, size, wanted, data)
             case Exit(reason=Reason.MMIO):

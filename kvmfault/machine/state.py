@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import Final, NamedTuple, Self
 
 from kvmfault.contract.accessors import Gap
-from kvmfault.contract.format import Stage2Format
 from kvmfault.contract.outcome import Signal
 from kvmfault.contract.ports import (
     Area,
@@ -56,17 +55,17 @@ class State:
         self, target: Target, *, caps: HostCaps | None = None, facts: VmFacts | None = None
     ) -> None:
         self.target = target
-        self.format: Stage2Format = target.format
         self.page_shift = target.format.page_shift
         self.caps = caps or target.backend.host(target.format)
         if target.policy.userfault is not Userfault.ABSENT:
             self.caps = replace(self.caps, userfault=True)
         self.facts = facts or target.facts
+        self.format = target.format.with_hardware_ad(self.facts.hardware_access_dirty)
         self.slots = Memslots(self.caps)
         self.host = HostMemory(self.page_shift)
         self.invalidations = Invalidation()
         split = target.policy.smaller_over_block is SmallerOverBlock.SPLIT
-        self.table = Stage2(target.format, split_blocks=split)
+        self.table = Stage2(self.format, split_blocks=split)
         """The table that the vCPUs run on now: the guest's own, or the shadow of a nested guest's."""
         self.own_table = self.table
         self.shadow_table: Stage2 | None = None

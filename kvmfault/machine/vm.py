@@ -33,6 +33,10 @@ class Vm(PrivateMemory, Prefaulting):
     def with_facts(self, **facts: object) -> Self:
         """This VM with some of its facts changed; returns itself. TypeError for an unknown fact."""
         self.facts = replace(self.facts, **facts)  # type: ignore[arg-type]  # names are checked at run time by replace
+        self.format = self.target.format.with_hardware_ad(self.facts.hardware_access_dirty)
+        for table in (self.own_table, self.shadow_table):
+            if table is not None:
+                table.format = self.format
         return self
 
     def with_caps(self, **caps: object) -> Self:

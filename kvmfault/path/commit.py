@@ -9,13 +9,14 @@ from kvmfault.contract.format import R, W, X
 from kvmfault.contract.outcome import Emulate, Error, Fixed, Outcome, Retry, Spurious, WriteProtected, fixed
 from kvmfault.contract.ports import MapResult, Ports
 from kvmfault.contract.progress import Progress
-from kvmfault.contract.values import DirtyMark, PresentLeaf, RetryTest, Unchanged
+from kvmfault.contract.values import DirtyMark, ExecGrant, PresentLeaf, RetryTest, Unchanged
 from kvmfault.path.resolve import fits
 from kvmfault.types import Gfn, Gpa, Pfn
 
 _GFN = RetryTest.GFN
 _WITH_ENTRY, _OF_BLOCK = DirtyMark.WITH_ENTRY, DirtyMark.BLOCK_AFTER_UNLOCK
 _FIXED = MapResult.FIXED
+_ALL_EXEC = ExecGrant.ALWAYS
 
 
 def stale(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
@@ -73,7 +74,7 @@ def fit_size(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
 
 def _take_block(vm: Ports, fault: MmioFault, at: Progress, size: int, page: int) -> None:
     at.wanted = size
-    if size > page and not (fault.is_exec and vm.facts.small_exec):
+    if size > page and not (fault.is_exec and vm.facts.small_exec and at.policy.exec_grant is _ALL_EXEC):
         at.size = size
         at.at = Gpa(at.at & -size)
         at.pfn = Pfn(at.pfn & -(size >> vm.page_shift))
@@ -116,7 +117,7 @@ def install(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
     if slot is None:
         at.answer = mapped(at, vm.map_mmio(at.at, at.gpa, at.prot))
         return at.answer
-    if at.size > 1 << vm.page_shift and vm.facts.small_exec:
+    if at.size > 1 << vm.page_shift and vm.facts.small_exec and at.policy.exec_grant is _ALL_EXEC:
         at.prot &= ~X
     prot = at.prot
     policy = at.policy

@@ -57,8 +57,10 @@ def parse_scenario(path: str, text: str) -> Source:
         return Source(path, text, Scenario.model_validate_json(data))
     except RecursionError as e:
         raise UsageError(f"{path}: nested too deeply for a scenario") from e
-    except ValidationError as e:
-        raise _explained(path, text, e) from e
+    except ValueError as e:  # Python writes no number of more than some thousand digits
+        if isinstance(e, ValidationError):
+            raise _explained(path, text, e) from e
+        raise UsageError(f"{path}: a number of thousands of digits; addresses have 64 bits") from e
 
 
 def _explained(path: str, text: str, error: ValidationError) -> UsageError:

@@ -106,7 +106,8 @@ class GuestEntry:
     def at(self, address: int) -> GuestTranslation | GuestWalkFault:
         """What a walk for an address of the run finds."""
         if self.end is not None:
-            granted = self.readable << 2 | self.writable << 1 | self.executable
+            missing = self.end is WalkEnd.MISSING  # an absent entry grants nothing
+            granted = 0 if missing else self.readable << 2 | self.writable << 1 | self.executable
             return GuestWalkFault(None, self.errno, self.end, self.level, granted)
         return GuestTranslation(
             Gpa(self.gpa + address - self.address),

@@ -160,6 +160,8 @@ class HostMemory:
         the first page; default: free frames, congruent to *hva*.
         """
         page = 1 << self.page_shift
+        if kind is AreaKind.HUGETLB_1G and self.page_shift == 16:
+            raise ModelError("a host with 64K pages has no huge pages of 1G")
         if block is not None and kind is not AreaKind.PFNMAP:
             raise ModelError(f"block is for pfnmap areas; a {kind.value} area has its own")
         block = block or HUGETLB.get(kind) or (page << (self.page_shift - 3) if kind is AreaKind.THP else page)
