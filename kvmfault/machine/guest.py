@@ -231,7 +231,7 @@ class Guest(Emulator):
             self.mark_dirty(slot, gfn, Pfn(0))
 
     def page_ready(self, gfn: Gfn | None = None) -> Run | None:
-        """The page *gfn*, or the oldest that the vCPU did not wait for, has arrived: its fault is handled as a prefetch.
+        """Page *gfn*, or the oldest that the vCPU did not wait for, has arrived: its fault is handled as a prefetch.
 
         None: nothing is outstanding, or user space has yet to supply it. Kernel: kvm_check_async_pf_completion,
         kvm_arch_async_page_ready.
