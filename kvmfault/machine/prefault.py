@@ -9,7 +9,7 @@ from kvmfault.contract.access import Access, Cause
 from kvmfault.contract.outcome import Emulate, Error, Exit, Fixed, Retry, Signal, Spurious, WriteProtected
 from kvmfault.contract.values import Prefault, Unbacked
 from kvmfault.machine.guest import TRIES, Guest
-from kvmfault.types import U64, Gfn, Gpa
+from kvmfault.types import Gfn, Gpa, Gva, U64
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,10 @@ class Prefaulting(Guest):
         if self.target.policy.unbacked is Unbacked.LEAVE and self.find_slot(gfn) is None:
             return 0, ENOENT, None  # looked for before there is a fault that could leave to a device
         private = gfn in self.private
-        access = Access(gpa=Gpa(gpa & -4096), offset=0, final=True, cause=Cause.MISSING, prefetch=True, private=private)
+        address = Gpa(gpa & -4096)
+        access = Access(
+            gpa=address, gva=Gva(address), offset=0, final=True, cause=Cause.MISSING, prefetch=True, private=private
+        )
         for _ in range(TRIES):
             run = self._path.handle(self, self.target.encode(access).fault)  # no statistic counts it
             match run.outcome:
