@@ -124,7 +124,9 @@ def _bound(at: Progress, *, writable: bool, user: bool, executable: bool) -> Non
     if at.slot is None:  # an MMIO entry keeps what the guest allows; "read" is kept in the place of "user"
         at.prot = (W if writable else 0) | (R if user else 0)
         return
-    at.prot = at.prot & R | (W if writable and at.map_writable else 0) | (X if executable else 0)
+    if writable and at.guest is not None and not at.guest.writable and at.map_writable:
+        at.prot |= W  # by CR0.WP, against the guest's entry
+    at.prot &= R | (W if writable else 0) | (X if executable else 0)
 
 
 # Nested paging: the guest's guest runs on a shadow of its hypervisor's second stage.

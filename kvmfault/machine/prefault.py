@@ -9,7 +9,7 @@ from kvmfault.contract.access import Access, Cause
 from kvmfault.contract.outcome import Emulate, Error, Exit, Fixed, Retry, Signal, Spurious, WriteProtected
 from kvmfault.contract.values import Prefault, Unbacked
 from kvmfault.machine.guest import TRIES, Guest
-from kvmfault.types import Gfn, Gpa, Gva, U64
+from kvmfault.types import U64, Gfn, Gpa, Gva
 
 
 @dataclass(frozen=True, slots=True)
