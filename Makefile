@@ -42,7 +42,7 @@ bench: $(ENV)  ## measure the speed budgets, as ratios
 lock:  ## write requirements.lock anew from pyproject.toml
 	@$(PYTHON) -m venv build/lock && build/lock/bin/pip install -qq pip-tools
 	@echo '# Every package of .venv, exact. Written by `make lock` from pyproject.toml; installed by the Makefile.' > build/requirements.lock
-	@build/lock/bin/pip-compile -q --upgrade --extra dev --strip-extras --no-header --annotation-style line \
+	@build/lock/bin/pip-compile -q --upgrade --all-extras --strip-extras --no-header --annotation-style line \
 		--no-emit-index-url --no-emit-trusted-host --no-emit-find-links -o build/lock.txt pyproject.toml
 	@sed 's/  *#/  #/' build/lock.txt >> build/requirements.lock && mv build/requirements.lock requirements.lock
 

@@ -28,15 +28,21 @@ class DecodeError(KvmfaultError):
 
 
 class TraceError(KvmfaultError):
-    """A recording that cannot be read. ``line`` and ``column`` count from 1 (column 0: the whole line)."""
+    """A recording that cannot be read.
 
-    def __init__(self, message: str, *, path: str, line: int, column: int = 0) -> None:
-        where = f"{path}:{line}:{column}" if column else f"{path}:{line}"
+    ``line`` and ``column`` of a text count from 1 (line 0: none is meant, column 0: the whole line); ``offset`` is the
+    byte of a binary file where it went wrong.
+    """
+
+    def __init__(self, message: str, *, path: str, line: int = 0, column: int = 0, offset: int | None = None) -> None:
+        where = path + (f":{line}" if line else "") + (f":{column}" if column else "")
+        where += f": at byte {offset:#x}" if offset is not None else ""
         super().__init__(f"{where}: {message}")
         self.message = message
         self.path = path
         self.line = line
         self.column = column
+        self.offset = offset
 
 
 class ModelError(KvmfaultError):
