@@ -1,4 +1,4 @@
-"""What every reader of recordings gives, whatever the file: events by name as columns, and what the file says of itself.
+"""What every reader of recordings gives, whatever the file: events by name as columns, and what the file says itself.
 
 A frame holds the events of one name. Its first columns are the same for all:
 
