@@ -59,7 +59,7 @@ class Lost(NamedTuple):
     """Events that the kernel dropped."""
 
     cpu: int
-    count: int | None
+    events: int | None
     """None: it does not say how many."""
     after: int | None
     """Time of the last event of that CPU before the gap; None: there was none."""
