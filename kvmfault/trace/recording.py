@@ -22,15 +22,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
 
 if TYPE_CHECKING:
     import polars as pl
 
     from kvmfault.trace.text import ReadStats
 
-FIRST: Final = ("place", "time", "cpu", "pid")
-"""Columns that every frame begins with. A field of the same name has a ``_`` behind it."""
 Frames: TypeAlias = "Mapping[str, pl.DataFrame]"
 """The events of one stretch of time, by event name; each frame sorted by place. No frame is empty."""
 
