@@ -26,5 +26,7 @@ Errno: TypeAlias = Annotated[int, "errno"]
 Size: TypeAlias = Annotated[int, "bytes"]
 """A power of two of bytes, at least 4K, spelled as 2M."""
 
+EHWPOISON: Final = 133
+"""Linux's number; Python's errno has no name for it."""
 U64: Final = (1 << 64) - 1
 """All ones in 64 bits: the width of every register word of the model."""

@@ -8,10 +8,7 @@ from typing import Final, NamedTuple, Self
 
 from kvmfault.contract.accessors import Gap
 from kvmfault.contract.outcome import Signal
-from kvmfault.contract.ports import (
-    Area,
-    VmFacts,
-)
+from kvmfault.contract.ports import Area, VmFacts
 from kvmfault.contract.target import Target
 from kvmfault.contract.values import SmallerOverBlock, Userfault
 from kvmfault.errors import ModelError
@@ -31,8 +28,6 @@ from kvmfault.vm.memslots import Memslots
 
 MAX_VCPUS: Final = 64
 _ALL: Final = Gpa(1 << 64)
-EHWPOISON: Final = 133
-"""Linux's number; Python's errno has no name for it."""
 MEMFD_MEMORY: Final = range(1 << 46, 1 << 48)
 """Host-physical addresses of guest_memfds: away from all others of the model, and every format has room for them."""
 

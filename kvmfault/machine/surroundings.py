@@ -19,8 +19,8 @@ from kvmfault.contract.ports import (
     Repair,
 )
 from kvmfault.errors import ModelError
-from kvmfault.machine.state import EHWPOISON, MEMFD_MEMORY, ReverseMap, State
-from kvmfault.types import Gfn, Gpa, Hva, Pfn
+from kvmfault.machine.state import MEMFD_MEMORY, ReverseMap, State
+from kvmfault.types import EHWPOISON, Gfn, Gpa, Hva, Pfn
 from kvmfault.vm.area import AreaKind
 from kvmfault.vm.dirty import RingEntry
 from kvmfault.vm.memslots import UPDATING
