@@ -112,11 +112,11 @@ class DirtyLogging(Surroundings):
         """
         was, now = old is not None and old.logs_dirty, new is not None and new.logs_dirty
         if old is not None and was and not now:
-            self.log.stop(old.as_id << 16 | old.id)
+            self.log.stop(old.number)
             if new is not None and not new.readonly:
                 self.recover_blocks(new)
         if new is not None and now and not was:
-            self.log.start(new.as_id << 16 | new.id, new.npages)
+            self.log.start(new.number, new.npages)
             if old is not None and not new.readonly and not self.log.initially_set:
                 if self.facts.eager_split:
                     self.own_table.split(*self.bytes_of(new.base_gfn, new.end_gfn))

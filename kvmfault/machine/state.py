@@ -232,9 +232,13 @@ class State:
         """Addresses of frames ``[start, end)``."""
         return Gpa(start << self.page_shift), Gpa(end << self.page_shift)
 
+    def take_stale(self) -> list[tuple[Gpa, Gpa]]:
+        """Addresses ``[start, end)`` that TLBs translate wrongly since changes of the tables; not told again."""
+        shadow = self.shadow_table.take_stale() if self.shadow_table is not None else []
+        return self.own_table.take_stale() + shadow
+
     def flush_stale(self) -> None:
-        """Flush from every TLB what changes of the table made wrong. (kvm_flush_remote_tlbs_range)"""
-        for table in (self.own_table, self.shadow_table):
-            for start, end in table.take_stale() if table is not None else ():
-                for vcpu in self.every_vcpu():
-                    vcpu.tlb.flush(start, end)
+        """Flush from every TLB what changes of the tables made wrong. (kvm_flush_remote_tlbs_range)"""
+        for start, end in self.take_stale():
+            for vcpu in self.every_vcpu():
+                vcpu.tlb.flush(start, end)

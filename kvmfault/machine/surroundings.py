@@ -48,7 +48,7 @@ class Surroundings(State):
 
     def userfault_wanted(self, slot: Memslot, gfn: Gfn) -> bool:
         """See Ports."""
-        pages = self.userfault.get(slot.as_id << 16 | slot.id)
+        pages = self.userfault.get(slot.number)
         return pages is not None and gfn - slot.base_gfn in pages
 
     def find_leaf(self, gpa: Gpa) -> Leaf | None:
@@ -227,7 +227,7 @@ class Surroundings(State):
     def mark_dirty(self, slot: Memslot, gfn: Gfn, pfn: Pfn) -> None:
         """See Ports. (mark_page_dirty_in_slot)"""
         if slot.logs_dirty:
-            number, page = slot.as_id << 16 | slot.id, gfn - slot.base_gfn
+            number, page = slot.number, gfn - slot.base_gfn
             if self.log.ring_entries:
                 self.vcpu.push(RingEntry(number, page), self.log.ring_entries)
             else:

@@ -116,8 +116,7 @@ class Vm(PrivateMemory, Prefaulting):
         """After a memslot change: with the userfault flag every page of the slot is asked for again."""
         was, now = old is not None and old.userfault, new is not None and new.userfault
         if old is not None and not now and (was or new is None):
-            number = old.as_id << 16 | old.id
-            self.userfault = {slot: pages for slot, pages in self.userfault.items() if slot != number}
+            self.userfault = {slot: pages for slot, pages in self.userfault.items() if slot != old.number}
         if new is not None and now and not was:
             self.drop(new.base_gfn, new.end_gfn)
             self.flush_stale()
