@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import NamedTuple, Protocol
+from typing import Annotated, NamedTuple, Protocol
 
 from kvmfault.contract.format import Memory, Stage2Format
 from kvmfault.contract.outcome import MmioAccess, Signal
-from kvmfault.types import Gfn, Gpa, Hva, Pfn
+from kvmfault.types import AddressBits, Gfn, Gpa, Hva, Pfn, WalkLevel
 from kvmfault.vm.area import Pin, PinError
 from kvmfault.vm.guest_tables import GuestTranslation, GuestWalkFault, WalkEnd
 from kvmfault.vm.memslot import Memslot
@@ -160,11 +160,11 @@ class VmFacts:
     """The CPU logs the addresses whose dirty bits it sets (PML): dirty logging clears those instead of protecting."""
     mmio_caching: bool = True
     """MMIO may be kept in the table."""
-    ipa_limit_bits: int = 48
+    ipa_limit_bits: AddressBits = 48
     """Guest-physical addresses of more bits do not exist on this host."""
-    table_bits: int = 48
+    table_bits: AddressBits = 48
     """Guest-physical addresses of more bits are outside this VM's table."""
-    max_gfn: int = (1 << 36) - 1
+    max_gfn: Annotated[int, range(1 << 52)] = (1 << 36) - 1
     """Largest frame that can be remembered as MMIO."""
     big_endian: bool = False
     """The vCPU's data accesses are big-endian."""
@@ -184,7 +184,7 @@ class VmFacts:
     """The CPU may report a fault of the guest's first stage as one of the second (erratum 834220)."""
     retranslation_fails: bool = False
     """Translating a faulting address again finds a fault of the guest's own, so that the guest just resumes."""
-    guest_bits: int = 64
+    guest_bits: Annotated[int, range(32, 65, 32)] = 64
     """Width of the guest kernel's registers; with 32 an injected abort has the short form."""
     long_descriptors: bool = True
     """A 32-bit guest's tables have descriptors of 64 bits (LPAE)."""
@@ -196,7 +196,7 @@ class VmFacts:
     """A nested guest's external aborts go to its hypervisor (HCR_EL2.TGE or TEA, or masked with HCRX_EL2.TMEA)."""
     aborts_as_serror: bool = False
     """External aborts are taken at the SError vector (SCTLR2_ELx.EASE)."""
-    walk_level: int | None = 3
+    walk_level: WalkLevel | None = 3
     """Level of the guest's own first-stage walk at which walking again finds the access; None: it finds nothing."""
     nested: bool = False
     """The vCPU runs a guest of its own guest."""
