@@ -127,6 +127,43 @@ def test_a_page_that_is_not_waited_for() -> None:
     assert type(waits.access(GPA).outcome).__name__ == "Fixed"
 
 
+def translated(target: str, **facts: bool) -> Vm:
+    """A VM whose vCPU runs on addresses that TABLES translate; the host has put the memory behind them away."""
+    vm = world(target, "anon", **facts)
+    vm.invalidate(vm.host.evict(Hva(HVA + 0x3000)))
+    if target != "x86-shadow":
+        return vm.run_nested(TABLES)
+    vm.guest_tables = TABLES
+    return vm
+
+
+@pytest.mark.parametrize("target", ["x86-ept", "x86-npt", "x86-shadow"])
+def test_a_page_that_arrives_is_mapped_where_it_was_asked_for_and_as_it_was_asked_for(target: str) -> None:
+    vm = translated(target, async_delivery=True)
+    assert vm.access(L2 + 0x3000, write=True).ended is Ended.WAITS
+    (waiting,) = vm.vcpu.deferred.waiting
+    assert (waiting.gfn, waiting.fault.is_write, waiting.fault.is_prefetch) == (Gfn((GPA >> 12) + 3), True, True)
+    arrived = vm.page_ready()
+    assert arrived is not None
+    assert type(arrived.outcome).__name__ == "Fixed"
+    assert [entry.gpa for entry in vm.table.entries()] == [L2 + 0x3000]
+    assert vm.access(L2 + 0x3000, write=True).faults == ()
+    halted = translated(target)
+    done = halted.access(L2 + 0x3000, write=True)
+    assert (done.ended, len(done.faults), halted.vcpu.deferred.waiting) == (Ended.DONE, 1, ())
+
+
+def test_a_page_that_arrives_when_the_vcpu_runs_on_another_table_is_not_mapped() -> None:
+    vm = translated("x86-ept", async_delivery=True)
+    vm.access(L2 + 0x3000)
+    assert vm.run_own().page_ready() is None
+    assert (vm.vcpu.deferred.waiting, list(vm.table.entries())) == ((), [])
+    flat = translated("x86-shadow", async_delivery=True)
+    flat.access(L2 + 0x3000)
+    assert flat.with_facts(guest_paging=False).page_ready() is None
+    assert (flat.vcpu.deferred.waiting, list(flat.table.entries())) == ((), [])
+
+
 @pytest.mark.parametrize("target", ["x86-ept", "x86-npt"])
 def test_a_block_does_not_take_the_place_of_pages_made_for_code(target: str) -> None:
     vm = world(target, "thp", small_exec=True)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Annotated, NamedTuple, Protocol
 
+from kvmfault.contract.fault import MmioFault
 from kvmfault.contract.format import Memory, Stage2Format
 from kvmfault.contract.outcome import MmioAccess, Signal
 from kvmfault.types import AddressBits, Gfn, Gpa, Hva, Pfn, WalkLevel
@@ -268,8 +269,8 @@ class Ports(VmView, Protocol):
         """Obtain the page of *gfn* from the slot's guest_memfd. (kvm_gmem_get_pfn)"""
         ...
 
-    def defer(self, gfn: Gfn, *, queue: bool) -> bool:
-        """Whether the page is being fetched in the background, so that the fault may be retried later.
+    def defer(self, fault: MmioFault, gfn: Gfn, *, queue: bool) -> bool:
+        """Whether the page of *fault* is being fetched in the background, so that it may be retried later.
 
         *queue*: begin to, if it is not. (kvm_find_async_pf_gfn, kvm_arch_setup_async_pf)
         """

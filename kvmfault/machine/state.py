@@ -114,6 +114,11 @@ class State:
         """All vCPUs, the first one also before it was used."""
         return self.vcpus or (self.vcpu,)
 
+    @property
+    def shadowed(self) -> bool:
+        """The vCPUs run on a table that shadows one of the guest's. (not root_role.direct)"""
+        return self.table is not self.own_table or (self._virtual and self.facts.guest_paging)
+
     # Copies.
 
     def fork(self) -> Self:

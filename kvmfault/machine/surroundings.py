@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from errno import ENOENT
 
+from kvmfault.contract.fault import MmioFault
 from kvmfault.contract.format import Kind, Memory
 from kvmfault.contract.outcome import ZERO_REGISTER, MmioAccess, Signal
 from kvmfault.contract.ports import (
@@ -165,11 +166,11 @@ class Surroundings(State):
             raise ModelError(f"the model has {len(MEMFD_MEMORY):#x} bytes for all guest_memfds together")
         return first
 
-    def defer(self, gfn: Gfn, *, queue: bool) -> bool:
+    def defer(self, fault: MmioFault, gfn: Gfn, *, queue: bool) -> bool:
         """See Ports. What arrives is handled by ``Guest.page_ready``."""
         vcpu = self.vcpu
         if queue and vcpu.deferred.find(gfn) is None:
-            vcpu.deferred = vcpu.deferred.queue(gfn, gfn << self.page_shift)
+            vcpu.deferred = vcpu.deferred.queue(gfn, fault, shadowed=self.shadowed)
         return vcpu.deferred.find(gfn) is not None
 
     def made_small(self, gpa: Gpa, size: int) -> None:

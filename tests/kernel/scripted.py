@@ -6,6 +6,7 @@ against this and not against a VM. Every answer is the dullest one; an adapter o
 
 from __future__ import annotations
 
+from kvmfault.contract.fault import MmioFault
 from kvmfault.contract.format import Memory, Stage2Format
 from kvmfault.contract.outcome import MmioAccess, Signal
 from kvmfault.contract.ports import (
@@ -70,7 +71,7 @@ class ScriptedPorts:
     def pin_memfd(self, slot: Memslot, gfn: Gfn) -> Pin:
         return Pin(Pfn(gfn), writable=True)
 
-    def defer(self, gfn: Gfn, *, queue: bool) -> bool:
+    def defer(self, fault: MmioFault, gfn: Gfn, *, queue: bool) -> bool:
         return False
 
     def mapping_size(self, hva: Hva) -> int:
