@@ -308,12 +308,12 @@ class Ports(VmView, Protocol):
         """Add permissions to the leaf over *gpa*, whose memory type stays; an int is a positive errno."""
         ...
 
-    def made_small(self, gpa: Gpa, size: int) -> None:
-        """A page was mapped where a block of *size* fits, because code may not run from the block."""
+    def grow_for_fetch(self, gpa: Gpa) -> None:
+        """Make the table pages that a page at *gpa* needs, for a fetch that may have no block; new ones are marked."""
         ...
 
     def fetched_small(self, gpa: Gpa, size: int) -> bool:
-        """The table page under *gpa* that stands for a block of *size* was made so. (sp->nx_huge_page_disallowed)"""
+        """The table page under *gpa* that stands for a block of *size* is marked so. (sp->nx_huge_page_disallowed)"""
         ...
 
     def map_mmio(self, at: Gpa, gpa: Gpa, prot: int) -> MapResult:

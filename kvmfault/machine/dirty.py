@@ -144,7 +144,7 @@ class DirtyLogging(Surroundings):
         for leaf in list(self.own_table.in_range(*self.bytes_of(slot.base_gfn, slot.end_gfn))):
             gfn = Gfn(leaf.gpa >> self.page_shift)
             if self.format.kind(leaf.desc, leaf.shift) is Kind.LEAF and self._may_be_block(slot, gfn, leaf.shift):
-                self.own_table.unmap(leaf.gpa, Gpa(leaf.gpa + (1 << leaf.shift)))
+                self.own_table.unmap(leaf.gpa, Gpa(leaf.gpa + (1 << leaf.shift)), tables=True)
         self.flush_stale()
 
     def _may_be_block(self, slot: Memslot, gfn: Gfn, shift: int) -> bool:

@@ -69,8 +69,6 @@ class State:
         that a nested guest's hypervisor made; None: not given."""
         self.reverse: CowSet[ReverseMap] = CowSet()
         """What guest tables translate: where it is mapped, and what it is."""
-        self.fetched_blocks: CowSet[tuple[int, int]] = CowSet()
-        """Blocks (address, size) whose table page was made because a fetch may not have the block."""
         self.log = DirtyLog()
         """Pages written in logged slots since they were last collected, unless the vCPUs have rings."""
         self.private = FrameSet()
@@ -131,7 +129,7 @@ class State:
         new.own_table = self.own_table.fork()
         new.shadow_table = self.shadow_table.fork() if self.shadow_table is not None else None
         new.table = new.own_table if self.table is self.own_table else (new.shadow_table or new.own_table)
-        new.fetched_blocks, new.reverse = self.fetched_blocks.fork(), self.reverse.fork()
+        new.reverse = self.reverse.fork()
         new.log, new.private, new.tracked = self.log.fork(), self.private.fork(), self.tracked.fork()
         new.userfault = {slot: pages.fork() for slot, pages in self.userfault.items()}
         new.vcpus = tuple(vcpu.fork() for vcpu in self.vcpus)
@@ -152,7 +150,6 @@ class State:
             self.shadow_table.key() if self.shadow_table is not None else None,
             self.table is self.own_table,
             self.guest_tables,
-            self.fetched_blocks.key(),
             self.reverse.key(),
             self.log.key(),
             self.private.key(),
@@ -215,6 +212,13 @@ class State:
         first, last = self.bytes_of(start, end)
         for entry in [e for e in self.reverse if e.gpa < last and first < e.gpa + e.size]:
             self.reverse.discard(entry)
+
+    def clear_tables(self) -> None:
+        """Retire every table with all that it maps. The caller flushes. (kvm_mmu_zap_all_fast)"""
+        for table in (self.own_table, self.shadow_table):
+            if table is not None:
+                table.clear()
+        self.reverse.take()
 
     def run_nested(self, tables: GuestTables) -> Self:
         """The vCPUs run a guest of the guest from here on, whose hypervisor made these second-stage *tables*."""

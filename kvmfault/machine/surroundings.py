@@ -173,13 +173,13 @@ class Surroundings(State):
             vcpu.deferred = vcpu.deferred.queue(gfn, fault, shadowed=self.shadowed)
         return vcpu.deferred.find(gfn) is not None
 
-    def made_small(self, gpa: Gpa, size: int) -> None:
+    def grow_for_fetch(self, gpa: Gpa) -> None:
         """See Ports."""
-        self.fetched_blocks.add((gpa & -size, size))
+        self.table.grow_for_fetch(gpa)
 
     def fetched_small(self, gpa: Gpa, size: int) -> bool:
         """See Ports."""
-        return (gpa & -size, size) in self.fetched_blocks and self.table.walk(gpa).shift < size.bit_length() - 1
+        return self.table.made_for_fetch(gpa, size)
 
     def lock(self) -> None:
         """See Ports: one vCPU at a time."""

@@ -105,9 +105,7 @@ class Vm(PrivateMemory, Prefaulting):
     def _flush_changing(self, flush: SlotFlush) -> None:
         old, _ = self.slots.changing
         if flush is SlotFlush.TABLE:
-            for table in (self.own_table, self.shadow_table):
-                if table is not None:
-                    table.clear()
+            self.clear_tables()
         elif old is not None:
             self.drop(old.base_gfn, old.end_gfn)
         self.flush_stale()

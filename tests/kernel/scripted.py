@@ -97,7 +97,7 @@ class ScriptedPorts:
     def relax(self, gpa: Gpa, prot: int, memory: Memory) -> MapResult | int:
         return MapResult.FIXED
 
-    def made_small(self, gpa: Gpa, size: int) -> None:
+    def grow_for_fetch(self, gpa: Gpa) -> None:
         pass
 
     def fetched_small(self, gpa: Gpa, size: int) -> bool:
