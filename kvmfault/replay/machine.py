@@ -13,35 +13,33 @@ from kvmfault.contract.target import Target
 from kvmfault.contract.values import SlotFlush
 from kvmfault.errors import ModelError
 from kvmfault.machine.vm import Vm
+from kvmfault.replay.settings import AS_RECORDED, HostSettings
 from kvmfault.replay.verdict import Evidence, Unexplained, judge, outcome_text
 from kvmfault.trace.events import AgeEvent, FaultEvent, SlotEvent, UnmapEvent
 from kvmfault.types import Gfn, Gpa, Hva
-from kvmfault.vm.area import AreaKind, HvaRange
+from kvmfault.vm.area import HvaRange
 from kvmfault.vm.memslot_request import MemslotRequest
 
 KEPT = 20
 """Unexplained outcomes kept with their lines; all are counted."""
 
 
-class ReplayTarget:
-    """A target under replay. *own*: the backend whose faults the recording holds; None for that target itself."""
+class Machine:
+    """The VMs of a recording on one target: their slots, the host memory under them, and what the host does to it."""
 
-    def __init__(self, target: Target, own: Target) -> None:
+    def __init__(self, target: Target, *, host: HostSettings = AS_RECORDED) -> None:
         self.target = target
-        self.is_own = target.backend is own.backend
+        self.host = host
         self.vm = Vm.on(target)
-        self.faults = 0
-        self.outcomes: Counter[str] = Counter()
-        self.lost: Counter[str] = Counter()
         self.refused_slots: Counter[str] = Counter()
         self.first_refused = ""
-        self.unexplained: list[Unexplained] = []
-        self.unexplained_count = 0
         self.invalidated = 0
         self._label: str | None = None
         self._vms: dict[str, Vm] = {}
-        self._pending: dict[str, tuple[FaultEvent, Outcome, Gpa | None, Evidence]] = {}
-        self._translate = _translator(own, target)
+
+    def vms(self) -> tuple[Vm, ...]:
+        """All VMs of the recording, each as it is now."""
+        return tuple(self._vms.values()) or (self.vm,)
 
     # What user space and the host did.
 
@@ -60,7 +58,11 @@ class ReplayTarget:
             hva &= -page  # recorded on smaller pages: keep the order, give up congruence
         try:
             request = MemslotRequest(
-                slot=event.slot, flags=event.flags, gpa=Gpa(start), size=end - start if event.size else 0, hva=Hva(hva)
+                slot=event.slot,
+                flags=self.host.flags(event.flags),
+                gpa=Gpa(start),
+                size=end - start if event.size else 0,
+                hva=Hva(hva),
             )
         except ModelError:
             self._refuse(event, "out of range")
@@ -79,10 +81,10 @@ class ReplayTarget:
         at = start
         for area in self.vm.host.areas(Hva(start), Hva(start + size)):
             if area.start > at:
-                self.vm.host.back(Hva(at), area.start - at, AreaKind.ANON)
+                self.vm.host.back(Hva(at), area.start - at, self.host.pages)
             at = area.end
         if at < start + size:
-            self.vm.host.back(Hva(at), start + size - at, AreaKind.ANON)
+            self.vm.host.back(Hva(at), start + size - at, self.host.pages)
 
     def unmap(self, event: UnmapEvent) -> None:
         """The host unmaps a range: drop what maps it."""
@@ -97,6 +99,21 @@ class ReplayTarget:
     def _span(self, start: int, end: int) -> HvaRange:
         page = 1 << self.vm.page_shift
         return HvaRange(Hva(start & -page), Hva(-(-end // page) * page))
+
+
+class ReplayTarget(Machine):
+    """A target under replay. *own*: the backend whose faults the recording holds; None for that target itself."""
+
+    def __init__(self, target: Target, own: Target) -> None:
+        super().__init__(target)
+        self.is_own = target.backend is own.backend
+        self.faults = 0
+        self.outcomes: Counter[str] = Counter()
+        self.lost: Counter[str] = Counter()
+        self.unexplained: list[Unexplained] = []
+        self.unexplained_count = 0
+        self._pending: dict[str, tuple[FaultEvent, Outcome, Gpa | None, Evidence]] = {}
+        self._translate = _translator(own, target)
 
     # A fault and what followed it.
 
