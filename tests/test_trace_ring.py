@@ -57,7 +57,10 @@ def test_every_record_is_as_trace_cmd_reports_it(path: Path) -> None:
 def test_counts(path: Path) -> None:
     _, stats = whole(open_recording(str(path)))
     counts = path.with_name("counts.txt").read_text().split()
-    assert stats.events == {name: int(n) for n, name in zip(counts[::2], counts[1::2], strict=True)}
+    told = {name: int(n) for n, name in zip(counts[::2], counts[1::2], strict=True)}
+    if "tracing_mark_write" in told:  # as text shows the event `print`
+        told["print"] = told.pop("tracing_mark_write")
+    assert stats.events == told
 
 
 @pytest.mark.parametrize(
