@@ -18,9 +18,9 @@ from kvmfault.trace.recording import Frames, Lost, Meta
 from kvmfault.trace.ring import I64Col, Layout, U64Col
 from kvmfault.trace.text import ReadStats
 
-AT_ONCE: Final = 1 << 24
+AT_ONCE: Final = 1 << 23
 """Bytes of pages that are columns at one time, of all CPUs together, or a little more."""
-_SMALLEST: Final = 1 << 18
+_SMALLEST: Final = 1 << 16
 _GAPS: Final = 10_000
 """Windows of lost events that are listed; all are counted."""
 
