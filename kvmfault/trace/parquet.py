@@ -9,7 +9,6 @@ The format: the specification of Apache Parquet (parquet.thrift); pages of versi
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import TracebackType
 from typing import IO, Any, Final, NamedTuple
 
 import numpy as np
@@ -101,18 +100,24 @@ class ParquetWriter:
         """Rows of one event; the frames of an event must have the same columns."""
         waiting = self._waiting.setdefault(event, [])
         waiting.append(frame)
-        self._sizes[event] = self._sizes.get(event, 0) + frame.estimated_size()
+        self._sizes[event] = self._sizes.get(event, 0) + int(frame.estimated_size())
         if sum(map(len, waiting)) >= _ROWS:
             self._flush(event)
         elif sum(self._sizes.values()) > _HELD:
             self._flush(max(self._sizes, key=lambda name: self._sizes[name]))
 
-    def close(self, metadata: Mapping[str, str]) -> dict[str, list[str]]:
-        """Write what waits, the holes and the footer with *metadata*; the columns of each event as the file has them."""
+    def columns(self) -> dict[str, list[str]]:
+        """Write what waits. The columns of each event, by the names that the file gives them."""
         for event in list(self._waiting):
             self._flush(event)
+        names = self._names()
+        return {group.event: [names[key] for key in group.chunks] for group in self._groups}
+
+    def close(self, metadata: Mapping[str, str]) -> None:
+        """Write what waits, the holes, and the footer with *metadata*."""
+        self.columns()
+        names = self._names()
         keys = list(self._keys)
-        names = self._names(keys)
         groups = [self._row_group(group, keys, names) for group in self._groups]
         schema = [struct((4, "events"), (5, len(keys))), *(_element(key, names[key]) for key in keys)]
         pairs = [struct((1, name), (2, value)) for name, value in metadata.items()]
@@ -126,10 +131,6 @@ class ParquetWriter:
             (7, structs(struct((1, struct())) for _ in keys)),  # statistics are in the order of the type
         )
         self._put(footer + len(footer).to_bytes(4, "little") + _MAGIC)
-        columns: dict[str, list[str]] = {}
-        for group in self._groups:
-            columns[group.event] = [names[key] for key in group.chunks]
-        return columns
 
     def _put(self, data: bytes) -> int:
         at = self._at
@@ -156,15 +157,15 @@ class ParquetWriter:
         if kind.physical == _BYTE_ARRAY:
             return self._coded(present, len(series), levels)
         if kind.physical == _BOOLEAN:
-            values = np.packbits(present.to_numpy(), bitorder="little").tobytes()
+            values = np.packbits(present.to_numpy(), bitorder="little")
         else:
-            values = np.ascontiguousarray(present.to_numpy()).astype(kind.stored, copy=False).data
+            values = np.ascontiguousarray(present.to_numpy()).astype(kind.stored, copy=False)
         statistics = _statistics(present, len(series) - len(present), kind)
         return self._pages(None, (levels, values), len(series), _PLAIN, statistics)
 
     def _coded(self, present: pl.Series, rows: int, levels: bytes) -> _Chunk:
         # Text and bytes: the distinct values once, then their numbers, as 8, 16 or 32 bits each.
-        known = present.unique()
+        known = present.unique(maintain_order=True)
         codes = pl.DataFrame({"v": known, "n": np.arange(len(known), dtype=np.uint32)})
         numbers = pl.DataFrame({"v": present}).join(codes, on="v", how="left", maintain_order="left")["n"].to_numpy()
         encoded = [v.encode() if isinstance(v, str) else v for v in known]
@@ -215,11 +216,11 @@ class ParquetWriter:
         run = varint(rows << 1) + b"\0"
         return self._pages(None, (len(run).to_bytes(4, "little"), run), rows, _PLAIN, struct((3, I64(rows))))
 
-    def _names(self, keys: list[_Key]) -> dict[_Key, str]:
+    def _names(self) -> dict[_Key, str]:
         # The type most events have keeps the name; another one says what it is.
-        users = {key: sum(key in group.chunks for group in self._groups) for key in keys}
+        users = {key: sum(key in group.chunks for group in self._groups) for key in self._keys}
         names: dict[_Key, str] = {}
-        for key in sorted(keys, key=lambda k: -users[k]):
+        for key in sorted(self._keys, key=lambda k: -users[k]):
             taken = names.values()
             names[key] = key.name if key.name not in taken else key.name + _TYPES[key.dtype].suffix
         return names

@@ -15,8 +15,8 @@ from typing import Final, TypeAlias
 import polars as pl
 
 from kvmfault.contract.tracepoints import Tracepoint, Tracepoints
-from kvmfault.trace.pattern import Fields, Misfit, Pattern, Value
 from kvmfault.trace.frames import FIRST
+from kvmfault.trace.pattern import Fields, Misfit, Pattern, Value
 from kvmfault.trace.recording import Frames, Meta
 from kvmfault.trace.text import ReadStats, Source, TextEvent, misread, read_text, source_name
 
