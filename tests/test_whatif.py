@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from kvmfault.cli.whatif import as_data, render
 from kvmfault.contract.access import Access, Cause
 from kvmfault.contract.target import Target, backend
 from kvmfault.errors import UsageError
 from kvmfault.machine.guest import Ended
+from kvmfault.replay.run import replay
 from kvmfault.replay.settings import AS_RECORDED, split_settings
 from kvmfault.replay.whatif import Figures, Variant
 from kvmfault.trace.events import FaultEvent, SlotEvent, UnmapEvent
+from kvmfault.trace.slotfile import read_slots
 from kvmfault.types import Gpa, Gva, Hva
+from tests.conftest import recordings
 
 RAM, HVA = 0x4000_0000, 0x7F00_0000_0000
 OWN = backend("arm64")
@@ -82,7 +88,7 @@ def test_other_architecture_with_two_vcpus() -> None:
 def test_what_the_host_takes_faults_again() -> None:
     got = variant(OWN, "thp=always")
     run(got, PAGES[0])
-    got.unmap(UnmapEvent(line=2, time=0, start=Hva(HVA), end=Hva(HVA + 4096)))
+    got.host_did(UnmapEvent(line=2, time=0, start=Hva(HVA), end=Hva(HVA + 4096)))
     assert run(got, PAGES[1]).faults == 2
 
 
@@ -113,3 +119,32 @@ def test_names_tell_the_settings() -> None:
         "arm64:4k@7.4+precheck=yes+dirty-log=on+thp=always"
     )
     assert AS_RECORDED.told() == ()
+
+
+BUNDLED = Path(__file__).parent.parent / "examples" / "recordings"
+
+
+def test_a_recording_is_compared_with_itself_as_recorded() -> None:
+    trace = str(next(BUNDLED.glob("*longmode2.trace.txt.gz")))
+    slots = read_slots(next(BUNDLED.glob("*longmode2.aux.txt.gz")))
+    report = replay(trace, ["x86-npt", "arm64"], slots, settings=["thp=always"])
+    assert [v.name for v in report.variants] == [
+        "x86-npt:4k@7.4",
+        "x86-npt:4k@7.4+thp=always",
+        "arm64:4k@7.4+thp=always",
+    ]
+    assert len({v.figures.accesses + sum(v.skipped.values()) for v in report.variants}) == 1
+    recorded, thp, _ = report.variants
+    assert thp.figures.faults < recorded.figures.faults
+    assert 2 << 20 in thp.entries().keys() - recorded.entries().keys()
+    assert replay(trace, [], slots).variants == []
+    text = render(report.variants)
+    assert f"{(thp.figures.faults - recorded.figures.faults) / recorded.figures.faults:+.1%}" in text
+    assert [d["faults"] for d in as_data(report.variants)] == [v.figures.faults for v in report.variants]
+
+
+@pytest.mark.parametrize("path", recordings("arm64/c-16k-dirty_log_dirty") + recordings("arm64/a-kvm_page_table"))
+def test_the_file_tells_page_size_and_kernel(path: Path) -> None:
+    report = replay(str(path / "trace.dat"), ["arm64:4k", "arm64:16k"])
+    assert report.own.name == f"arm64:{'16k' if '16k' in path.name else '4k'}@6.12"
+    assert [v.name for v in report.variants] == [report.own.name, "arm64:4k@7.4", "arm64:16k@7.4"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from kvmfault.cli import whatif
 from kvmfault.cli.progress import progress
 from kvmfault.cli.render import columns, to_json
 from kvmfault.contract.format import size_text
@@ -49,6 +50,8 @@ def render(report: Report) -> str:
     rows.append(("table pages", *(str(r.vm.table.tables()) for r in report.results)))
     rows.append(("unexplained", *(str(r.unexplained_count) if r.is_own else "n/a" for r in report.results)))
     parts.append(columns(rows, right=frozenset(range(1, len(head)))))
+    if report.variants:
+        parts.append(whatif.render(report.variants))
     for result in report.results:
         if result.lost:
             told = ", ".join(f"{name} ({count})" for name, count in result.lost.most_common())
@@ -91,6 +94,7 @@ def as_data(report: Report) -> dict[str, object]:
             }
             for r in report.results
         ],
+        "what_if": whatif.as_data(report.variants),
         "inference": report.inference,
         "notes": report.notes,
     }

@@ -15,7 +15,7 @@ from kvmfault.errors import ModelError
 from kvmfault.machine.vm import Vm
 from kvmfault.replay.settings import AS_RECORDED, HostSettings
 from kvmfault.replay.verdict import Evidence, Unexplained, judge, outcome_text
-from kvmfault.trace.events import AgeEvent, FaultEvent, SlotEvent, UnmapEvent
+from kvmfault.trace.events import AgeEvent, Event, FaultEvent, SlotEvent, UnmapEvent
 from kvmfault.types import Gfn, Gpa, Hva
 from kvmfault.vm.area import HvaRange
 from kvmfault.vm.memslot_request import MemslotRequest
@@ -33,7 +33,6 @@ class Machine:
         self.vm = Vm.on(target)
         self.refused_slots: Counter[str] = Counter()
         self.first_refused = ""
-        self.invalidated = 0
         self._label: str | None = None
         self._vms: dict[str, Vm] = {}
 
@@ -86,15 +85,15 @@ class Machine:
         if at < start + size:
             self.vm.host.back(Hva(at), start + size - at, self.host.pages)
 
-    def unmap(self, event: UnmapEvent) -> None:
-        """The host unmaps a range: drop what maps it."""
-        span = self._span(event.start, event.end)
-        self.invalidated += 1
-        self.vm.invalidate(span)
-
-    def age(self, event: AgeEvent) -> None:
-        """The host looks at access flags of a range."""
-        self.vm.age(self._span(event.start, event.end), test_only=event.test_only)
+    def host_did(self, event: Event) -> None:
+        """What the host did to its memory: a range unmapped, or its access flags looked at. Others are ignored."""
+        match event:
+            case UnmapEvent():
+                self.vm.invalidate(self._span(event.start, event.end))
+            case AgeEvent():
+                self.vm.age(self._span(event.start, event.end), test_only=event.test_only)
+            case _:
+                pass
 
     def _span(self, start: int, end: int) -> HvaRange:
         page = 1 << self.vm.page_shift

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import sys
 import tempfile
@@ -18,6 +19,8 @@ from kvmfault.contract.shapes import Raw
 from kvmfault.contract.target import Target, backend, backends
 from kvmfault.errors import TraceError, UsageError
 from kvmfault.replay.machine import ReplayTarget
+from kvmfault.replay.settings import AS_RECORDED, split_settings
+from kvmfault.replay.whatif import Variant
 from kvmfault.trace.assemble import Assembler, AssembleStats, assemble, opened
 from kvmfault.trace.events import (
     AgeEvent,
@@ -51,6 +54,8 @@ class Report:
     assembled: AssembleStats = field(default_factory=AssembleStats)
     slots: SlotSource = field(default_factory=lambda: SlotSource("none", ()))
     results: list[ReplayTarget] = field(default_factory=list)
+    variants: list[Variant] = field(default_factory=list)
+    """The accesses made again: on the recorded machine first, then on what was asked for."""
     inference: SlotComparison | None = None
     """What inference would have found, beside the slots that were given."""
     foreign: Counter[str] = field(default_factory=Counter)
@@ -79,13 +84,15 @@ def replay(
     """Replay the recording *source* ("-" for standard input) on *targets*; its own backend always comes first.
 
     Without *slots* the inferred ones are used; with them, the report says what inference would have missed or invented.
-    *settings*: ``KEY=VALUE`` for every target, the recording's own included.
-    Raises UsageError, TraceError.
+    *settings*: ``KEY=VALUE`` for every target, the recording's own included; with them, or with targets, the report
+    also compares what the recorded accesses cost there and on the recorded machine. Raises UsageError, TraceError.
     """
+    host, settings = split_settings(settings)
     named = [backend(t).with_settings(settings) for t in targets]
     with _seekable(source) as path:
         found = Opened(path, source_name(source))
         own, inferred, no_memory = _survey(found, named, strict=strict, progress=progress)
+        recorded = own
         if own not in named:
             own = own.with_settings(settings)
         chosen = [own, *(t for t in named if t is not own)]
@@ -93,6 +100,10 @@ def replay(
         if slots is not None:
             report.inference = compare_slots(inferred, slots, page_size=1 << own.format.page_shift)
         report.results = [ReplayTarget(t, own) for t in chosen]
+        if named or settings or host != AS_RECORDED:
+            others = (Variant(t, own, host=host) for t in (named or [own]))
+            as_recorded = Variant(recorded, own, host=AS_RECORDED)
+            report.variants = [as_recorded, *(v for v in others if v.name != as_recorded.name)]
         _run(found, report, _assembler(named), strict=strict, progress=progress)
     _remark(report)
     if own not in named:
@@ -112,6 +123,7 @@ class Opened:
         self.recording = opened(path)
         self.unit = "line" if self.recording is None else "record"
         self.page_size = self.recording.meta.page_size if self.recording is not None else None
+        self.release = self.recording.meta.release if self.recording is not None else None
 
     def events(self, assembler: Assembler, stats: ReadStats, *, strict: bool) -> Iterator[Event]:
         """The neutral events, in order."""
@@ -141,7 +153,9 @@ def _survey(
     if not counted:
         raise TraceError(_no_faults(assembler.stats, stats, source.unit), path=source.name)
     own = counted.most_common(1)[0][0]
-    return _named(own, chosen) or _fitting(backend(own), source.page_size, highest), inferred, frozenset(failed)
+    fitting = _fitting(backend(own), source, highest)
+    told = _named(own, chosen) if source.page_size is None else _named(own, chosen, like=fitting)
+    return told or fitting, inferred, frozenset(failed)
 
 
 def _noting_failures(events: Iterable[Event], failed: set[int]) -> Iterator[Event]:
@@ -159,14 +173,20 @@ def _noting_failures(events: Iterable[Event], failed: set[int]) -> Iterator[Even
         yield event
 
 
-def _fitting(target: Target, page_size: int | None, gpa: int) -> Target:
-    # nobody named the format: the first with the host's pages, if they are known, whose table reaches the highest
-    # address
-    page_shift = target.format.page_shift if page_size is None else page_size.bit_length() - 1
-    for name, fmt in target.backend.formats.items():
-        if fmt.page_shift == page_shift and gpa >> fmt.gpa_bits == 0:
-            return backend(f"{target.backend.name}:{name}@{target.kernel}")
-    return target
+def _fitting(target: Target, source: Opened, gpa: int) -> Target:
+    # nobody named it: the first format with the host's pages, if they are known, whose table reaches the highest
+    # address, on the newest modelled kernel that is not newer than the recorded one, if that is known
+    page_shift = target.format.page_shift if source.page_size is None else source.page_size.bit_length() - 1
+    fits = [n for n, f in target.backend.formats.items() if f.page_shift == page_shift and gpa >> f.gpa_bits == 0]
+    kernels = sorted(target.backend.kernels, key=_version)
+    older = [k for k in kernels if source.release is None or _version(k) <= _version(source.release)]
+    kernel = target.kernel if source.release is None else (older or kernels)[-1 if older else 0]
+    return backend(f"{target.backend.name}:{fits[0] if fits else target.format.name}@{kernel}")
+
+
+def _version(release: str) -> tuple[int, ...]:
+    # 6.12.117+deb12-cloud-arm64 -> (6, 12)
+    return tuple(int(n) for n in re.findall(r"\d{1,6}", release)[:2])
 
 
 def _no_faults(made: AssembleStats, read: ReadStats, unit: str) -> str:
@@ -180,8 +200,9 @@ def _no_faults(made: AssembleStats, read: ReadStats, unit: str) -> str:
     return f"no guest fault in this recording; events: {seen}"
 
 
-def _named(name: str, chosen: Iterable[Target]) -> Target | None:
-    return next((t for t in chosen if t.backend.name == name), None)
+def _named(name: str, chosen: Iterable[Target], like: Target | None = None) -> Target | None:
+    same = (t for t in chosen if t.backend.name == name)
+    return next((t for t in same if like is None or (t.format, t.kernel) == (like.format, like.kernel)), None)
 
 
 def _assembler(chosen: Sequence[Target]) -> Assembler:
@@ -205,8 +226,8 @@ def _run(source: Opened, report: Report, assembler: Assembler, *, strict: bool, 
 
 def _apply(report: Report, change: SlotEvent) -> None:
     if not change.ret:  # refused ones changed nothing
-        for result in report.results:
-            result.set_slot(change, made_up=report.slots.made_up)
+        for machine in (*report.results, *report.variants):
+            machine.set_slot(change, made_up=report.slots.made_up)
 
 
 def _dispatch(report: Report, own: Target, event: Event) -> None:
@@ -226,12 +247,14 @@ def _dispatch(report: Report, own: Target, event: Event) -> None:
                 result.returned(event.vcpu, event.errno, event.reason)
             case EntryEvent() | ExitEvent():
                 result.settle(event.vcpu)
-            case UnmapEvent() if not report.slots.made_up:
-                result.unmap(event)
-            case AgeEvent() if not report.slots.made_up:
-                result.age(event)
             case _:
                 pass
+    if isinstance(event, FaultEvent):
+        for variant in report.variants:
+            variant.fault(event)
+    elif not report.slots.made_up:
+        for machine in (*report.results, *report.variants):
+            machine.host_did(event)
 
 
 def kind(access: Access) -> str:
