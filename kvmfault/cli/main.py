@@ -174,6 +174,41 @@ def compare_policies_command(
     finish(compare.policies(targets, everything=everything, json=json))
 
 
+def trace_record_command(
+    command: Annotated[
+        list[str] | None, typer.Argument(metavar="[-- COMMAND...]", help="Run it, and record what it does.")
+    ] = None,
+    output: Annotated[str, typer.Option("--output", "-o", metavar="FILE", help="The recording.")] = "trace.dat",
+    pids: Annotated[
+        list[int] | None,
+        typer.Option("--pid", "-p", metavar="P", help="Only this process, its threads and children; may be repeated."),
+    ] = None,
+    duration: Annotated[
+        float | None, typer.Option("--duration", "-d", metavar="S", help="Seconds; default: until Ctrl-C.")
+    ] = None,
+    events: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--event", "-e", metavar="NAME", help="SYSTEM, EVENT or SYSTEM:EVENT, * for anything; default: all of KVM."
+        ),
+    ] = None,
+    buffer_size: Annotated[
+        int | None, typer.Option("--buffer-size", metavar="KB", min=8, max=1 << 26, help="Of each CPU.")
+    ] = None,
+    json: JsonFlag = False,
+) -> None:
+    """Record what KVM does on this machine into a trace.dat, until Ctrl-C or what was recorded ends."""
+    from kvmfault.cli import record
+    from kvmfault.live.tap import Wanted
+
+    if duration is not None and not duration > 0:
+        raise typer.BadParameter("--duration is a number of seconds above 0")
+    if command and pids:
+        raise typer.BadParameter("a command is recorded with its own processes: leave --pid out")
+    wanted = Wanted(events=tuple(events or ()), pids=tuple(pids or ()), buffer_kb=buffer_size)
+    finish(record.run(wanted, output, duration, command or (), json=json))
+
+
 def finish(status: int) -> NoReturn:
     """End the command with *status*."""
     raise typer.Exit(status)
@@ -191,6 +226,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
 _GROUPS: dict[str, tuple[str, dict[str, Callable[..., None]]]] = {
     "backend": ("The architectures that are installed.", {"list": backend_list_command}),
     "compare": ("How targets differ.", {"policies": compare_policies_command}),
+    "trace": ("Recordings of what KVM does.", {"record": trace_record_command}),
 }
 
 
