@@ -83,6 +83,7 @@ def record(
             with _running(command) as child:
                 run.until(stop, seconds, [child.pid] if child else wanted.pids, say)
             source.stop()
+            took = run.seconds
             run.drain(partial=True)
             counts = source.counts()
             described = source.described({**names, **tasks.names(wanted.pids or None)})
@@ -95,7 +96,7 @@ def record(
         file=file,
         counts=total(counts),
         bytes=size,
-        seconds=run.seconds,
+        seconds=took,
         lost={cpu: c.lost for cpu, c in counts.items() if c.lost},
         buffer_kb=source.buffer_kb,
         status=child.returncode if child else None,

@@ -28,11 +28,7 @@ def check(pids: Iterable[int]) -> None:
 
 def process_of(thread: int) -> int | None:
     """The process that *thread* belongs to; None: it has ended."""
-    with suppress(OSError, ValueError):
-        for line in (PROC / str(thread) / "status").read_text(errors="replace").splitlines():
-            if line.startswith("Tgid:"):
-                return int(line.split()[1])
-    return None
+    return _status(thread, "Tgid:")
 
 
 def comm(thread: int) -> str | None:
@@ -50,14 +46,15 @@ def threads(pid: int) -> Iterator[int]:
 
 def family(pids: Iterable[int]) -> set[int]:
     """The threads of *pids* and of all their descendants."""
+    children: dict[int | None, list[int]] = {}
+    for process in _processes():
+        children.setdefault(_status(process, "PPid:"), []).append(process)
     found: set[int] = set()
     waiting = list(pids)
     while waiting:
-        for thread in threads(waiting.pop()):
-            if thread not in found:
-                found.add(thread)
-                with suppress(OSError):  # it has ended, or the kernel does not tell children
-                    waiting += map(int, (PROC / str(thread) / "children").read_text().split())
+        process = waiting.pop()
+        found.update(threads(process))
+        waiting += children.pop(process, ())
     return found
 
 
@@ -69,9 +66,19 @@ def names(pids: Iterable[int] | None = None) -> Mapping[int, str]:
 
 def vms() -> Iterator[int]:
     """Every process that has a VM of KVM open."""
-    for entry in PROC.iterdir():
-        if entry.name.isdigit() and _has_vm(entry / "fd"):
-            yield int(entry.name)
+    return (process for process in _processes() if _has_vm(PROC / str(process) / "fd"))
+
+
+def _processes() -> Iterator[int]:
+    return (int(entry.name) for entry in PROC.iterdir() if entry.name.isdigit())
+
+
+def _status(thread: int, key: str) -> int | None:
+    with suppress(OSError, ValueError):
+        for line in (PROC / str(thread) / "status").read_text(errors="replace").splitlines():
+            if line.startswith(key):
+                return int(line.split()[1])
+    return None
 
 
 def _has_vm(folder: Path) -> bool:

@@ -8,12 +8,12 @@ import re
 import tempfile
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from difflib import get_close_matches
 from errno import EACCES, EBUSY, EEXIST, ENOMEM, ENOSPC, EPERM
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Final, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 from kvmfault.errors import LiveError
 
@@ -23,6 +23,9 @@ USUAL: Final = Path("/sys/kernel/tracing")
 SYSTEMS: Final = ("kvm", "kvmmmu")
 """Where KVM has its events."""
 _PREFIX: Final = "kvmfault-"
+_FOLDER: Final = "kvmfault-tracefs-"
+_SOURCE: Final = "kvmfault"
+"""What /proc/mounts calls the device of a tracefs that a kvmfault has mounted."""
 _NOSUID_NODEV_NOEXEC: Final = 2 | 4 | 8
 _TRIES: Final = 40
 
@@ -34,21 +37,32 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 @contextmanager
 def tracefs(say: Say) -> Generator[Path]:
-    """Where tracefs is; mounted for as long as this lasts if it is mounted nowhere.
+    """Where tracefs is; mounted for as long as this, or another kvmfault, needs it if it is mounted nowhere.
 
     Raises LiveError where the kernel has none or it may not be used.
     """
-    with ExitStack() as stack:
-        root = _mounted() or stack.enter_context(_mount(say))
+    for _ in range(_TRIES):
+        mount = _mounted() or _mount()
         try:
-            # open while it is used: whoever mounted it cannot unmount it
-            stack.callback(os.close, os.open(root, os.O_PATH | os.O_DIRECTORY))
-            list((root / "instances").iterdir())
-        except FileNotFoundError:
-            raise LiveError(f"{root} has no instances: the kernel is built without CONFIG_EVENT_TRACING") from None
+            # open while it is used: nobody can unmount it
+            hold = os.open(mount.place, os.O_PATH | os.O_DIRECTORY)
         except OSError as e:
-            raise refused(root, e) from None
-        yield root
+            raise refused(mount.place, e) from None
+        try:
+            if _mounted() != mount:  # unmounted meanwhile
+                continue
+            list((mount.place / "instances").iterdir())
+            yield mount.place
+            return
+        except FileNotFoundError:
+            raise LiveError(f"{mount.place} has no instances: this kernel cannot trace events") from None
+        except PermissionError as e:
+            raise refused(mount.place, e) from None
+        finally:
+            os.close(hold)
+            if mount.ours:
+                _unmount(mount.place, say)
+    raise LiveError(f"{USUAL}: tracefs is mounted and unmounted all the time")
 
 
 def refused(path: Path, e: OSError) -> LiveError:
@@ -65,41 +79,47 @@ def refused(path: Path, e: OSError) -> LiveError:
     return LiveError(f"{path}: {e.strerror}{helps}")
 
 
-def _mounted() -> Path | None:
-    places = [USUAL]
+class _Mount(NamedTuple):
+    place: Path
+    ours: bool
+    """Mounted by a kvmfault, this one or another."""
+
+
+def _mounted() -> _Mount | None:
+    found: dict[Path, _Mount] = {}
     for line in MOUNTS.read_text(errors="surrogateescape").splitlines():
-        _, place, kind, *_ = line.split(" ")
+        source, name, kind, *_ = line.split(" ")
         if kind == "tracefs":
-            places.append(Path(re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), place)))
-    if len(places) == 1:
-        return None
-    return USUAL if USUAL in places[1:] else places[1]
+            place = Path(re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), name))
+            found[place] = _Mount(place, source == _SOURCE)
+    return found.get(USUAL) or next(iter(found.values()), None)
 
 
-@contextmanager
-def _mount(say: Say) -> Generator[Path]:
+def _mount() -> _Mount:
     if not re.search(r"\ttracefs$", FILESYSTEMS.read_text(), re.MULTILINE):
         raise LiveError("this kernel has no tracefs: it is built without CONFIG_TRACING")
-    with ExitStack() as stack:
-        place = USUAL
-        if (error := _mount_at(place)) is not None:
-            place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kvmfault-tracefs-")))
-            error = _mount_at(place)
-        if error is not None:
-            raise refused(Path("mounting tracefs"), error)
-        stack.callback(_unmount, place, say)
-        yield place
+    place = USUAL
+    if (error := _mount_at(place)) is not None:
+        place = Path(tempfile.mkdtemp(prefix=_FOLDER))
+        error = _mount_at(place)
+    if error is not None:
+        place.rmdir()
+        raise refused(Path("mounting tracefs"), error)
+    return _Mount(place, True)
 
 
 def _mount_at(place: Path) -> OSError | None:
-    if not _libc.mount(b"tracefs", os.fsencode(place), b"tracefs", _NOSUID_NODEV_NOEXEC, None):
+    if not _libc.mount(_SOURCE.encode(), os.fsencode(place), b"tracefs", _NOSUID_NODEV_NOEXEC, None):
         return None
     number = ctypes.get_errno()
     return OSError(number, os.strerror(number))
 
 
 def _unmount(place: Path, say: Say) -> None:
-    if _libc.umount2(os.fsencode(place), 0):
+    if not _libc.umount2(os.fsencode(place), 0):
+        if place.name.startswith(_FOLDER):
+            place.rmdir()
+    elif not list((place / "instances").glob(f"{_PREFIX}*")):  # another kvmfault would unmount it
         say(f"tracefs stays mounted at {place}: {os.strerror(ctypes.get_errno())}")
 
 
