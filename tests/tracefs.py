@@ -49,8 +49,8 @@ def guest(times: int = 1) -> dict[str, int]:
     exits: Counter[str] = Counter()
     with Device() as device:
         live = SelfCheck(device).live
-        for one in live.guests:
-            for name in SEQUENCES * times:
+        for name in SEQUENCES * times:
+            for one in live.guests:
                 with DeviceKvm(device, one) as kvm:
                     for operation in STANDING[name]:
                         answer = perform(kvm, operation)

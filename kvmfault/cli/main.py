@@ -209,6 +209,26 @@ def trace_record_command(
     finish(record.run(wanted, output, duration, command or (), json=json))
 
 
+def trace_top_command(
+    pids: Annotated[
+        list[int] | None,
+        typer.Option("--pid", "-p", metavar="P", help="Only this process, its threads and children; may be repeated."),
+    ] = None,
+    interval: Annotated[float, typer.Option("--interval", "-i", metavar="S", help="Seconds of one interval.")] = 1.0,
+    backend: Annotated[
+        str | None, typer.Option("--backend", metavar="TARGET", help="What this machine's KVM is; default: found out.")
+    ] = None,
+    once: Annotated[bool, typer.Option("--once", help="Print one interval as tables and end.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="A line of JSON for each interval.")] = False,
+) -> None:
+    """Watch what KVM does on this machine: faults, devices and invalidations by process, kind and guest address."""
+    from kvmfault.cli import top
+
+    if not 0.1 <= interval <= 3600:
+        raise typer.BadParameter("--interval is a number of seconds from 0.1 to 3600")
+    finish(top.run(pids or (), interval, backend, once=once, json=json))
+
+
 def finish(status: int) -> NoReturn:
     """End the command with *status*."""
     raise typer.Exit(status)
@@ -226,7 +246,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
 _GROUPS: dict[str, tuple[str, dict[str, Callable[..., None]]]] = {
     "backend": ("The architectures that are installed.", {"list": backend_list_command}),
     "compare": ("How targets differ.", {"policies": compare_policies_command}),
-    "trace": ("Recordings of what KVM does.", {"record": trace_record_command}),
+    "trace": ("Recordings of what KVM does.", {"record": trace_record_command, "top": trace_top_command}),
 }
 
 

@@ -31,6 +31,8 @@ class Wanted:
 
     events: tuple[str, ...] = ()
     """See tracefs.choose."""
+    lenient: bool = False
+    """Events that this kernel has not are left out."""
     pids: tuple[int, ...] = ()
     """Only what these processes do, their threads, and their children; none: everybody."""
     buffer_kb: int | None = None
@@ -143,7 +145,7 @@ def tap(wanted: Wanted, say: Say) -> Generator[Tap]:
     tasks.check(wanted.pids)
     with tracefs(say) as root, instance(root, say) as made, ExitStack() as stack:
         cpus = sorted(int(path.name.removeprefix("cpu")) for path in (made.path / "per_cpu").iterdir())
-        chosen = choose(root / "events", wanted.events)
+        chosen = choose(root / "events", wanted.events, lenient=wanted.lenient)
         made.write("tracing_on", "0")
         made.write("trace_clock", CLOCK)
         made.offer("buffer_subbuf_size_kb", _text(root / "buffer_subbuf_size_kb"))  # header_page tells that one

@@ -69,6 +69,28 @@ def vms() -> Iterator[int]:
     return (process for process in _processes() if _has_vm(PROC / str(process) / "fd"))
 
 
+class Owners:
+    """Processes of threads, remembered. *saved*: names of those that may have ended."""
+
+    def __init__(self, saved: Mapping[int, str]) -> None:
+        self._saved = saved
+        self._processes: dict[int, int] = {}
+        self._names: dict[int, str] = {}
+
+    def process(self, thread: int) -> int:
+        """The process of *thread*, or the thread itself if it has ended before anybody asked."""
+        if thread not in self._processes:
+            self._processes[thread] = process_of(thread) or thread
+        return self._processes[thread]
+
+    def name(self, process: int) -> str:
+        """What it was called when last seen."""
+        name = comm(process)
+        if name is not None:
+            self._names[process] = name
+        return self._names.get(process) or self._saved.get(process, "?")
+
+
 def _processes() -> Iterator[int]:
     return (int(entry.name) for entry in PROC.iterdir() if entry.name.isdigit())
 

@@ -196,10 +196,11 @@ def _sweep(folder: Path) -> None:
                 left.rmdir()
 
 
-def choose(events: Path, wanted: Iterable[str]) -> Mapping[str, tuple[str, ...]]:
+def choose(events: Path, wanted: Iterable[str], *, lenient: bool = False) -> Mapping[str, tuple[str, ...]]:
     """The events that *wanted* names, by system: ``SYSTEM``, ``EVENT`` or ``SYSTEM:EVENT``, with ``*`` for anything.
 
-    None wanted: every event of KVM. Raises LiveError for a name that is none.
+    None wanted: every event of KVM. Raises LiveError for a name that is none, if *lenient* only where there are none of
+    KVM at all.
     """
     every = {s.name: tuple(e.name for e in s.iterdir() if e.is_dir()) for s in events.iterdir() if s.is_dir()}
     names = tuple(wanted) or tuple(s for s in SYSTEMS if s in every) or SYSTEMS
@@ -207,7 +208,7 @@ def choose(events: Path, wanted: Iterable[str]) -> Mapping[str, tuple[str, ...]]
     for name in names:
         found = [(s, e) for s, own in every.items() for e in own if fnmatchcase(f"{s}:{e}" if ":" in name else s, name)]
         found = found or [(s, e) for s, own in every.items() for e in own if fnmatchcase(e, name)]
-        if not found:
+        if not found and not (lenient and SYSTEMS[0] in every):
             raise LiveError(f"{events} has no event or system {name!r}{_helps(name, every)}")
         for s, e in found:
             chosen.setdefault(s, set()).add(e)
