@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from io import BytesIO
@@ -51,7 +52,9 @@ def test_written_and_read(tmp_path: Path, compression: Compression, page_size: i
         for cpu, number, other, pid in frames["made_up"].select("cpu", "number", "other", "pid").iter_rows()
     }
     assert found == {(cpu, n, cpu, 7 + cpu % 2) for cpu, count in per_cpu.items() for n in range(count)}
-    if (tool := shutil.which("trace-cmd")) and compression.name != "zlib" and any(per_cpu.values()):
+    # trace-cmd 3.1 knows no pages larger than the host's, and may have been built without zlib
+    usual = compression.name != "zlib" and page_size == os.sysconf("SC_PAGESIZE")
+    if (tool := shutil.which("trace-cmd")) and usual and any(per_cpu.values()):
         done = subprocess.run([tool, "report", "-i", str(path)], capture_output=True, text=True, check=True)
         assert done.stdout.count(" made_up: ") == sum(per_cpu.values())
         assert done.stdout.count(" made_up_too: ") == sum(1 for count in per_cpu.values() if count)

@@ -229,6 +229,25 @@ def trace_top_command(
     finish(top.run(pids or (), interval, backend, once=once, json=json))
 
 
+def trace_convert_command(
+    recording: Annotated[
+        str, typer.Argument(metavar="IN", help="trace.dat, a folder of raw pages, or a recording in text form.")
+    ],
+    out: Annotated[str, typer.Argument(metavar="OUT.parquet", help="What to write; replaced if it is there.")],
+    formats: Annotated[
+        str | None, typer.Option("--formats", metavar="DIR", help="Event formats of the boot that raw pages are from.")
+    ] = None,
+    instance: Annotated[
+        str | None, typer.Option("--instance", metavar="NAME", help="A buffer of a trace.dat other than the top one.")
+    ] = None,
+    json: JsonFlag = False,
+) -> None:
+    """Write a recording's events as one Parquet table, in bounded memory; status 1 if the recording is damaged."""
+    from kvmfault.cli import convert
+
+    finish(convert.run(recording, out, formats, instance, json=json))
+
+
 def finish(status: int) -> NoReturn:
     """End the command with *status*."""
     raise typer.Exit(status)
@@ -246,7 +265,10 @@ _COMMANDS: dict[str, Callable[..., None]] = {
 _GROUPS: dict[str, tuple[str, dict[str, Callable[..., None]]]] = {
     "backend": ("The architectures that are installed.", {"list": backend_list_command}),
     "compare": ("How targets differ.", {"policies": compare_policies_command}),
-    "trace": ("Recordings of what KVM does.", {"record": trace_record_command, "top": trace_top_command}),
+    "trace": (
+        "Recordings of what KVM does.",
+        {"convert": trace_convert_command, "record": trace_record_command, "top": trace_top_command},
+    ),
 }
 
 
