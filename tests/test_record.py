@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -14,21 +14,25 @@ import pytest
 from kvmfault.errors import LiveError
 from kvmfault.live import tasks, tracefs
 from kvmfault.live.stopping import stopping
+from kvmfault.trace.opening import open_recording
+from kvmfault.trace.text import ReadStats
 from tests.cli import Cli
-from tests.tracefs import MMIO, guest_command, kvmfault, last_line, leftovers, recordable, report, reported
+from tests.tracefs import (
+    MMIO,
+    counts_of,
+    guest_command,
+    kvmfault,
+    last_line,
+    leftovers,
+    mmio_exits,
+    recordable,
+    started,
+)
 
 
 @pytest.fixture
 def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Cli:
     return Cli(capsys, monkeypatch)
-
-
-def wait_for(what: object, seconds: float = 30) -> None:
-    assert callable(what)
-    end = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < end, "it does not come"
-        time.sleep(0.02)
 
 
 def nothing_left(pid: int) -> None:
@@ -49,11 +53,8 @@ def test_a_command_is_recorded(tmp_path: Path) -> None:
     exits = last_line("\n".join(out.splitlines()[:-1]))
     nothing_left(run.pid)
     assert [p.name for p in tmp_path.iterdir()] == ["a.dat"]
-    text = report(file)
-    if text is not None:
-        counts = reported(text)
-        assert f"{sum(counts.values()):,} events" in told
-        assert text.count("KVM_EXIT_MMIO (6)") == exits[MMIO] > 0
+    assert f"{counts_of(file).total():,} events" in told
+    assert mmio_exits(file) == exits[MMIO] > 0
 
 
 @recordable
@@ -62,17 +63,13 @@ def test_only_the_process_that_was_named(tmp_path: Path) -> None:
     mine, other = (subprocess.Popen([sys.executable, "-c", script], stdin=-1, stdout=-1, text=True) for _ in range(2))
     file = tmp_path / "a.dat"
     run = kvmfault("trace", "record", "--json", "-o", str(file), "--pid", str(mine.pid))
-    wait_for(lambda: any(str(run.pid) in name for name in leftovers()[0]) or run.poll() is not None)
-    time.sleep(1)
+    started(run)
     other.communicate("\n")
     out, _ = mine.communicate("\n")
     told, err = run.communicate()
     assert (run.returncode, err) == (0, "")
-    text = report(file)
-    if text is not None:
-        counts = reported(text)
-        assert f'"events": {sum(counts.values())},' in told
-        assert text.count("KVM_EXIT_MMIO (6)") == last_line(out)[MMIO]
+    assert f'"events": {counts_of(file).total()},' in told
+    assert mmio_exits(file) == last_line(out)[MMIO]
     nothing_left(run.pid)
 
 
@@ -81,20 +78,19 @@ def test_only_the_process_that_was_named(tmp_path: Path) -> None:
 def test_a_signal_ends_it_and_the_file_is_whole(tmp_path: Path, number: signal.Signals) -> None:
     file = tmp_path / "a.dat"
     run = kvmfault("trace", "record", "-o", str(file))
-    wait_for(lambda: any(str(run.pid) in name for name in leftovers()[0]))
-    busy = subprocess.Popen(guest_command(50), stdout=subprocess.DEVNULL)
-    time.sleep(1.5)
+    started(run)
+    busy = subprocess.Popen(guest_command(1000), stdout=-1, text=True)
+    assert busy.stdout is not None
+    busy.stdout.readline()
     run.send_signal(number)
     out, err = run.communicate()
     busy.kill()
-    busy.wait()
+    busy.communicate()
     assert (run.returncode, err) == (0, "")
     nothing_left(run.pid)
-    text = report(file)
-    if text is not None:
-        counts = reported(text)
-        assert counts
-        assert f"{sum(counts.values()):,} events" in out
+    counts = counts_of(file)
+    assert counts
+    assert f"{counts.total():,} events" in out
 
 
 @recordable
@@ -102,8 +98,7 @@ def test_lost_events_are_told(tmp_path: Path) -> None:
     # a reader that never reads: everything but the last of a small buffer is lost
     file = tmp_path / "a.dat"
     run = kvmfault("trace", "record", "--json", "--buffer-size", "8", "-o", str(file))
-    wait_for(lambda: any(str(run.pid) in name for name in leftovers()[0]))
-    time.sleep(1)
+    started(run)
     run.send_signal(signal.SIGSTOP)
     subprocess.run(guest_command(), check=True, stdout=subprocess.DEVNULL)
     run.send_signal(signal.SIGCONT)
@@ -112,15 +107,17 @@ def test_lost_events_are_told(tmp_path: Path) -> None:
     assert run.returncode == 0
     assert "events were lost (" in err
     assert "--buffer-size" in err
-    assert '"lost": {\n' in out
-    text = report(file)
-    assert text is None or "EVENTS DROPPED" in text
+    stats = ReadStats()
+    for _ in open_recording(str(file)).frames(stats=stats):
+        pass
+    assert stats.lost.total() > 0
+    assert stats.lost.total() == sum(json.loads(out)["lost"].values())
 
 
 @recordable
 def test_what_is_killed_is_swept_up_by_the_next(tmp_path: Path) -> None:
     run = kvmfault("trace", "record", "-o", str(tmp_path / "a.dat"))
-    wait_for(lambda: any(str(run.pid) in name for name in leftovers()[0]))
+    started(run)
     run.kill()
     run.communicate()
     after = kvmfault("trace", "record", "-o", str(tmp_path / "b.dat"), "-d", "0.1")

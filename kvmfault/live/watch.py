@@ -184,7 +184,7 @@ class Watch:
         for (process, place, sort), total in self._ranges.items():
             count = Count(ranges_now[process, place, sort] / seconds, total)
             places.setdefault(process, {}).setdefault(place, {})[sort] = count
-        for process, whats in keys.items():
+        for process, whats in sorted(keys.items(), key=lambda item: item[0] or 0):
             counts = {what: self._counted(process, what) for what in whats}
             own = self._active.values() if process is None else [self._active.get(process, set())]
             yield Seen(
