@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from kvmfault.errors import LiveError
-from kvmfault.live import tasks, tracefs
+from kvmfault.live import record, tasks, tracefs
 from kvmfault.live.stopping import stopping
 from kvmfault.trace.opening import open_recording
 from kvmfault.trace.text import ReadStats
@@ -132,6 +132,22 @@ def test_a_command_that_fails(cli: Cli, tmp_path: Path) -> None:
     assert done.status == 1
     assert "sh ended with status 3" in done.err
     assert "none of these events happened" in done.err
+
+
+@recordable
+def test_a_command_that_is_ended(cli: Cli, tmp_path: Path) -> None:
+    done = cli("trace", "record", "--json", "-o", str(tmp_path / "a.dat"), "-d", "0.2", "--", "sleep", "60")
+    assert (done.status, done.json["status"]) == (0, None)
+
+
+@recordable
+def test_the_disk_fills_up(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(record, "_SPARE", 1 << 62)
+    file = tmp_path / "a.dat"
+    done = cli("trace", "record", "-o", str(file))
+    assert done.status == 0
+    assert f"kvmfault: {file}: the recording ends here: the disk has no room for more\n" in done.err
+    assert counts_of(file) is not None
 
 
 @recordable

@@ -6,6 +6,7 @@ import asyncio
 import json
 import signal
 import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
@@ -27,7 +28,7 @@ from kvmfault.live.stopping import Stop
 from kvmfault.live.watch import Seen, Shot, Watch, every_event, fitting
 from kvmfault.trace.opening import open_recording
 from tests.cli import Cli
-from tests.conftest import recording
+from tests.conftest import ROOT, recording
 from tests.ringpages import Event, described, pages
 from tests.tracefs import guest_command, kvmfault, leftovers, recordable
 
@@ -367,6 +368,19 @@ def test_once(cli: Cli) -> None:
     done = cli("trace", "top", "--once", "--interval", "0.1")
     assert (done.status, done.err) == (0, "")
     assert done.out.splitlines()[2].startswith("process ")
+
+
+@pytest.mark.parametrize(
+    ("package", "code", "extra"),
+    [
+        ("polars", "run((), 1, None, once=True, json=False)", "trace"),
+        ("textual", "application()", "top"),
+    ],
+)
+def test_what_is_not_installed(package: str, code: str, extra: str) -> None:
+    script = f"import sys; sys.modules['{package}'] = None; from kvmfault.cli.top import *; {code}"
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert f"UsageError: trace top: needs the extra '{extra}': pip install 'kvmfault[{extra}]'" in done.stderr
 
 
 @pytest.mark.parametrize(

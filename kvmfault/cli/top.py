@@ -14,10 +14,11 @@ from kvmfault.cli.render import columns
 from kvmfault.contract.target import Target, backend
 from kvmfault.contract.watched import Sort
 from kvmfault.errors import needs
-from kvmfault.live.stopping import Stop, stopping
+from kvmfault.live.stopping import stopping
 from kvmfault.live.tap import Wanted, tap
 
 if TYPE_CHECKING:
+    from kvmfault.cli.topapp import Top
     from kvmfault.live.kinds import Kind
     from kvmfault.live.watch import Count, Range, Seen, Shot
 
@@ -40,26 +41,28 @@ def run(pids: Sequence[int], interval: float, target: str | None, *, once: bool,
     """Watch until the user ends it; one interval with *once*, or where nobody watches."""
     with needs("trace", "trace top"):
         from kvmfault.live.watch import every_event, fitting, watch
+    printed = json or once or not all(stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr))
+    app = None if printed else application()
     named = backend(target) if target is not None else None
     wanted = Wanted(events=every_event(), lenient=True, pids=tuple(pids))
     with stopping() as stop, tap(wanted, say) as source:
-        events = [event for own in source.chosen.values() for event in own]
-        fit = named or fitting(events)
+        fit = named or fitting([event for own in source.chosen.values() for event in own])
         shots = watch(source, fit, interval, stop)
-        if json or once or not all(stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr)):
+        if app is None:
             _print(islice(shots, 1) if once or not json else shots, fit, json=json)
         else:
-            _show(shots, fit, interval, stop)
+            shown = app(shots, f"{fit.name} on Linux {os.uname().release}, every {interval:g} s", stop)
+            shown.run()
+            if shown.error is not None:
+                raise shown.error
     return 0
 
 
-def _show(shots: Iterator[Shot], target: Target, interval: float, stop: Stop) -> None:
+def application() -> type[Top]:
+    """What shows intervals on a terminal. Raises UsageError where its package is not installed."""
     with needs("top", "trace top"):
         from kvmfault.cli.topapp import Top
-    app = Top(shots, f"{target.name} on Linux {os.uname().release}, every {interval:g} s", stop)
-    app.run()
-    if app.error is not None:
-        raise app.error
+    return Top
 
 
 def _print(shots: Iterator[Shot], target: Target, *, json: bool) -> None:

@@ -53,7 +53,7 @@ class Recorded:
     buffer_kb: int
     """Size of each CPU's buffer."""
     status: int | None
-    """How the command ended, if one was run."""
+    """How the command ended; None: none was run, or it was ended with the recording."""
 
 
 def record(
@@ -82,6 +82,7 @@ def record(
             source.start()
             with _running(command) as child:
                 run.until(stop, seconds, [child.pid] if child else wanted.pids, say)
+                status = child.poll() if child else None
             source.stop()
             took = run.seconds
             run.drain(partial=True)
@@ -99,7 +100,7 @@ def record(
         seconds=took,
         lost={cpu: c.lost for cpu, c in counts.items() if c.lost},
         buffer_kb=source.buffer_kb,
-        status=child.returncode if child else None,
+        status=status,
     )
 
 
