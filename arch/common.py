@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from kvmfault.contract.tracepoints import Role, Tracepoint, Tracepoints, Words, words
+from kvmfault.contract.watched import Sort, Watched, WatchedEvents
 
 _REASONS: Final = (
     "UNKNOWN EXCEPTION IO HYPERCALL DEBUG HLT MMIO IRQ_WINDOW_OPEN SHUTDOWN FAIL_ENTRY INTR SET_TPR TPR_ACCESS"
@@ -67,3 +68,12 @@ COMMON: Final[Tracepoints] = {
     ),
 }
 """By event name. Backends declare kvm_entry and kvm_exit, whose text differs, themselves."""
+WATCHED: Final[WatchedEvents] = {
+    "kvm_mmio": Watched(Sort.MMIO, "type", recorded("gpa") << 0),
+    "kvm_unmap_hva_range": Watched(Sort.INVALIDATION),
+    "kvm_age_hva": Watched(Sort.INVALIDATION),
+    "kvm_test_age_hva": Watched(Sort.INVALIDATION),
+    "kvm_set_spte_hva": Watched(Sort.INVALIDATION),
+    "kvm_userspace_exit": Watched(Sort.USER_EXIT, "reason"),
+}
+"""What the live view counts of them."""

@@ -177,6 +177,61 @@ def compare_policies_command(
     finish(compare.policies(targets, everything=everything, json=json))
 
 
+def trace_record_command(
+    command: Annotated[
+        list[str] | None, typer.Argument(metavar="[-- COMMAND...]", help="Run it, and record what it does.")
+    ] = None,
+    output: Annotated[str, typer.Option("--output", "-o", metavar="FILE", help="The recording.")] = "trace.dat",
+    pids: Annotated[
+        list[int] | None,
+        typer.Option("--pid", "-p", metavar="P", help="Only this process, its threads and children; may be repeated."),
+    ] = None,
+    duration: Annotated[
+        float | None, typer.Option("--duration", "-d", metavar="S", help="Seconds; default: until Ctrl-C.")
+    ] = None,
+    events: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--event", "-e", metavar="NAME", help="SYSTEM, EVENT or SYSTEM:EVENT, * for anything; default: all of KVM."
+        ),
+    ] = None,
+    buffer_size: Annotated[
+        int | None, typer.Option("--buffer-size", metavar="KB", min=8, max=1 << 26, help="Of each CPU.")
+    ] = None,
+    json: JsonFlag = False,
+) -> None:
+    """Record what KVM does on this machine into a trace.dat, until Ctrl-C or what was recorded ends."""
+    from kvmfault.cli import record
+    from kvmfault.live.tap import Wanted
+
+    if duration is not None and not duration > 0:
+        raise typer.BadParameter("--duration is a number of seconds above 0")
+    if command and pids:
+        raise typer.BadParameter("a command is recorded with its own processes: leave --pid out")
+    wanted = Wanted(events=tuple(events or ()), pids=tuple(pids or ()), buffer_kb=buffer_size)
+    finish(record.run(wanted, output, duration, command or (), json=json))
+
+
+def trace_top_command(
+    pids: Annotated[
+        list[int] | None,
+        typer.Option("--pid", "-p", metavar="P", help="Only this process, its threads and children; may be repeated."),
+    ] = None,
+    interval: Annotated[float, typer.Option("--interval", "-i", metavar="S", help="Seconds of one interval.")] = 1.0,
+    backend: Annotated[
+        str | None, typer.Option("--backend", metavar="TARGET", help="What this machine's KVM is; default: found out.")
+    ] = None,
+    once: Annotated[bool, typer.Option("--once", help="Print one interval as tables and end.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="A line of JSON for each interval.")] = False,
+) -> None:
+    """Watch what KVM does on this machine: faults, devices and invalidations by process, kind and guest address."""
+    from kvmfault.cli import top
+
+    if not 0.1 <= interval <= 3600:
+        raise typer.BadParameter("--interval is a number of seconds from 0.1 to 3600")
+    finish(top.run(pids or (), interval, backend, once=once, json=json))
+
+
 def trace_convert_command(
     recording: Annotated[
         str, typer.Argument(metavar="IN", help="trace.dat, a folder of raw pages, or a recording in text form.")
@@ -213,7 +268,10 @@ _COMMANDS: dict[str, Callable[..., None]] = {
 _GROUPS: dict[str, tuple[str, dict[str, Callable[..., None]]]] = {
     "backend": ("The architectures that are installed.", {"list": backend_list_command}),
     "compare": ("How targets differ.", {"policies": compare_policies_command}),
-    "trace": ("Recordings of what KVM does.", {"convert": trace_convert_command}),
+    "trace": (
+        "Recordings of what KVM does.",
+        {"convert": trace_convert_command, "record": trace_record_command, "top": trace_top_command},
+    ),
 }
 
 

@@ -8,7 +8,7 @@ Recipe for a new architecture, in the order in which each part becomes useful:
 4. formats          descriptors and geometry (``Stage2Format``)
 5. policies         one value for each documented difference (``Policy``), by kernel version
 6. joints           only what no policy can say: a function per place, by kernel version
-7. tracepoints      which trace events carry faults, and how their text reads
+7. tracepoints      which trace events carry faults, and how their text reads; what the live view counts (``watched``)
 8. live             a guest that makes a given access, for comparing with a real KVM; may be left out
 
 One folder, one entry point in the group ``kvmfault.backends``; no change in kvmfault/.
@@ -34,6 +34,7 @@ if TYPE_CHECKING:  # behaviour is loaded by whoever runs a fault
     from kvmfault.contract.ports import Ports, VmFacts
     from kvmfault.contract.progress import Progress
     from kvmfault.contract.tracepoints import Tracepoints
+    from kvmfault.contract.watched import WatchedEvents
     from kvmfault.vm.caps import HostCaps
 
 Joint: TypeAlias = "Callable[[Ports, MmioFault, Progress], Outcome | None]"
@@ -118,6 +119,8 @@ class Behaviour:
     vm: VmFacts
     """What a usual VM is."""
     tracepoints: Tracepoints
+    watched: WatchedEvents = field(default_factory=dict)
+    """Events that the live view counts, as what."""
     live: Live | None = None
     """How a real KVM is driven, to compare it with the model; None: nobody has written it."""
 
@@ -187,6 +190,11 @@ class Backend:
     def tracepoints(self) -> Tracepoints:
         """See Behaviour."""
         return self.behaviour().tracepoints
+
+    @property
+    def watched(self) -> WatchedEvents:
+        """See Behaviour."""
+        return self.behaviour().watched
 
     @property
     def live(self) -> Live | None:

@@ -1,0 +1,147 @@
+"""What kind each of many events is, and where: by what backends declare, computed for the distinct ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Final, NamedTuple, Protocol, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kvmfault.algebra.columns import word_column
+from kvmfault.algebra.expr import Pred, Word, union
+from kvmfault.contract.access import Access, show
+from kvmfault.contract.target import Target
+from kvmfault.contract.tracepoints import Tracepoint
+from kvmfault.contract.watched import Sort, Watched
+from kvmfault.trace.frames import Rows
+
+U64Col: TypeAlias = NDArray[np.uint64]
+Index: TypeAlias = NDArray[np.int64]
+
+NOWHERE: Final = np.uint64((1 << 64) - 1)
+"""Stands for an address that is not known."""
+
+
+class Kind(NamedTuple):
+    """What is counted together: an event, and what it says."""
+
+    sort: Sort
+    event: str
+    detail: str
+
+    def __str__(self) -> str:
+        return f"{self.event} {self.detail}".rstrip()
+
+
+class Told(NamedTuple):
+    """What some events of one name say."""
+
+    kinds: Sequence[Kind]
+    which: Index
+    """For each event, its place in ``kinds``."""
+    address: U64Col | None
+    """Guest-physical; NOWHERE where not known. None: of none."""
+
+
+class Reader(Protocol):
+    """Reads the events of one name."""
+
+    def __call__(self, rows: Rows) -> Told:
+        """What they say."""
+        ...
+
+
+def reader(target: Target, event: str, watched: Watched) -> Reader:
+    """How *target* reads *event*."""
+    point = target.backend.tracepoints.get(event)
+    if watched.sort is Sort.FAULT and point is not None and point.registers is not None:
+        return _faults(target, event, point.registers)
+    return _others(event, watched, point)
+
+
+def _faults(target: Target, event: str, registers: Mapping[str, Word]) -> Reader:
+    definition = target.definition
+    facts = [getattr(definition, name) for name in definition.__slots__]
+    reads = union(*(fact.reads for fact in facts if isinstance(fact, Pred)))
+    needed = union(*(word.reads for word in registers.values()))
+    known: dict[tuple[int, ...], tuple[Kind, bool]] = {}
+
+    def told(values: Mapping[str, int]) -> tuple[Kind, bool]:
+        key = tuple(values.values())
+        if key not in known:
+            fault = target.decode(**values)
+            known[key] = (
+                Kind(Sort.FAULT, event, access_words(target.access(fault))),
+                fault.kvm_get_fault_gpa() is not None,
+            )
+        return known[key]
+
+    def read(rows: Rows) -> Told:
+        fields = {name: _unsigned(rows, name) for name in needed}
+        columns = {name: word_column(word, fields) for name, word in registers.items()}
+        blank = np.zeros(len(rows.number), np.uint64)
+        columns |= {name: blank for name in definition.gpa_page.reads if name not in columns}
+        distinct, which = _distinct({name: columns[name] & np.uint64(reads.get(name, 0)) for name in registers})
+        found = [told(values) for values in distinct]
+        page = word_column(definition.gpa_page, columns)
+        has_page = np.array([has for _, has in found], np.bool_)[which]
+        return Told([kind for kind, _ in found], which, np.where(has_page, page, NOWHERE))
+
+    return read
+
+
+def _others(event: str, watched: Watched, point: Tracepoint | None) -> Reader:
+    words = point.words.get(watched.by) if point is not None else None
+    keys = dict.fromkeys(
+        [watched.by, *(key for told in words.values.values() for key in told)] if words else [watched.by]
+    )
+    known: dict[tuple[int, ...], Kind] = {}
+
+    def told(values: Mapping[str, int]) -> Kind:
+        key = tuple(values.values())
+        if key not in known:
+            name = words.name(values) if words else f"{watched.by} {values[watched.by]}"
+            known[key] = Kind(watched.sort, event, name)
+        return known[key]
+
+    plain = [Kind(watched.sort, event, "")]
+
+    def read(rows: Rows) -> Told:
+        where = None
+        if watched.address is not None:
+            where = word_column(watched.address, {name: _unsigned(rows, name) for name in watched.address.reads})
+        if watched.by not in rows.columns:
+            return Told(plain, np.zeros(len(rows.number), np.int64), where)
+        distinct, which = _distinct({key: _unsigned(rows, key) for key in keys if key in rows.columns})
+        return Told([told(values) for values in distinct], which, where)
+
+    return read
+
+
+def access_words(access: Access) -> str:
+    """Kind of a fault, such as ``write, permission``."""
+    does = "/".join(name for name in ("read", "write", "exec") if getattr(access, name))
+    parts = [does or "access", show(access.cause), "table walk" if access.on_walk else ""]
+    return ", ".join(part for part in parts if part)
+
+
+def _distinct(columns: Mapping[str, U64Col]) -> tuple[list[dict[str, int]], Index]:
+    """The distinct rows of *columns*, and for each row which of them it is."""
+    which: Index | None = None
+    rows: list[dict[str, int]] = [{}]
+    for name, column in columns.items():
+        values, own = np.unique(column, return_inverse=True)
+        if which is None:
+            rows, which = [{name: int(v)} for v in values], own
+            continue
+        pairs, which = np.unique(which * len(values) + own, return_inverse=True)
+        rows = [{**rows[pair // len(values)], name: int(values[pair % len(values)])} for pair in pairs.tolist()]
+    assert which is not None, "there is a column"
+    return rows, which
+
+
+def _unsigned(rows: Rows, name: str) -> U64Col:
+    column = rows.columns[name]
+    assert isinstance(column, np.ndarray), name
+    return column.view(np.uint64)
