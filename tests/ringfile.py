@@ -101,6 +101,8 @@ class DatFile:
     clock: str = "mono"
     instances: Mapping[str, Mapping[int, Sequence[bytes]]] = field(default_factory=dict)
     pages_a_chunk: int = 2
+    early: bool = False
+    """As trace-cmd writes it: options before the pages, and those of the buffers at the end."""
 
     def build(self) -> bytes:
         """The file."""
@@ -145,16 +147,26 @@ class DatFile:
         for number, body in ((16, self._header()), (17, bytes(4)), (18, self._formats()), (21, self._comms())):
             options.append((number, struct.pack("<Q", len(out))))
             out += self._section(number, body)
+        early = len(out) if self.early else 0
+        link = 0
+        if early:  # what they say is known before the pages are
+            out += self._section(0, self._options(options) + self._done(0))
+            link = len(out) - 8
+            out += struct.pack("<HHIQ", 3, 0, 0, 0)
+            options = []
         for name, cpus in {"": self.cpus, **self.instances}.items():
             entries = b""
             for cpu, pages in cpus.items():
-                out += bytes(-len(out) % 64)
+                out += bytes(-len(out) % (4096 if early else 64))
                 data, size = self._data(pages)
                 entries += struct.pack("<IQQ", cpu, len(out), size)
                 out += data
             head = bytes(8) + name.encode() + b"\0" + self.clock.encode() + b"\0"
             options.append((3, head + struct.pack("<II", self.page, len(cpus)) + entries))
-        out = out[:first] + struct.pack("<Q", len(out)) + out[first + 8 :]
+        out = out[:first] + struct.pack("<Q", early or len(out)) + out[first + 8 :]
+        if early:
+            last = self._section(0, self._options(options) + self._done(0))
+            return out[:link] + struct.pack("<Q", len(out)) + out[link + 8 :] + last
         half = len(options) // 2  # two sections of options
         body = self._options(options[:half])
         size = len(body) + 14 + 16

@@ -146,6 +146,16 @@ class PageRange:
         if wrong is not None:
             raise wrong
 
+    def ends(self) -> int:
+        """Where the last whole chunk of compressed pages ends."""
+        end = self.at
+        try:
+            for part in self._chunks():
+                end = part.offset + part.stored
+        except TraceError:
+            return self.file.size
+        return end
+
     def _plain(self, size: int) -> Iterator[Part]:
         step = max(size // self.page, 1) * self.page
         end = min(self.at + self.size, self.file.size)
