@@ -103,7 +103,10 @@ def prove_command(
 
 def replay_command(
     recording: Annotated[
-        str, typer.Argument(help="Text form of a trace (tracefs, trace-cmd report, .gz); - for stdin.")
+        str,
+        typer.Argument(
+            help="trace.dat, perf.data, raw pages, or text (tracefs, report, perf script, .gz); - for stdin."
+        ),
     ],
     backend: Annotated[
         list[str] | None, typer.Option("--backend", metavar="TARGET", help="Where to replay it; may be repeated.")

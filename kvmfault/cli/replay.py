@@ -53,7 +53,7 @@ def render(report: Report) -> str:
         if result.lost:
             told = ", ".join(f"{name} ({count})" for name, count in result.lost.most_common())
             parts.append(f"not carried over to {result.target.name}: {told}")
-        parts += [f"line {f.line}: {outcome_text(f.outcome)}: {f.why}" for f in result.unexplained]
+        parts += [f"{report.unit} {f.line}: {outcome_text(f.outcome)}: {f.why}" for f in result.unexplained]
     if report.inference is not None:
         c = report.inference
         true = c.matched + c.missed
