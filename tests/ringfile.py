@@ -6,6 +6,7 @@ import struct
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import zstandard
 
@@ -108,6 +109,24 @@ class DatFile:
         """The file."""
         start = b"\x17\x08\x44tracing" + f"{self.version}".encode() + b"\0\0\x08" + struct.pack("<I", 4096)
         return self._version7(start) if self.version == 7 else self._version6(start)
+
+    def begin(self) -> bytes:
+        """An uncompressed file of version 7 up to its pages, for pages that someone else writes. The 8 bytes at `first`
+        must become the offset of what `end` gives."""
+        out = b"\x17\x08\x44tracing7\0\0\x08" + struct.pack("<I", 4096) + b"none\0\0" + bytes(8)
+        self._begun: list[tuple[int, bytes]] = []
+        for number, body in ((16, self._header()), (17, bytes(4)), (18, self._formats()), (21, self._comms())):
+            self._begun.append((number, struct.pack("<Q", len(out))))
+            out += self._section(number, body)
+        return out
+
+    first: ClassVar[int] = 24
+
+    def end(self, ranges: Mapping[int, tuple[int, int]]) -> bytes:
+        """The options that say where the pages of each CPU are: offset and size."""
+        entries = b"".join(struct.pack("<IQQ", cpu, at, size) for cpu, (at, size) in ranges.items())
+        head = bytes(9) + self.clock.encode() + b"\0" + struct.pack("<II", self.page, len(ranges))
+        return self._section(0, self._options([*self._begun, (3, head + entries)]) + self._done(0))
 
     def _header(self) -> bytes:
         text = HEADER_PAGE.format(self.page - 16).encode()
