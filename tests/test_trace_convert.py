@@ -70,7 +70,15 @@ def test_columns_of_one_name_and_two_types(tmp_path: Path) -> None:
 def test_many_rows(tmp_path: Path, rows: int) -> None:
     place = pl.Series("place", range(rows), dtype=pl.UInt64)
     text = pl.Series("text", [str(n % 70_001) for n in range(rows)])
-    frame = pl.DataFrame([place, text]).with_columns(odd=pl.when(place % 3 > 0).then(place))
+    frame = pl.DataFrame([place, text]).with_columns(
+        odd=pl.when(place % 3 > 0).then(place),
+        small=place % 200 + (1 << 63),
+        below=-(place % 7).cast(pl.Int64),
+        time=place.cast(pl.Int64) * 300 - 1000,
+        later=place * 70_000,
+        falls=1 - place.cast(pl.Int64) * 1000,
+        far=place * (1 << 33),
+    )
     got = table({"e": frame}, tmp_path / "a.parquet")
     assert got.drop("event").equals(frame)
 
