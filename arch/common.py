@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from kvmfault.contract.tracepoints import Role, Tracepoint, Tracepoints, Words, words
+from kvmfault.contract.tracepoints import Role, Tracepoint, Tracepoints, Words, recorded, words
 from kvmfault.contract.watched import Sort, Watched, WatchedEvents
 
 _REASONS: Final = (
