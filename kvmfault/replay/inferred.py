@@ -1,0 +1,233 @@
+"""A VM whose memslots and host memory nobody recorded: what is known of them is what KVM did so far.
+
+Everything that KVM decides comes from the path. What user space and the host decide is answered from `Known`, or as a
+`Trial` says, which tries one assumption about them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from errno import EFAULT
+from typing import Final
+
+from kvmfault.contract.fault import MmioFault
+from kvmfault.contract.format import Memory
+from kvmfault.contract.outcome import Emulate, Error, Exit, Inject, MmioAccess, Outcome, Resume, UndecodedMmio
+from kvmfault.contract.ports import Area, MapResult, Memslot, Pin, PinError
+from kvmfault.contract.probes import FIXED, RETRY, Said, error_text
+from kvmfault.contract.target import Target
+from kvmfault.machine.vm import Vm
+from kvmfault.replay.handled import Call
+from kvmfault.types import Gfn, Gpa, Hva, Pfn
+from kvmfault.vm.frames import FrameSet
+from kvmfault.vm.memslot import MemslotFlag
+
+_AWAY: Final = 1 << 56
+"""User address of guest address 0: congruent for every size of block."""
+_SPAN: Final = 1 << 40
+"""Bytes of the slot that stands for whichever there is: where it ends is not known, so it forbids no block."""
+_ANSWERS: Final = {MapResult.FIXED: FIXED, MapResult.UNCHANGED: RETRY, MapResult.LOST: RETRY}
+NO_SLOT: Final = -1
+
+
+@dataclass(slots=True)
+class Known:
+    """What is known of memslots and host, in frames of the guest."""
+
+    absent: FrameSet = field(default_factory=FrameSet)
+    """No slot is there."""
+    readonly: FrameSet = field(default_factory=FrameSet)
+    logged: FrameSet = field(default_factory=FrameSet)
+    """Their slots log writes."""
+    frames: dict[int, int] = field(default_factory=dict)
+    """Where their pages are."""
+    unwritable: set[int] = field(default_factory=set)
+    """Frames of the host that may only be read, such as the one that stands for all untouched memory."""
+    blocks: dict[int, int] = field(default_factory=dict)
+    """Guest address -> bytes of a block of the host's page table."""
+    devices: set[int] = field(default_factory=set)
+    """Pages (of 4 KiB) of devices inside the kernel."""
+    special: dict[int, str] = field(default_factory=dict)
+    """Memory type of frames that are no host memory."""
+
+    def flags(self, gfn: int) -> int:
+        """Flags of the slot of a frame; NO_SLOT: there is none."""
+        if gfn in self.absent:
+            return NO_SLOT
+        logged = MemslotFlag.LOG_DIRTY if gfn in self.logged else 0
+        return int(logged | (MemslotFlag.READONLY if gfn in self.readonly else 0))
+
+    def forget_pages(self, start: int, end: int, page_shift: int) -> None:
+        """The host took these away: they may come back as other pages."""
+        for table, shift in ((self.frames, 0), (self.special, 0), (self.blocks, page_shift)):
+            first, last = start << shift, end << shift
+            near = [n for n in table if first <= n < last] if len(table) < last - first else range(first, last)
+            for number in near:
+                table.pop(number, None)  # type: ignore[attr-defined]  # the two kinds of table have pop in common
+
+    def forget_slot(self, start: int, end: int) -> None:
+        """The slot of these frames is gone: the next one there may be of another kind."""
+        self.readonly.discard(start, end)
+        self.logged.discard(start, end)
+
+
+@dataclass(slots=True, kw_only=True)
+class Trial:
+    """Answers of one run; None: as known."""
+
+    flags: int | None = None
+    frame: int | None = None
+    writable: bool | None = None
+    block: int | None = None
+    special: str | None = None
+    fails: bool = False
+    """The host gives no page."""
+    invalidated: bool = False
+    """The page is invalidated after it was looked up."""
+    loses: bool = False
+    """Another vCPU changes the entry first."""
+    device: bool = False
+    """A device inside the kernel takes the access."""
+    coherent: bool = False
+    """Instruction caches are coherent."""
+
+
+class InferredVm(Vm):
+    """The ports, answered from what is known. ``did`` collects what KVM's probed functions would have told."""
+
+    def __init__(self, target: Target) -> None:
+        super().__init__(target)
+        self.known = Known()
+        self.trial = Trial()
+        self.did: list[Call] = []
+        self.mapped: Pfn | None = None
+        self._slots: dict[tuple[int, int], Memslot] = {}
+
+    def run(self, fault: MmioFault, trial: Trial) -> Outcome:
+        """The path's answer, and its calls in ``did``."""
+        self.trial, self.did, self.mapped = trial, [], None
+        facts = self.facts
+        if trial.coherent:
+            self.facts = replace(facts, coherent_icache=True)
+        outcome = self.resolve(fault)
+        self.facts = facts
+        address = _device_address(fault, outcome)
+        if address is not None:
+            self.did.append(Call(Said.DEVICE, address))
+        if isinstance(outcome, Inject):
+            self.did.append(Call(Said.INJECTED, outcome.address, kind=outcome.what))
+        self.table.stale.clear()  # nobody has a TLB here
+        return outcome
+
+    def forget(self) -> None:
+        """Another VM: nothing is mapped, nothing is known of its slots."""
+        self.table.clear()
+        self.table.stale.clear()
+        self.known = Known(unwritable=self.known.unwritable)
+
+    def find_slot(self, gfn: Gfn) -> Memslot | None:
+        """See Ports."""
+        flags = self.known.flags(gfn) if self.trial.flags is None else self.trial.flags
+        if flags == NO_SLOT:
+            return None
+        pages = _SPAN >> self.page_shift
+        base = gfn & -pages
+        slot = self._slots.get((base, flags))
+        if slot is None:
+            slot = self._slots[base, flags] = Memslot(
+                id=0,
+                as_id=0,
+                base_gfn=Gfn(base),
+                npages=pages,
+                hva=Hva(_AWAY + (base << self.page_shift)),
+                flags=MemslotFlag(flags),
+                page_shift=self.page_shift,
+            )
+        return slot
+
+    def area(self, hva: Hva) -> Area:
+        """See Ports: huge pages of an area matter beyond the sizes that the look at the host's page table may give."""
+        block, page = self._block(hva - _AWAY), 1 << self.page_shift
+        fixed = block not in self.target.policy.fit_sizes
+        return Area(block if fixed else page, any_uncached=self._special(hva) == Memory.NONCACHEABLE.name)
+
+    def mapping_size(self, hva: Hva) -> int:
+        """See Ports."""
+        return self._block(hva - _AWAY)
+
+    def _block(self, gpa: int) -> int:
+        if self.trial.block is not None:
+            return self.trial.block
+        sizes = (*self.target.policy.fit_sizes, *set((self.target.policy.area_sizes or {}).values()))
+        return next((s for s in sizes if self.known.blocks.get(gpa & -s) == s), 1 << self.page_shift)
+
+    def _special(self, hva: int) -> str:
+        if self.trial.special is not None:
+            return self.trial.special
+        return self.known.special.get(hva - _AWAY >> self.page_shift, "")
+
+    def pin(self, slot: Memslot, gfn: Gfn, hva: Hva, *, write: bool, nowait: bool, interruptible: bool) -> Pin:
+        """See Ports."""
+        trial = self.trial
+        if trial.fails:
+            return Pin(None, PinError.FAULT, errno=EFAULT)
+        if trial.invalidated:
+            self.invalidations.begin()
+            self.invalidations.add(gfn, Gfn(gfn + 1))
+            self.invalidations.end()
+        frame = trial.frame if trial.frame is not None else self.known.frames.get(gfn, 0)
+        writable = trial.writable if trial.writable is not None else frame not in self.known.unwritable
+        return Pin(Pfn(frame), writable=write or writable, device=bool(self._special(hva)))
+
+    def map(
+        self, gpa: Gpa, size: int, pfn: Pfn, prot: int, memory: Memory, *, host_writable: bool, young: bool, tag: int
+    ) -> MapResult | int:
+        """See Ports."""
+        result: MapResult | int = MapResult.LOST
+        if not self.trial.loses:
+            result = self.table.map(gpa, size, pfn, prot, memory, host_writable=host_writable, young=young, tag=tag)
+        answer = error_text(result) if isinstance(result, int) else _ANSWERS.get(result, result.value)
+        self.did.append(Call(Said.MAPPING, gpa, size, prot, memory.name, answer))
+        self.mapped = pfn
+        return result
+
+    def relax(self, gpa: Gpa, prot: int, memory: Memory) -> MapResult:
+        """See Ports."""
+        self.did.append(Call(Said.RELAXING, gpa, 0, prot, memory.name))
+        return self.table.relax(gpa, prot)
+
+    def repair_young(self, gpa: Gpa) -> None:
+        """See Ports."""
+        self.did.append(Call(Said.MAKING_YOUNG, gpa))
+        self.table.make_young(gpa)
+
+    def bus(self, access: MmioAccess) -> int | None:
+        """See Ports."""
+        return 0 if self.trial.device or access.gpa >> 12 in self.known.devices else None
+
+
+def _device_address(fault: MmioFault, outcome: Outcome) -> int | None:
+    # where the path took the access for one to a device
+    match outcome:
+        case Exit(detail=MmioAccess(gpa=gpa) | UndecodedMmio(gpa=gpa)):
+            return gpa
+        case Resume(completion=completion) if completion is not None:
+            return completion.access.gpa
+        case Error(errno) if errno != EFAULT:
+            gpa = fault.kvm_get_fault_gpa()
+            return None if gpa is None else gpa | (fault.gpa_offset or 0)
+    return None
+
+
+def returned(outcome: Outcome) -> int:
+    """What the exit handler returns: 1 the guest runs on, 0 user space, a negative errno."""
+    match outcome:
+        case Error(errno):
+            return -errno
+        case Exit(errno=errno):
+            return -errno
+        case Inject(errno=errno) if errno:
+            return -errno
+        case Emulate():
+            return 1
+    return 1

@@ -1,0 +1,78 @@
+"""Invalidations of host memory as a recording shows them: that one began, and by when it had ended at the latest.
+
+Only the begin of an MMU notifier has a trace event. A task that does anything else has ended its invalidation, and so
+had every invalidation under which a fault was not started over.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kvmfault.contract.probes import Said
+from kvmfault.replay.handled import Handled
+from kvmfault.trace.truth import Told
+
+
+@dataclass(slots=True)
+class _Interval:
+    began: int
+    pid: int
+    ended: int | None = None
+
+
+class Invalidations:
+    """*page*: bytes of a page of the host."""
+
+    def __init__(self, page: int) -> None:
+        self._page = page
+        self._intervals: list[_Interval] = []
+        self._left: dict[int, int] = {}
+        self._told = False
+
+    def told(self, place: int, told: Told) -> bool:
+        """A probe spoke; whether what it says, if it is that a range was unmapped, is part of an invalidation.
+
+        Where notifiers are recorded, a range that none of them explains belongs to a slot that is deleted or moved.
+        """
+        if told.says is not Said.RANGE_UNMAPPED:
+            self.acts(told.pid, place)
+        if told.says is Said.INVALIDATE:
+            self._told = True
+            # user addresses need not be whole pages
+            self._left[told.pid] = told.number("end") - told.number("start") + 2 * self._page
+        if told.says is not Said.RANGE_UNMAPPED:
+            return False
+        left = self._left.get(told.pid, 0) - told.number("size")
+        if self._told and left < 0:
+            self.acts(told.pid, place)
+            return False
+        self._left[told.pid] = left
+        self._intervals.append(_Interval(place, told.pid))
+        return True
+
+    def acts(self, pid: int, place: int) -> None:
+        """The task does something else."""
+        self._left.pop(pid, None)
+        for interval in self._intervals:
+            if interval.pid == pid and interval.ended is None:
+                interval.ended = place
+
+    def met(self, handled: Handled) -> bool:
+        """Whether an invalidation may have run, or ended, while the fault was handled."""
+        # faults come in the order in which they count, and a long one may have begun before others
+        oldest = handled.began
+        found = any(i.began < handled.effect and (i.ended is None or i.ended > oldest) for i in self._intervals)
+        if len(self._intervals) > _MOST:
+            self._intervals = self._intervals[-_MOST:]
+        return found
+
+    def ended_before(self, handled: Handled) -> None:
+        """The fault was not started over: nothing was being invalidated when it took the lock."""
+        place = handled.mapping[0] if handled.mapping is not None else handled.effect
+        for interval in self._intervals:
+            if interval.ended is None and interval.began < place:
+                interval.ended = place
+
+
+_MOST = 64
+"""Intervals kept."""
