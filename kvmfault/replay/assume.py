@@ -29,6 +29,7 @@ class Assumed(Enum):
     SPECIAL = "host: memory of a device"
     PIN_FAILED = "host: no page"
     INVALIDATION = "host: an invalidation still runs"
+    INVALIDATED = "host: an invalidation is over"
     NO_SLOT = "memslots: none there"
     SLOT = "memslots: one is there by now"
     READONLY_SLOT = "memslots: read-only"
@@ -50,7 +51,8 @@ class Assumption:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """A handled fault, decoded. *invalidated*: an invalidation may have met it."""
+    """A handled fault, decoded. *invalidated*: an invalidation may have met it; *starts_over*: one that other faults
+    met still runs, as far as is known."""
 
     handled: Handled
     fault: Raw
@@ -58,6 +60,7 @@ class Seen:
     gfn: int
     page: int
     invalidated: bool
+    starts_over: bool
 
     @property
     def call(self) -> Call | None:
@@ -82,11 +85,15 @@ def assumptions(vm: InferredVm, seen: Seen) -> list[Assumption]:
         return _of_device(flags, seen)
     found: list[Assumption] = []
     if flags == NO_SLOT:
+        if not seen.fault.is_write and not call.prot & W:  # so what was no memory for a write is read-only memory
+            found.append(Assumption(Assumed.READONLY_SLOT, {"flags": _READONLY}))
         found.append(Assumption(Assumed.SLOT, {"flags": 0}))
     elif flags & _READONLY and seen.fault.is_write:
         found.append(Assumption(Assumed.SLOT, {"flags": flags & ~_READONLY}))
     if call.does in (Said.MAPPING, Said.RELAXING):
-        found += _of_entry(vm, seen, call, max(flags, 0))
+        if seen.starts_over:
+            found.append(Assumption(Assumed.INVALIDATED, {"invalidated": False}))
+        found += _of_entry(vm, seen, call, flags)
     if call.does is Said.INJECTED and flags != NO_SLOT:
         found.append(Assumption(Assumed.NO_SLOT, {"flags": NO_SLOT}))
         found.append(Assumption(Assumed.READONLY_SLOT, {"flags": flags | _READONLY}))
@@ -126,9 +133,11 @@ def _of_entry(vm: InferredVm, seen: Seen, call: Call, flags: int) -> list[Assump
         found.append(Assumption(Assumed.UNWRITABLE, {"writable": False}))
     elif not fault.is_write:
         found.append(Assumption(Assumed.WRITABLE, {"writable": True}))
-    if flags & _LOG and (size > seen.page or not fault.is_write):
+    if flags == NO_SLOT:
+        pass
+    elif flags & _LOG and (size > seen.page or not fault.is_write):
         found.append(Assumption(Assumed.NOT_LOGGED, {"flags": flags & ~_LOG}))
-    if not flags & _LOG and size == seen.page:
+    elif not flags & _LOG and size == seen.page:
         found.append(Assumption(Assumed.LOGGED, {"flags": flags | _LOG}))
     if call.does is Said.MAPPING and call.kind != Memory.NORMAL.name:
         found.append(Assumption(Assumed.SPECIAL, {"special": call.kind}))
@@ -149,6 +158,7 @@ def learn(vm: InferredVm, what: Assumed, seen: Seen) -> None:
             known.absent.discard(gfn)
             known.readonly.discard(gfn)
         case Assumed.READONLY_SLOT:
+            known.absent.discard(gfn)
             known.readonly.add(gfn)
         case Assumed.LOGGED:
             known.logged.add(gfn)

@@ -7,7 +7,7 @@ kept from then on. What no assumption explains is a disagreement.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations
@@ -27,6 +27,8 @@ from kvmfault.replay.tally import Aspect, Disagreement, Tally
 from kvmfault.trace.truth import Told, Truth
 from kvmfault.types import Gpa, Pfn
 
+_MADE: Final = 1024
+"""Calls to map remembered, the latest."""
 _AT_ONCE: Final = 3
 """Assumptions made for one fault."""
 _NAMES: Final = {
@@ -62,8 +64,8 @@ class CallsCheck:
         self._invalidations = Invalidations(self._page)
         self._root = 0
         """Bytes of the largest entry at which a fault found nothing: one of the root table, sooner or later."""
-        self._made: dict[int, int] = {}
-        """Where the first entry was made in each such range."""
+        self._made: deque[tuple[int, int, int]] = deque(maxlen=_MADE)
+        """Calls to map: where they ended, and addresses."""
 
     def run(self, events: Iterable[Truth]) -> Tally:
         """Compare everything."""
@@ -106,10 +108,9 @@ class CallsCheck:
         self.cut_short += handled.ret is None
         fault = self._target.decode(**handled.registers)
         gpa = fault.kvm_get_fault_gpa() or 0
-        seen = Seen(handled, fault, gpa, gpa >> self._shift, self._page, self._invalidations.met(handled))
+        running = self._invalidations
+        seen = Seen(handled, fault, gpa, gpa >> self._shift, self._page, running.met(handled), running.runs(handled))
         self._compare_level(seen)
-        if handled.calls:
-            self._invalidations.ended_before(handled)
         basis = self._basis(seen)
         before = self.vm.table
         chosen, outcome = self._explain(seen, basis)
@@ -123,14 +124,20 @@ class CallsCheck:
             for assumption in chosen:
                 self.taken[assumption.what.value] += 1
                 learn(self.vm, assumption.what, seen)
+        if seen.call is None:
+            running.started_over(handled)
+        elif seen.call.does in (Said.MAPPING, Said.RELAXING):
+            running.ended_before(handled)
         self._compare_frame(seen, basis)
         remember(self.vm, seen, self._shift)
-        if handled.mapping is not None and self._root:
-            self._made.setdefault(gpa & -self._root, handled.effect)
+        if handled.mapping is not None:
+            call = handled.calls[-1]
+            self._made.append((handled.effect, call.address, call.address + call.size))
 
     def _basis(self, seen: Seen) -> Trial:
         # the frame that was mapped, if the page's is not known; and what the fault itself did to the host
-        handled, trial = seen.handled, Trial(invalidated=seen.handled.unmapped)
+        handled = seen.handled
+        trial = Trial(invalidated=handled.unmapped or seen.starts_over)
         if handled.hpa is not None and seen.gfn not in self.vm.known.frames:
             trial.frame = seen.frame(self._shift)
         return trial
@@ -229,40 +236,38 @@ class CallsCheck:
     # The table beside the level that the hardware reported.
 
     def _compare_level(self, seen: Seen) -> None:
-        fault, handled = seen.fault, seen.handled
+        fault = seen.fault
         granule = fault.granule
         if granule is None or not (fault.is_translation or fault.is_permission or fault.is_access_flag):
             return
-        if fault.is_translation and self._is_new(seen, granule):
-            self.taken[Assumed.NEW_VM.value] += 1
-            self.vm.forget()
-            self._made.clear()
-            self._root = 0
-        table = self.vm.table
-        found = table.walk(Gpa(seen.gpa))
-        leaf = table.format.kind(found.desc, found.shift) is Kind.LEAF
-        size = 1 << found.shift
+        size, leaf = self._level(seen.gpa)
         if fault.is_translation:
+            if (leaf or size < granule) and granule >= self._root and not self._raced(seen, granule):
+                self.taken[Assumed.NEW_VM.value] += 1  # nothing at the root, where something was
+                self.vm.forget()
+                size, leaf = self._level(seen.gpa)
+            if next(self.vm.table.entries(), None) is None:
+                self._root = 0
             self._root = max(self._root, granule)
-            # the model's table may have more levels above than this VM's
-            agrees = not leaf and (size == granule or (size > granule == self._root))
+            # the model's table may have levels above the root of this VM's
+            agrees = not leaf and (size == granule or size > granule == self._root)
         else:
-            agrees = (leaf and size == granule) or handled.unmapped
+            agrees = (leaf and size == granule) or seen.handled.unmapped
         # between the fault and its handling another vCPU may have changed the entry
-        if agrees or not self._changed_since(seen):
+        if agrees or not self._raced(seen, granule):
             mine = f"{size_text(size)} {'leaf' if leaf else 'empty'}"
             self._compare(Aspect.TABLE, seen, "level", mine, size_text(granule), "", agrees=agrees)
 
-    def _is_new(self, seen: Seen, granule: int) -> bool:
-        """The fault found nothing at the root, where entries were made before the vCPU entered the guest."""
-        if granule < self._root or 1 << self.vm.table.walk(Gpa(seen.gpa)).shift >= granule:
-            return False
-        return not self._changed_since(seen)
+    def _level(self, gpa: int) -> tuple[int, bool]:
+        table = self.vm.table
+        found = table.walk(Gpa(gpa))
+        return 1 << found.shift, table.format.kind(found.desc, found.shift) is Kind.LEAF
 
-    def _changed_since(self, seen: Seen) -> bool:
-        """An entry over the address was made after the vCPU entered the guest, as far as is known."""
-        made = self._made.get(seen.gpa & -self._root if self._root else 0)
-        return made is None or made >= seen.handled.entered
+    def _raced(self, seen: Seen, granule: int) -> bool:
+        """An entry in the faulting one's range was made after the vCPU last entered the guest, as far as is known."""
+        first = seen.gpa & -granule
+        met = [place for place, start, end in self._made if start < first + granule and first < end]
+        return not met or met[-1] >= seen.handled.entered
 
 
 def _alike(mine: Sequence[Call], theirs: Sequence[Call]) -> bool:

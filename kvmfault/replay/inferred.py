@@ -67,6 +67,7 @@ class Known:
 
     def forget_slot(self, start: int, end: int) -> None:
         """The slot of these frames is gone: the next one there may be of another kind."""
+        self.absent.discard(start, end)
         self.readonly.discard(start, end)
         self.logged.discard(start, end)
 

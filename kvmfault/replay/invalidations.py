@@ -6,11 +6,17 @@ had every invalidation under which a fault was not started over.
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
+from typing import Final
 
 from kvmfault.contract.probes import Said
 from kvmfault.replay.handled import Handled
 from kvmfault.trace.truth import Told
+
+
+_MOST: Final = 64
+"""Invalidations remembered, the latest."""
 
 
 @dataclass(slots=True)
@@ -18,6 +24,8 @@ class _Interval:
     began: int
     pid: int
     ended: int | None = None
+    noticed: bool = False
+    """A fault was started over because of it."""
 
 
 class Invalidations:
@@ -25,7 +33,7 @@ class Invalidations:
 
     def __init__(self, page: int) -> None:
         self._page = page
-        self._intervals: list[_Interval] = []
+        self._intervals: deque[_Interval] = deque(maxlen=_MOST)
         self._left: dict[int, int] = {}
         self._told = False
 
@@ -59,12 +67,16 @@ class Invalidations:
 
     def met(self, handled: Handled) -> bool:
         """Whether an invalidation may have run, or ended, while the fault was handled."""
-        # faults come in the order in which they count, and a long one may have begun before others
-        oldest = handled.began
-        found = any(i.began < handled.effect and (i.ended is None or i.ended > oldest) for i in self._intervals)
-        if len(self._intervals) > _MOST:
-            self._intervals = self._intervals[-_MOST:]
-        return found
+        return any(_overlaps(i, handled) for i in self._intervals)
+
+    def runs(self, handled: Handled) -> bool:
+        """Whether one of those made another fault start over, and is not known to have ended."""
+        return any(i.noticed and _overlaps(i, handled) for i in self._intervals)
+
+    def started_over(self, handled: Handled) -> None:
+        """The fault was started over because of one."""
+        for interval in self._intervals:
+            interval.noticed |= _overlaps(interval, handled)
 
     def ended_before(self, handled: Handled) -> None:
         """The fault was not started over: nothing was being invalidated when it took the lock."""
@@ -74,5 +86,5 @@ class Invalidations:
                 interval.ended = place
 
 
-_MOST = 64
-"""Intervals kept."""
+def _overlaps(interval: _Interval, handled: Handled) -> bool:
+    return interval.began < handled.effect and (interval.ended is None or interval.ended > handled.began)
