@@ -65,6 +65,7 @@ class Episodes:
         self._flights: dict[int, Flight] = {}
         self._changes: dict[int, _Change] = {}
         self._prefaults: dict[int, Told] = {}
+        self._retired = 0
         self._entered: dict[int, int] = {}
         self._invalidating: dict[int, list[tuple[CheckedVm, bool]]] = {}
         self._handlers: dict[Said, Callable[[Told], None]] = {
@@ -110,10 +111,7 @@ class Episodes:
             case FaultEvent() if event.target == self.target.backend.name:
                 self._waiting.setdefault(int(event.vcpu), deque()).append(event)
             case EntryEvent():
-                pid = int(event.vcpu)
-                vcpu = next((v for (_, p), v in self._vcpus.items() if p == pid), None)
-                if vcpu is not None:
-                    self._entered[pid] = vcpu.vm.epoch
+                self._entered[int(event.vcpu)] = self._retired
             case MmioEvent() | UserspaceExitEvent():
                 flight = self._flights.get(int(event.vcpu))
                 if flight is not None:
@@ -157,7 +155,7 @@ class Episodes:
 
     def _begin(self, line: int, told: Told, vcpu: _Vcpu, fault: Raw, *, prefetch: bool) -> Flight:
         self.faults += 1
-        epoch = vcpu.vm.epoch if prefetch else self._entered.get(told.pid, vcpu.vm.epoch)
+        epoch = self._retired if prefetch else self._entered.get(told.pid, self._retired)
         flight = Flight(line, told.pid, vcpu.vm, vcpu.number, fault, prefetch=prefetch, epoch=epoch)
         self._flights[told.pid] = flight
         return flight
@@ -262,7 +260,8 @@ class Episodes:
     def _table_retired(self, told: Told) -> None:
         change = self._changes.get(told.pid)
         if change is not None:
-            change.vm.retire()
+            self._retired += 1
+            change.vm.retire(self._retired)
 
     def _watched(self, told: Told) -> None:
         if (change := self._changes.get(told.pid)) is not None:

@@ -31,7 +31,7 @@ class Flight:
         self.pid, self.vm, self.vcpu, self.fault = pid, vm, vcpu, fault
         self.prefetch = prefetch
         self.epoch = epoch
-        """How often all tables had been retired when the vCPU last took its own."""
+        """Number of the last retirement of any table that the vCPU's entry into the guest came after."""
         self.told: dict[Said, Told] = {}
         """The last of each kind that the recording said."""
         self.installed: list[Told] = []
@@ -90,6 +90,7 @@ class CheckedVm(Vm):
         super().__init__(target)
         self.flight: Flight | None = None
         self.epoch = 0
+        """Number of the last retirement of its tables."""
         self.taken: Counter[str] = Counter()
         self.known: dict[int, Known] = {}
         """By page of user space, as long as nothing was invalidated there."""
@@ -139,7 +140,7 @@ class CheckedVm(Vm):
 
     def table_retired(self) -> bool:
         """See Ports."""
-        return self.flight is not None and self.flight.epoch != self.epoch
+        return self.flight is not None and self.flight.epoch < self.epoch
 
     def block_allowed(self, slot: Memslot, gfn: Gfn, size: int) -> bool:
         """See Ports."""
@@ -174,9 +175,9 @@ class CheckedVm(Vm):
         while self.slots.next_stage not in (Stage.FLUSH, None):
             self.slots.step()
 
-    def retire(self) -> None:
-        """Every table is thrown away; faults that began before will find out under the lock."""
-        self.epoch += 1
+    def retire(self, number: int) -> None:
+        """Every table is thrown away; vCPUs that entered the guest before will find out under the lock."""
+        self.epoch = number
         if self.slots.next_stage is Stage.FLUSH:
             self._flush_changing(SlotFlush.TABLE)
             self.slots.step()
