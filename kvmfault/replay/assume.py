@@ -13,6 +13,7 @@ from kvmfault.contract.probes import FIXED, RETRY, Said
 from kvmfault.contract.shapes import Raw
 from kvmfault.replay.handled import Call, Handled
 from kvmfault.replay.inferred import NO_SLOT, InferredVm, Known
+from kvmfault.types import Gpa
 from kvmfault.vm.memslot import MemslotFlag
 
 _LOG: Final = int(MemslotFlag.LOG_DIRTY)
@@ -35,6 +36,7 @@ class Assumed(Enum):
     READONLY_SLOT = "memslots: read-only"
     LOGGED = "memslots: writes are logged"
     NOT_LOGGED = "memslots: writes are no longer logged"
+    TABLE_BITS = "VM: how many address bits its table has"
     KERNEL_DEVICE = "VM: a device inside the kernel"
     COHERENT = "CPU: instruction caches are coherent"
     ORDER = "order: which of two vCPUs came first"
@@ -98,6 +100,10 @@ def assumptions(vm: InferredVm, seen: Seen) -> list[Assumption]:
         found.append(Assumption(Assumed.NO_SLOT, {"flags": NO_SLOT}))
         found.append(Assumption(Assumed.READONLY_SLOT, {"flags": flags | _READONLY}))
         found.append(Assumption(Assumed.SPECIAL, {"special": Memory.DEVICE.name}))
+    inside = seen.gpa >> vm.facts.table_bits == 0
+    if (call.does is Said.INJECTED) == inside:
+        bits = seen.gpa.bit_length() - 1 if inside else vm.target.facts.table_bits
+        found.append(Assumption(Assumed.TABLE_BITS, {"table_bits": bits}))
     return found
 
 
@@ -129,9 +135,9 @@ def _of_entry(vm: InferredVm, seen: Seen, call: Call, flags: int) -> list[Assump
     size = call.size if call.does is Said.MAPPING else fault.granule or seen.page
     if size > seen.page:
         found.append(Assumption(Assumed.BLOCK, {"block": size}))
-    if not call.prot & W:
+    if not call.prot & W and seen.gfn not in vm.known.written:
         found.append(Assumption(Assumed.UNWRITABLE, {"writable": False}))
-    elif not fault.is_write:
+    elif call.prot & W and not fault.is_write:
         found.append(Assumption(Assumed.WRITABLE, {"writable": True}))
     if flags == NO_SLOT:
         pass
@@ -143,9 +149,26 @@ def _of_entry(vm: InferredVm, seen: Seen, call: Call, flags: int) -> list[Assump
         found.append(Assumption(Assumed.SPECIAL, {"special": call.kind}))
     if call.prot & X and not fault.is_exec and not vm.facts.coherent_icache:
         found.append(Assumption(Assumed.COHERENT, {"coherent": True}))
-    if call.answer == RETRY and seen.handled.rivals:
+    if call.answer == RETRY and any(_meets(vm, seen.handled, rival) for rival in seen.handled.rivals):
         found.append(Assumption(Assumed.ORDER, {"loses": True}))
     return found
+
+
+def _meets(vm: InferredVm, one: Handled, other: Handled) -> bool:
+    """Both change the same entry, be it by putting a table there."""
+    return _reaches(vm, one, other.calls[-1].address) or _reaches(vm, other, one.calls[-1].address)
+
+
+def _reaches(vm: InferredVm, one: Handled, address: int) -> bool:
+    first, last = one.reach or reach(vm, one)
+    return first <= address < last
+
+
+def reach(vm: InferredVm, handled: Handled) -> tuple[int, int]:
+    """Addresses of the entry that a call to map changes first, with the table as it is now."""
+    call = handled.calls[-1]
+    size = max(call.size, 1 << vm.table.walk(Gpa(call.address)).shift)
+    return call.address & -size, (call.address & -size) + size
 
 
 def learn(vm: InferredVm, what: Assumed, seen: Seen) -> None:
@@ -169,6 +192,9 @@ def learn(vm: InferredVm, what: Assumed, seen: Seen) -> None:
             known.devices.add((call.address if call is not None else seen.gpa) >> 12)
         case Assumed.SPECIAL:
             known.special[gfn] = call.kind if call is not None and call.does is Said.MAPPING else Memory.DEVICE.name
+        case Assumed.TABLE_BITS:
+            inside = seen.gpa >> vm.facts.table_bits == 0
+            vm.with_facts(table_bits=seen.gpa.bit_length() - 1 if inside else vm.target.facts.table_bits)
         case Assumed.COHERENT:
             vm.with_facts(coherent_icache=True)
         case _:
@@ -185,6 +211,7 @@ def remember(vm: InferredVm, seen: Seen, page_shift: int) -> None:
     if call.size > seen.page:
         known.blocks[seen.gpa & -call.size] = call.size
     if call.prot & W:
+        known.written.add(seen.gfn)
         known.unwritable.discard(frame)
     elif not seen.fault.is_write and not known.flags(seen.gfn) & (_LOG | _READONLY):
         known.unwritable.add(frame)

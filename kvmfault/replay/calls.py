@@ -19,7 +19,7 @@ from kvmfault.contract.probes import FIXED, RETRY, Said
 from kvmfault.contract.shapes import Raw
 from kvmfault.contract.target import Target
 from kvmfault.machine.stage2 import Stage2
-from kvmfault.replay.assume import Assumed, Assumption, Seen, assumptions, learn, remember
+from kvmfault.replay.assume import Assumed, Assumption, Seen, assumptions, learn, reach, remember
 from kvmfault.replay.handled import Call, Handled, in_order
 from kvmfault.replay.inferred import InferredVm, Trial, returned
 from kvmfault.replay.invalidations import Invalidations
@@ -113,6 +113,8 @@ class CallsCheck:
         self._compare_level(seen)
         basis = self._basis(seen)
         before = self.vm.table
+        if handled.mapping is not None:
+            handled.reach = reach(self.vm, handled)
         chosen, outcome = self._explain(seen, basis)
         if chosen is None:
             self._differ(seen, outcome)
@@ -266,6 +268,8 @@ class CallsCheck:
     def _raced(self, seen: Seen, granule: int) -> bool:
         """An entry in the faulting one's range was made after the vCPU last entered the guest, as far as is known."""
         first = seen.gpa & -granule
+        if any(first <= rival.calls[-1].address < first + granule for rival in seen.handled.rivals):
+            return True
         met = [place for place, start, end in self._made if start < first + granule and first < end]
         return not met or met[-1] >= seen.handled.entered
 

@@ -57,6 +57,8 @@ class Handled:
     """What the handler returned; None: not recorded."""
     effect: int = -1
     done: bool = False
+    reach: tuple[int, int] | None = None
+    """Addresses of the first entry that it changed, once it was run."""
     rivals: tuple[Handled, ...] = ()
     """Faults of other tasks whose calls to map overlap this one's."""
 

@@ -6,6 +6,7 @@ Everything that KVM decides comes from the path. What user space and the host de
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from errno import EFAULT
 from typing import Final
@@ -43,6 +44,8 @@ class Known:
     """Where their pages are."""
     unwritable: set[int] = field(default_factory=set)
     """Frames of the host that may only be read, such as the one that stands for all untouched memory."""
+    written: set[int] = field(default_factory=set)
+    """Frames of the guest whose pages the host lets be written: they were mapped so, and not taken away since."""
     blocks: dict[int, int] = field(default_factory=dict)
     """Guest address -> bytes of a block of the host's page table."""
     devices: set[int] = field(default_factory=set)
@@ -59,17 +62,25 @@ class Known:
 
     def forget_pages(self, start: int, end: int, page_shift: int) -> None:
         """The host took these away: they may come back as other pages."""
-        for table, shift in ((self.frames, 0), (self.special, 0), (self.blocks, page_shift)):
-            first, last = start << shift, end << shift
-            near = [n for n in table if first <= n < last] if len(table) < last - first else range(first, last)
-            for number in near:
-                table.pop(number, None)  # type: ignore[attr-defined]  # the two kinds of table have pop in common
+        for number in _within(self.frames, start, end):
+            del self.frames[number]
+            self.written.discard(number)
+            self.special.pop(number, None)
+        largest = max(self.blocks.values(), default=0)
+        for block in _within(self.blocks, (start << page_shift) - largest + 1, end << page_shift):
+            if block + self.blocks[block] > start << page_shift:
+                del self.blocks[block]
 
     def forget_slot(self, start: int, end: int) -> None:
         """The slot of these frames is gone: the next one there may be of another kind."""
         self.absent.discard(start, end)
         self.readonly.discard(start, end)
         self.logged.discard(start, end)
+
+
+def _within(table: Collection[int], start: int, end: int) -> list[int]:
+    # the smaller of the two is looked through
+    return [n for n in table if start <= n < end] if len(table) < end - start else [n for n in range(start, end) if n in table]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -91,6 +102,8 @@ class Trial:
     """A device inside the kernel takes the access."""
     coherent: bool = False
     """Instruction caches are coherent."""
+    table_bits: int | None = None
+    """Guest addresses of more bits are outside the VM's table."""
 
 
 class InferredVm(Vm):
@@ -110,6 +123,8 @@ class InferredVm(Vm):
         facts = self.facts
         if trial.coherent:
             self.facts = replace(facts, coherent_icache=True)
+        if trial.table_bits is not None:
+            self.facts = replace(facts, table_bits=trial.table_bits)
         outcome = self.resolve(fault)
         self.facts = facts
         address = _device_address(fault, outcome)

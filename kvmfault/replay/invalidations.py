@@ -33,7 +33,8 @@ class Invalidations:
 
     def __init__(self, page: int) -> None:
         self._page = page
-        self._intervals: deque[_Interval] = deque(maxlen=_MOST)
+        # one may run already when the recording begins
+        self._intervals: deque[_Interval] = deque([_Interval(-1, -1)], maxlen=_MOST)
         self._left: dict[int, int] = {}
         self._told = False
 
