@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 from errno import EFAULT
 from typing import Final
 
-from kvmfault.contract.format import Memory, R, W, X
+from kvmfault.contract.format import Memory, W, X
 from kvmfault.contract.probes import FIXED, RETRY, Said
 from kvmfault.contract.shapes import Raw
 from kvmfault.replay.handled import Call, Handled
@@ -135,7 +135,7 @@ def _of_entry(vm: InferredVm, seen: Seen, call: Call, flags: int) -> list[Assump
     size = call.size if call.does is Said.MAPPING else fault.granule or seen.page
     if size > seen.page:
         found.append(Assumption(Assumed.BLOCK, {"block": size}))
-    if not call.prot & W and seen.gfn not in vm.known.written:
+    if not call.prot & W and seen.gfn not in vm.known.written and (flags == NO_SLOT or not flags & _LOG):
         found.append(Assumption(Assumed.UNWRITABLE, {"writable": False}))
     elif call.prot & W and not fault.is_write:
         found.append(Assumption(Assumed.WRITABLE, {"writable": True}))

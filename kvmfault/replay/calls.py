@@ -9,22 +9,22 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from itertools import combinations
+from pathlib import Path
 from typing import Final
 
 from kvmfault.contract.format import PROTS, Kind, Memory, size_text
 from kvmfault.contract.outcome import Outcome
 from kvmfault.contract.probes import FIXED, RETRY, Said
-from kvmfault.contract.shapes import Raw
-from kvmfault.contract.target import Target
+from kvmfault.contract.target import Target, backend
 from kvmfault.machine.stage2 import Stage2
 from kvmfault.replay.assume import Assumed, Assumption, Seen, assumptions, learn, reach, remember
 from kvmfault.replay.handled import Call, Handled, in_order
 from kvmfault.replay.inferred import InferredVm, Trial, returned
-from kvmfault.replay.invalidations import Invalidations
+from kvmfault.replay.invalidations import Invalidations, Reason
 from kvmfault.replay.tally import Aspect, Disagreement, Tally
-from kvmfault.trace.truth import Told, Truth
+from kvmfault.trace.text import read_text
+from kvmfault.trace.truth import ProbeReader, Told, Truth
 from kvmfault.types import Gpa, Pfn
 
 _MADE: Final = 1024
@@ -81,24 +81,26 @@ class CallsCheck:
     # What others did.
 
     def _others(self, place: int, told: Told) -> None:
-        by_host = self._invalidations.told(place, told)
+        if told.says is Said.INVALIDATE:
+            self._invalidations.begins(place, told.pid, told.number("start"), told.number("end"))
+            return
         start = told.number("gpa")
         end = start + told.number("size")
         first, last = start >> self._shift, -(-end >> self._shift)
         known, table = self.vm.known, self.vm.table
-        match told.says:
-            case Said.RANGE_PROTECTED:
-                table.write_protect(Gpa(start), Gpa(end))
-                known.logged.add(first, last)
-            case Said.RANGE_AGED:
-                table.age(Gpa(start), Gpa(end), test_only=not told.number("clear", 1))
-            case Said.RANGE_UNMAPPED:
-                table.unmap(Gpa(start), Gpa(end))
-                known.forget_pages(first, last, self._shift)
-                if not by_host:
-                    known.forget_slot(first, last)
-            case _:
-                pass
+        if told.says is Said.RANGE_UNMAPPED:
+            table.unmap(Gpa(start), Gpa(end))
+            known.forget_pages(first, last, self._shift)
+            if self._invalidations.unmaps(place, told.pid, start, end) is not Reason.HOST:
+                known.forget_slot(first, last)
+            table.stale.clear()
+            return
+        self._invalidations.acts(told.pid, place)
+        if told.says is Said.RANGE_PROTECTED:
+            table.write_protect(Gpa(start), Gpa(end))
+            known.logged.add(first, last)
+        elif told.says is Said.RANGE_AGED:
+            table.age(Gpa(start), Gpa(end), test_only=not told.number("clear", 1))
         table.stale.clear()
 
     # A fault.
@@ -157,7 +159,7 @@ class CallsCheck:
                 if len(names) != len(set(names)):
                     continue
                 answers = {name: value for a in chosen for name, value in a.answers.items()}
-                outcome = self._try(seen, before, replace(basis, **answers))
+                outcome = self._try(seen, before, basis.answering(answers))
                 if self._matches(seen, outcome):
                     return chosen, outcome
         return None, self._try(seen, before, basis)
@@ -196,7 +198,8 @@ class CallsCheck:
             agrees = ret == seen.handled.ret
             self._compare(Aspect.RETURN, seen, kind, str(ret), str(seen.handled.ret), cause, agrees=agrees)
         for aspect, read in _aspects(call).items():
-            theirs, ours = read(call), read(mine) if same and mine is not None else _NOTHING
+            theirs = read(call) if call is not None else _NOTHING
+            ours = read(mine) if same and mine is not None else _NOTHING
             self._compare(aspect, seen, kind, ours, theirs, cause, agrees=ours == theirs)
 
     def _compare(
@@ -323,3 +326,33 @@ def _cause(seen: Seen, mine: Call | None) -> str:
     if call is not None and call.answer == RETRY and mine is not None and mine.answer != RETRY:
         return _TABLE
     return ""
+
+
+def fitting(target: Target, aux: str | Path) -> tuple[Target, list[str]]:
+    """*target* with a format for what was mapped, and a note if it is another one.
+
+    The least that was mapped is a page, and the table reaches the highest address.
+    """
+    least, highest = _extent(aux, ProbeReader(target.backend))
+    shift = least.bit_length() - 1
+    formats = {name: f for name, f in target.backend.formats.items() if f.page_shift == shift}
+    own = target.format
+    if not formats or (own.page_shift == shift and highest >> own.gpa_bits == 0):
+        return target, []
+    name = next(
+        (n for n, f in formats.items() if highest >> f.gpa_bits == 0), max(formats, key=lambda n: formats[n].gpa_bits)
+    )
+    _, _, settings = target.name.partition("+")
+    spelled = f"{target.backend.name}:{name}@{target.kernel}" + (f"+{settings}" if settings else "")
+    return backend(spelled), [f"format {name}: the least that was mapped is {size_text(least)}"]
+
+
+def _extent(aux: str | Path, reader: ProbeReader) -> tuple[int, int]:
+    least = highest = 0
+    for event in read_text(aux):
+        told = reader.read(event, aux=True)
+        if told is not None and told.says is Said.MAPPING:
+            size = told.number("size")
+            least = min(least or size, size)
+            highest = max(highest, told.number("gpa"))
+    return least, highest

@@ -6,7 +6,8 @@ Everything that KVM decides comes from the path. What user space and the host de
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from copy import copy
 from dataclasses import dataclass, field, replace
 from errno import EFAULT
 from typing import Final
@@ -15,7 +16,7 @@ from kvmfault.contract.fault import MmioFault
 from kvmfault.contract.format import Memory
 from kvmfault.contract.outcome import Emulate, Error, Exit, Inject, MmioAccess, Outcome, Resume, UndecodedMmio
 from kvmfault.contract.ports import Area, MapResult, Memslot, Pin, PinError
-from kvmfault.contract.probes import FIXED, RETRY, Said, error_text
+from kvmfault.contract.probes import FIXED, RETRY, Said
 from kvmfault.contract.target import Target
 from kvmfault.machine.vm import Vm
 from kvmfault.replay.handled import Call
@@ -80,7 +81,11 @@ class Known:
 
 def _within(table: Collection[int], start: int, end: int) -> list[int]:
     # the smaller of the two is looked through
-    return [n for n in table if start <= n < end] if len(table) < end - start else [n for n in range(start, end) if n in table]
+    return (
+        [n for n in table if start <= n < end]
+        if len(table) < end - start
+        else [n for n in range(start, end) if n in table]
+    )
 
 
 @dataclass(slots=True, kw_only=True)
@@ -104,6 +109,13 @@ class Trial:
     """Instruction caches are coherent."""
     table_bits: int | None = None
     """Guest addresses of more bits are outside the VM's table."""
+
+    def answering(self, answers: Mapping[str, object]) -> Trial:
+        """This trial with other answers, by name."""
+        changed = copy(self)
+        for name, value in answers.items():
+            setattr(changed, name, value)
+        return changed
 
 
 class InferredVm(Vm):
@@ -197,13 +209,12 @@ class InferredVm(Vm):
 
     def map(
         self, gpa: Gpa, size: int, pfn: Pfn, prot: int, memory: Memory, *, host_writable: bool, young: bool, tag: int
-    ) -> MapResult | int:
+    ) -> MapResult:
         """See Ports."""
-        result: MapResult | int = MapResult.LOST
+        result = MapResult.LOST
         if not self.trial.loses:
             result = self.table.map(gpa, size, pfn, prot, memory, host_writable=host_writable, young=young, tag=tag)
-        answer = error_text(result) if isinstance(result, int) else _ANSWERS.get(result, result.value)
-        self.did.append(Call(Said.MAPPING, gpa, size, prot, memory.name, answer))
+        self.did.append(Call(Said.MAPPING, gpa, size, prot, memory.name, _ANSWERS.get(result, result.value)))
         self.mapped = pfn
         return result
 
@@ -230,9 +241,10 @@ def _device_address(fault: MmioFault, outcome: Outcome) -> int | None:
         case Resume(completion=completion) if completion is not None:
             return completion.access.gpa
         case Error(errno) if errno != EFAULT:
-            gpa = fault.kvm_get_fault_gpa()
-            return None if gpa is None else gpa | (fault.gpa_offset or 0)
-    return None
+            page = fault.kvm_get_fault_gpa()
+            return None if page is None else page | (fault.gpa_offset or 0)
+        case _:
+            return None
 
 
 def returned(outcome: Outcome) -> int:

@@ -1,19 +1,18 @@
 """Invalidations of host memory as a recording shows them: that one began, and by when it had ended at the latest.
 
 Only the begin of an MMU notifier has a trace event. A task that does anything else has ended its invalidation, and so
-had every invalidation under which a fault was not started over.
+had every invalidation under which a fault was not started over. What is unmapped without a notifier belongs to a slot
+that is deleted or moved; how user addresses and those of the guest go together is learned from ranges of one size.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
+from enum import Enum
 from typing import Final
 
-from kvmfault.contract.probes import Said
 from kvmfault.replay.handled import Handled
-from kvmfault.trace.truth import Told
-
 
 _MOST: Final = 64
 """Invalidations remembered, the latest."""
@@ -28,6 +27,14 @@ class _Interval:
     """A fault was started over because of it."""
 
 
+class Reason(Enum):
+    """Why a range was taken out of the table."""
+
+    HOST = "a notifier asked for it"
+    SLOT = "its slot was deleted or moved"
+    EITHER = "one of the two"
+
+
 class Invalidations:
     """*page*: bytes of a page of the host."""
 
@@ -35,33 +42,43 @@ class Invalidations:
         self._page = page
         # one may run already when the recording begins
         self._intervals: deque[_Interval] = deque([_Interval(-1, -1)], maxlen=_MOST)
-        self._left: dict[int, int] = {}
+        self._asked: dict[int, tuple[int, int]] = {}
+        self._places: deque[tuple[int, int, int]] = deque(maxlen=_MOST)
         self._told = False
 
-    def told(self, place: int, told: Told) -> bool:
-        """A probe spoke; whether what it says, if it is that a range was unmapped, is part of an invalidation.
+    def begins(self, place: int, pid: int, start: int, end: int) -> None:
+        """A notifier is about to invalidate user addresses."""
+        self.acts(pid, place)
+        self._told = True
+        self._asked[pid] = start & -self._page, -(-end // self._page) * self._page
 
-        Where notifiers are recorded, a range that none of them explains belongs to a slot that is deleted or moved.
-        """
-        if told.says is not Said.RANGE_UNMAPPED:
-            self.acts(told.pid, place)
-        if told.says is Said.INVALIDATE:
-            self._told = True
-            # user addresses need not be whole pages
-            self._left[told.pid] = told.number("end") - told.number("start") + 2 * self._page
-        if told.says is not Said.RANGE_UNMAPPED:
-            return False
-        left = self._left.get(told.pid, 0) - told.number("size")
-        if self._told and left < 0:
-            self.acts(told.pid, place)
-            return False
-        self._left[told.pid] = left
-        self._intervals.append(_Interval(place, told.pid))
-        return True
+    def unmaps(self, place: int, pid: int, start: int, end: int) -> Reason:
+        """A range of the guest is taken out of the table."""
+        reason = self._reason(pid, start, end)
+        if reason is Reason.SLOT:
+            self.acts(pid, place)
+        else:
+            self._intervals.append(_Interval(place, pid))
+        if reason is not Reason.HOST:
+            kept = [p for p in self._places if p[1] <= start or end <= p[0]]
+            self._places = deque(kept, maxlen=_MOST)
+        return reason
+
+    def _reason(self, pid: int, start: int, end: int) -> Reason:
+        asked = self._asked.get(pid)
+        if asked is None:
+            return Reason.SLOT if self._told else Reason.HOST
+        away = next((away for first, last, away in self._places if first <= start < last), None)
+        if away is not None:
+            return Reason.HOST if asked[0] < end + away and start + away < asked[1] else Reason.SLOT
+        if asked[1] - asked[0] != end - start:
+            return Reason.EITHER if end - start < asked[1] - asked[0] else Reason.SLOT
+        self._places.append((start, end, asked[0] - start))
+        return Reason.HOST
 
     def acts(self, pid: int, place: int) -> None:
         """The task does something else."""
-        self._left.pop(pid, None)
+        self._asked.pop(pid, None)
         for interval in self._intervals:
             if interval.pid == pid and interval.ended is None:
                 interval.ended = place
