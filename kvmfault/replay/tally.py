@@ -26,6 +26,8 @@ class Aspect(Enum):
     """R/W/X of the leaf that was installed, or that none was."""
     ENTRY = "entry"
     """Every bit of it."""
+    AHEAD = "entries mapped ahead"
+    """Neighbours that were mapped with the page that faulted."""
     ADDRESS = "address"
     """Where a leaf was installed, relaxed, or marked as used."""
     WRITABLE = "write protection"
