@@ -6,10 +6,12 @@ everywhere, members of struct kvm_page_fault under their own names, ``gpa``, ``s
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
-from kvmfault.contract.ports import PinError
+from arch.x86.pferr import PRESENT, USER, WRITE
+from kvmfault.contract.format import R, W, X
+from kvmfault.contract.ports import GuestTranslation, GuestWalkFault, PinError
 from kvmfault.contract.probes import (
     CONTINUE,
     EMULATE,
@@ -24,6 +26,7 @@ from kvmfault.contract.probes import (
     error_text,
     fields,
 )
+from kvmfault.types import Gpa
 
 RET_PF: Final = {0: CONTINUE, 1: RETRY, 2: EMULATE, 3: WRITE_PROTECTED, 4: "not here", 5: FIXED, 6: SPURIOUS}
 _NO_SLOT: Final = 1 << 63
@@ -35,6 +38,11 @@ PIN_ERRORS: Final = {
     _ERROR + 2: PinError.RO_FAULT,
     _ERROR + 3: PinError.SIGPENDING,
 }
+_ACC_EXEC, _ACC_USER = 1, 4
+"""Bits of a role's access; ACC_WRITE_MASK is W."""
+_ADDRESS: Final = (1 << 52) - (1 << 12)
+_DIRTY, _BLOCK = 1 << 6, 1 << 7
+_LARGEST_LEVEL: Final = 3
 _SIZES: Final = {"max_size": "max_level", "wanted": "req_level", "size": "goal_level"}
 
 
@@ -70,6 +78,9 @@ def _pinned(recorded: Values) -> Values:
     if _number(recorded, "slotp"):  # without a memslot the probe read these through a null pointer
         made["slot"] = _number(recorded, "slot") & 0xFFFF
         made["hva"] = _number(recorded, "hva")
+    if "access" in recorded:
+        access = _number(recorded, "access")
+        made["prot"] = (R if access & _ACC_USER else 0) | access & W | (X if access & _ACC_EXEC else 0)
     pfn = _number(recorded, "pfn")
     if pfn in PIN_ERRORS:
         made["error"] = PIN_ERRORS[pfn].name
@@ -79,6 +90,32 @@ def _pinned(recorded: Values) -> Values:
     return made
 
 
+def guest_walk(
+    entries: Sequence[tuple[int, int]], address: int, write: bool
+) -> GuestTranslation | GuestWalkFault | None:
+    """Where entries of long-mode tables lead: (descriptor, level) from the root on; None: the last one is missing.
+
+    A page that is not marked dirty is mapped writable only by the write that marks it.
+    Kernel: FNAME(walk_addr_generic), FNAME(protect_clean_gpte).
+    """
+    writable = user = executable = True
+    for desc, level in entries:
+        if not desc & PRESENT:
+            return GuestWalkFault(level=level)
+        writable, user = writable and bool(desc & WRITE), user and bool(desc & USER)
+        executable = executable and not desc >> 63
+        if level == 1 or (level <= _LARGEST_LEVEL and desc & _BLOCK):
+            size = size_of(level)
+            gpa = desc & _ADDRESS & -size | address & (size - 1) & -4096
+            marked = write or bool(desc & _DIRTY)
+            return GuestTranslation(Gpa(gpa), size, True, writable and marked, executable, level, user)
+    return None
+
+
+def _requested(recorded: Values) -> Values:
+    return {"gfn": recorded["gfn"], "pfn": recorded["pfn"], "size": size_of(_number(recorded, "level"))}
+
+
 def _fast(recorded: Values) -> Values | None:
     return {"gpa": _number(recorded, "cr2_or_gpa"), "old": recorded["old_spte"], "new": recorded["new_spte"]}
 
@@ -86,13 +123,15 @@ def _fast(recorded: Values) -> Values | None:
 def _set_spte(recorded: Values) -> Values:
     size = size_of(_number(recorded, "level"))
     gpa = _number(recorded, "gfn") << 12
-    return {"gpa": gpa & -size, "size": size, "desc": recorded["spte"]}
+    made = {"gpa": gpa & -size, "size": size, "desc": _number(recorded, "spte")}
+    return {**made, "place": _number(recorded, "sptep") & 0xFFF} if "sptep" in recorded else made
 
 
 def _spte_changed(recorded: Values) -> Values:
     size = size_of(_number(recorded, "level"))
     gpa = _number(recorded, "gfn") << 12
-    return {"gpa": gpa & -size, "size": size, "old": recorded["old_spte"], "new": recorded["new_spte"]}
+    made = {"gpa": gpa & -size, "size": size, "as_id": _number(recorded, "as_id")}
+    return {**made, "old": recorded["old_spte"], "new": recorded["new_spte"]}
 
 
 def _marked_mmio(recorded: Values) -> Values:
@@ -131,6 +170,7 @@ _ENTRIES: Final = {
     "kvm_clear_dirty_log_protect": Probe(Said.CLEAR_LOG, fields("slot", first="first_page", pages="num_pages")),
     "kvm_arch_mmu_enable_log_dirty_pt_masked": Probe(Said.LOG_PROTECT, fields("slot", "mask", first="gfn_offset")),
     "kvm_mmu_track_write": Probe(Said.WRITES, fields("gpa", size="bytes")),
+    "mmu_set_spte": Probe(Said.SETTING, fields("gfn", "pfn", place="sptep")),
     "mmu_try_to_unsync_pages": Probe(Said.UNSYNC, fields("gfn")),
     "x86_emulate_instruction": Probe(Said.EMULATING, fields(address="cr2_or_gpa")),
     "kvm_inject_page_fault": Probe(Said.INJECTED, fields("address", code="error_code")),
@@ -167,6 +207,7 @@ _EVENTS: Final = {
         _set_spte,
         ("gfn {gfn:x} spte {spte:x} ({prot:w} level {level:d} at {sptep:x}",),
     ),
+    "kvm_mmu_spte_requested": Probe(Said.REQUESTED, _requested, ("gfn {gfn:x} pfn {pfn:x} level {level:d}",)),
     "kvm_tdp_mmu_spte_changed": Probe(
         Said.CHANGED,
         _spte_changed,
@@ -184,6 +225,10 @@ _EVENTS: Final = {
         Said.WALK, fields(address="addr"), ("addr {addr:x} pferr {pferr:x} {bits:w}", "addr {addr:x} pferr {pferr:x}")
     ),
     "kvm_mmu_paging_element": Probe(Said.WALK_ENTRY, fields("level", desc="pte"), ("pte {pte:x} level {level:d}",)),
+    **dict.fromkeys(
+        ("kvm_mmu_set_accessed_bit", "kvm_mmu_set_dirty_bit"),
+        Probe(Said.WALK_MARKED, fields("gpa"), ("gpa {gpa:x}",)),
+    ),
     "kvm_mmu_walker_error": Probe(
         Said.WALK_FAILED, fields(code="pferr"), ("pferr {pferr:x} {bits:w}", "pferr {pferr:x}")
     ),
@@ -193,12 +238,14 @@ _EVENTS: Final = {
         ("sptep:{sptep:w} gfn {gfn:x} access {access:x} gen {gen:x}",),
     ),
     "kvm_mmu_get_page": Probe(Said.SHADOWED, _table_page, _page_texts(" {created:w}")),
+    "kvm_mmu_sync_page": Probe(Said.SYNCED, _table_page, _page_texts("")),
     "kvm_mmu_prepare_zap_page": Probe(Said.UNSHADOWED, _table_page, _page_texts("")),
 }
 PROBES: Final = Probes(
     entries=_ENTRIES,
     returns=_RETURNS,
     events=_EVENTS,
+    walk=guest_walk,
     # without the TDP MMU no block is split ahead of a write (kvm_mmu_slot_try_split_huge_pages)
     settings={"direct_page_fault": ("eager-split=no",)},
 )

@@ -6,7 +6,7 @@ sizes in bytes, answers as in ``answer_text``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, unique
 from errno import errorcode
@@ -25,6 +25,7 @@ from kvmfault.contract.outcome import (
     Spurious,
     WriteProtected,
 )
+from kvmfault.vm.guest_tables import GuestTranslation, GuestWalkFault
 
 Values: TypeAlias = Mapping[str, int | str]
 """Values of one probe by the names that ``Said`` tells; what was not recorded is missing."""
@@ -37,7 +38,11 @@ class Said(Enum):
     FAULT = "the exit handler takes on a fault: address, code"
     RETURNED = "the exit handler is done with it: ret (1 guest runs on, 0 left to user space, -errno)"
     DECIDED = "the fault machinery decided: answer, gfn, prefetch, max_size, wanted, size"
-    PINNED = "the host was asked for the page: answer, gfn, slot (absent: none), pfn or error, hva, writable"
+    PINNED = (
+        "the host was asked for the page: answer, gfn, slot (absent: none), pfn or error, hva, writable, and prot "
+        "(what the guest's own tables allow)"
+    )
+    REQUESTED = "under the lock, with a page and a size: gfn, pfn, size"
     REPAIR_TRIED = "a repair without the slow path was tried: answer, gfn"
     REPAIRED = "what that repair saw and left: gpa, old, new (descriptors)"
     MAPPING = "a leaf is about to be installed: gpa, size, hpa, prot (R/W/X bits), memory"
@@ -45,8 +50,9 @@ class Said(Enum):
     RELAXING = "permissions are about to be added to a leaf: gpa, prot, memory"
     RELAXED = "permissions were added: answer"
     MAKING_YOUNG = "a leaf is about to be marked as used: gpa"
-    INSTALLED = "a leaf was installed: gpa (of the shadowed guest: its frame), size, desc"
-    CHANGED = "an entry was changed, by whoever it was: gpa, size, old, new (descriptors)"
+    SETTING = "a leaf is about to be set: gfn, pfn, place (which entry of which table)"
+    INSTALLED = "a leaf was installed: gpa (of the shadowed guest: its frame), size, desc, place"
+    CHANGED = "an entry was changed, by whoever it was: as_id, gpa, size, old, new (descriptors)"
     MMIO_INSTALLED = "an entry that remembers MMIO was installed: gpa, generation"
     INJECTED = "an exception is given to the guest: what, address"
     DEVICE = "the access goes to no memory: gpa"
@@ -82,10 +88,11 @@ class Said(Enum):
     LOG_PROTECT = "pages of a slot are to be noticed again: slot, first, mask"
     WALK = "the guest's own tables are walked: address"
     WALK_ENTRY = "an entry of them was read: desc, level"
+    WALK_MARKED = "the walk marked an entry of them as used or written: gpa (of that entry)"
     WALK_FAILED = "they do not translate the address: code"
     SHADOWED = "a table page stands for a table of the guest: gfn, level, direct"
     UNSHADOWED = "that table page is given up: gfn, level, direct"
-    RESUMED = "the vCPU enters the guest"
+    SYNCED = "a table page follows its table of the guest again: gfn, level"
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +105,10 @@ class Probe:
     """Of a trace event: how its text reads, as in Tracepoint."""
 
 
+GuestWalk: TypeAlias = Callable[[Sequence[tuple[int, int]], int, bool], GuestTranslation | GuestWalkFault | None]
+"""(entries as (descriptor, level), address, is it a write) -> where they lead; None: the walk is not over."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Probes:
     """All that a backend knows."""
@@ -108,6 +119,8 @@ class Probes:
     """By kernel function: what its return says."""
     events: Mapping[str, Probe] = field(default_factory=dict)
     """By trace event."""
+    walk: GuestWalk | None = None
+    """What the entries that a walk of the guest's own tables read mean."""
     settings: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Kernel function or trace event -> settings of the target that a recording of it shows."""
 

@@ -8,16 +8,18 @@ from dataclasses import dataclass
 from typing import Final
 
 from kvmfault.contract.access import Access, Cause
+from kvmfault.contract.accessors import Gap
+from kvmfault.contract.format import Kind
 from kvmfault.contract.probes import Said
 from kvmfault.contract.shapes import Raw
 from kvmfault.contract.target import Target
-from kvmfault.errors import ModelError
 from kvmfault.replay.judge import Judge
 from kvmfault.replay.world import CheckedVm, Flight
 from kvmfault.trace.events import EntryEvent, Event, FaultEvent, MmioEvent, SlotEvent, UserspaceExitEvent
 from kvmfault.trace.truth import Told, Truth
 from kvmfault.types import Gfn, Gpa, Gva, Hva
 from kvmfault.vm.area import HvaRange
+from kvmfault.vm.dirty import INITIALLY_SET, MANUAL_PROTECT
 from kvmfault.vm.memslot_request import MemslotRequest
 
 _MAX_VCPUS: Final = 64
@@ -33,6 +35,7 @@ class _Change:
     begun: bool = False
     watched: bool = False
     split: bool = False
+    recovers: bool = False
 
 
 @dataclass(slots=True)
@@ -67,6 +70,8 @@ class Episodes:
         self._prefaults: dict[int, Told] = {}
         self._retired = 0
         self._entered: dict[int, int] = {}
+        self._virtual = isinstance(target.definition.gpa_valid, Gap)
+        self._paging: dict[int, bool] = {}
         self._invalidating: dict[int, list[tuple[CheckedVm, bool]]] = {}
         self._handlers: dict[Said, Callable[[Told], None]] = {
             Said.FAULT: self._fault,
@@ -76,12 +81,21 @@ class Episodes:
             Said.DECIDED: self._decided,
             Said.RETURNED: self._returned,
             Said.INSTALLED: self._installed,
+            Said.REQUESTED: self._requested,
+            Said.CHANGED: self._changed,
+            Said.WALK: self._walk,
+            Said.WALK_ENTRY: self._walk_entry,
+            Said.WALK_MARKED: self._walk_marked,
+            Said.SHADOWED: self._shadowed,
+            Said.UNSHADOWED: self._unshadowed,
+            Said.SYNCED: self._synced,
             Said.SLOT: self._slot,
             Said.SLOT_CHANGING: self._slot_changing,
             Said.SLOT_FLUSH: self._slot_flush,
             Said.TABLE_RETIRED: self._table_retired,
             Said.WRITES_WATCHED: self._watched,
             Said.BLOCKS_SPLIT: self._split,
+            Said.BLOCKS_RECOVERED: self._recovered,
             Said.SLOT_CHANGED: self._slot_changed,
             Said.SLOT_DONE: self._slot_done,
             Said.INVALIDATE: self._invalidate,
@@ -151,6 +165,7 @@ class Episodes:
         event = waiting.popleft()
         vcpu = self._vcpu(told)
         flight = self._begin(event.line, told, vcpu, self.target.decode(**event.registers), prefetch=False)
+        flight.paging = self._paging.get(told.pid) if self._virtual else None
         flight.until("translate", "repair")
 
     def _begin(self, line: int, told: Told, vcpu: _Vcpu, fault: Raw, *, prefetch: bool) -> Flight:
@@ -163,7 +178,78 @@ class Episodes:
     def _repair_tried(self, told: Told) -> None:
         flight = self._flights.get(told.pid) or self._prefetched(told)
         flight.told[told.says] = told
+        if self._virtual:
+            self._set_paging(flight, on=False)  # only tables that translate physical addresses are repaired so
         flight.until("pin")
+
+    def _set_paging(self, flight: Flight, *, on: bool) -> None:
+        self._paging[flight.pid] = flight.paging = on
+
+    def _walk(self, told: Told) -> None:
+        flight = self._flights.get(told.pid)
+        if flight is not None and Said.PINNED not in flight.told and flight.walk.outcome is None:
+            self._set_paging(flight, on=True)
+            flight.told[told.says] = told
+            flight.walked = []
+
+    def _walk_entry(self, told: Told) -> None:
+        flight = self._flights.get(told.pid)
+        if flight is None or Said.WALK not in flight.told or Said.PINNED in flight.told or flight.walk.outcome:
+            return
+        flight.walked.append((told.number("desc"), told.number("level")))
+        if flight.translation() is not None:
+            flight.until("pin")
+
+    def _requested(self, told: Told) -> None:
+        flight = self._flights.get(told.pid)
+        if flight is not None and not flight.vm.facts.small_exec and Said.MAPPED in self.probed:
+            flight.told[told.says] = told
+            flight.until("install")
+            flight.vm.look(flight)
+
+    def _changed(self, told: Told) -> None:
+        flight = self._flights.get(told.pid)
+        if flight is None or flight.seen is None:
+            self._changed_else(told)
+            return
+        if told.number("as_id") != flight.as_id:
+            flight.restart(told.number("as_id"))
+        fmt, shift = flight.vm.format, told.number("size").bit_length() - 1
+        if fmt.kind(told.number("new"), shift) is Kind.TABLE:
+            flight.vm.look(flight, below=shift)
+        else:
+            flight.until()
+
+    def _changed_else(self, told: Told) -> None:
+        change = self._changes.get(told.pid)
+        if change is not None and change.recovers:
+            shift = told.number("size").bit_length() - 1
+            if change.vm.format.kind(told.number("old"), shift) is Kind.TABLE:
+                change.vm.recovered.append((Gpa(told.number("gpa")), told.number("size")))
+
+    def _walk_marked(self, told: Told) -> None:
+        flight = self._flights.get(told.pid)
+        vm = flight.vm if flight is not None else self.vms.get(self._label(told.pid))
+        if vm is not None:
+            vm.written(Gpa(told.number("gpa")))
+
+    def _shadowed(self, told: Told) -> None:
+        flight = self._flights.get(told.pid)
+        if flight is not None and flight.seen is not None:
+            flight.seen = flight.seen._replace(linking=True)
+        vm = flight.vm if flight is not None else self.vms.get(self._label(told.pid))
+        if vm is not None and not told.number("direct"):
+            vm.shadow(Gfn(told.number("gfn")), upper=told.number("level") > 1)
+
+    def _unshadowed(self, told: Told) -> None:
+        vm = self.vms.get(self._label(told.pid))
+        if vm is not None and not told.number("direct"):
+            vm.unshadow(Gfn(told.number("gfn")), upper=told.number("level") > 1)
+
+    def _synced(self, told: Told) -> None:
+        vm = self.vms.get(self._label(told.pid))
+        if vm is not None:
+            vm.protect(Gfn(told.number("gfn")))
 
     def _prefetched(self, told: Told) -> Flight:
         # no fault of the guest: user space asked for the page, or one fetched in the background has arrived
@@ -176,33 +262,34 @@ class Episodes:
 
     def _pinned(self, told: Told) -> None:
         flight = self._flights.get(told.pid) or self._prefetched(told)
-        flight.until("pin")
+        if self._virtual and Said.REPAIR_TRIED not in flight.told:
+            self._set_paging(flight, on=True)
+        late = not any(step.name == "snapshot" for step in flight.walk.steps)
+        if not late:
+            flight.until("pin")
         flight.told[told.says] = told
+        flight.until("pin")
+        if late:  # only now it is known where the guest's tables lead; the sequence was sampled before
+            flight.walk.progress.seq = flight.seq
         flight.until("lock")
 
     def _mapped(self, told: Told) -> None:
         flight = self._flights.get(told.pid)
         if flight is not None:
             flight.told[told.says] = told
-            self._go(flight)
+            flight.until()
 
     def _installed(self, told: Told) -> None:
         flight = self._flights.get(told.pid)
         if flight is not None:
             flight.installed.append(told)
 
-    def _go(self, flight: Flight) -> None:
-        try:
-            flight.until()
-        except ModelError as e:
-            flight.failed = str(e)
-
     def _decided(self, told: Told) -> None:
         flight = self._flights.get(told.pid)
         if flight is None or told.says in flight.told:
             return
         flight.told[told.says] = told
-        self._go(flight)
+        flight.until()
         if flight.prefetch:
             del self._flights[told.pid]
             self.judge.fault(flight)
@@ -211,7 +298,7 @@ class Episodes:
         flight = self._flights.pop(told.pid, None)
         if flight is not None:
             flight.told[told.says] = told
-            self._go(flight)
+            flight.until()
             self.judge.fault(flight)
 
     # KVM_PRE_FAULT_MEMORY.
@@ -271,10 +358,22 @@ class Episodes:
         if (change := self._changes.get(told.pid)) is not None:
             change.split = True
 
+    def _recovered(self, told: Told) -> None:
+        if (change := self._changes.get(told.pid)) is not None:
+            change.recovers = True
+
     def _slot_changed(self, told: Told) -> None:
         change = self._changes.get(told.pid)
-        if change is not None and change.begun:
-            change.vm.finish_change()
+        if change is None or not change.begun:
+            return
+        vm = change.vm
+        old, _ = vm.slots.changing
+        if Said.WRITES_WATCHED in self.probed and old is not None:  # else the bitmap starts as ones
+            vm.log.flags = 0 if change.watched else MANUAL_PROTECT | INITIALLY_SET
+        if Said.BLOCKS_SPLIT in self.probed:
+            vm.with_facts(eager_split=self.target.facts.eager_split and change.split)
+        vm.finish_change()
+        vm.recovered.clear()
 
     def _slot_done(self, told: Told) -> None:
         change = self._changes.pop(told.pid, None)
@@ -316,7 +415,7 @@ class Episodes:
     def _past_the_walk(self, pid: int) -> None:
         # a task that invalidates inside its own fault is in the middle of its pin
         flight = self._flights.get(pid)
-        if flight is not None:
+        if flight is not None and not (self._virtual and flight.paging is None):
             flight.until("pin")
 
     def _unmap(self, told: Told) -> None:
@@ -337,7 +436,5 @@ class Episodes:
 
     def _writes(self, told: Told) -> None:
         vm = self.vms.get(self._label(told.pid))
-        gfn = Gfn(told.number("gpa") >> self.target.format.page_shift)
-        slot = vm.slots.find(gfn) if vm is not None else None
-        if vm is not None and slot is not None:
-            vm.log.mark(slot.as_id << 16 | slot.id, gfn - slot.base_gfn)
+        if vm is not None:
+            vm.written(Gpa(told.number("gpa")))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from errno import errorcode
+from typing import Final
 
 from kvmfault.contract.format import PROTS, Kind, size_text
 from kvmfault.contract.outcome import Emulate, Error, Exit, Fixed, Inject
@@ -12,6 +13,7 @@ from kvmfault.contract.probes import EMULATE, FIXED, RETRY, Said, answer_text, e
 from kvmfault.contract.target import Target
 from kvmfault.contract.values import Prefault
 from kvmfault.path.run import Run
+from kvmfault.replay.causes import CAUSES
 from kvmfault.replay.tally import Aspect, Disagreement, Tally
 from kvmfault.replay.verdict import kind
 from kvmfault.replay.world import CheckedVm, Flight
@@ -19,6 +21,10 @@ from kvmfault.trace.events import MmioEvent, SlotEvent, UserspaceExitEvent
 from kvmfault.trace.truth import Told
 from kvmfault.types import Gpa
 from kvmfault.vm.memslot import HvaHit
+
+_ENTRY_BYTES: Final = 8
+_NEIGHBOURS: Final = 8
+"""Entries of a group that a fault may map together (PTE_PREFETCH_NUM)."""
 
 
 class Judge:
@@ -67,6 +73,9 @@ class Judge:
         return compare
 
     def _cause(self, flight: Flight, aspect: Aspect, model: str, kernel: str) -> str:
+        for rule in CAUSES:
+            if rule.applies(flight, aspect, model, kernel):
+                return rule.missing
         return ""
 
     def _kernel_answer(self, flight: Flight) -> str:
@@ -120,6 +129,7 @@ class Judge:
             )
             if not compare(Aspect.ENTRY, f"{found.desc:#x}" if same else "none", f"{desc:#x}"):
                 self._mend(vm, at.at, told.number("size"), desc)
+            self._neighbours(flight, told, compare)
         elif model_installed and isinstance(flight.walk.outcome, Fixed) and Said.MAPPED in self.probed:
             compare(Aspect.PERMISSIONS, str(PROTS[fmt.prot(found.desc)]), "none")
             vm.table.unmap(at.at, Gpa(at.at + at.size))
@@ -133,6 +143,27 @@ class Judge:
             )
             if not compare(Aspect.ENTRY, f"{found.desc:#x}" if mine else "none", f"{desc:#x}"):
                 self._mend(vm, Gpa(at.at & -(1 << found.shift)), 1 << found.shift, desc)
+
+    def _neighbours(self, flight: Flight, own: Told, compare: Callable[[Aspect, str, str], bool]) -> None:
+        # pages around it that the host had at hand, mapped ahead of their faults: no access marks them
+        vm, fmt, page = flight.vm, flight.vm.format, 1 << flight.vm.page_shift
+        at = flight.walk.progress.at
+        for told in flight.installed:
+            if told is own or "place" not in told.values or "place" not in own.values:
+                continue
+            offset = (told.number("place") - own.number("place")) // _ENTRY_BYTES
+            gpa, desc, shift = Gpa(at + offset * page), told.number("desc"), vm.page_shift
+            entry = fmt.entry(desc, shift)
+            old = vm.entry(gpa)
+            mine = fmt.with_young(desc, False)
+            near = at // page // _NEIGHBOURS == gpa // page // _NEIGHBOURS
+            empty = fmt.kind(old.desc, old.shift) is not Kind.LEAF
+            if compare(Aspect.AHEAD, f"{mine:#x}" if near and empty else "none", f"{desc:#x}"):
+                vm.taken["page mapped ahead"] += entry.kind is Kind.LEAF
+            self._take(vm, gpa, page, desc, told.number("gpa") >> vm.page_shift)
+
+    def _take(self, vm: CheckedVm, gpa: Gpa, size: int, desc: int, gfn: int) -> None:
+        vm.take_entry(Gpa(gpa & -size), size, desc, gfn)
 
     def _mend(self, vm: CheckedVm, gpa: Gpa, size: int, desc: int) -> None:
         self.mended += 1

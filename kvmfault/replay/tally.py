@@ -32,6 +32,8 @@ class Aspect(Enum):
     """Where nothing was unmapped, the page is where it was."""
     TABLE = "fault level"
     """The level at which the table ended translation, as the hardware reported it."""
+    AHEAD = "entries mapped ahead"
+    """Neighbours that were mapped with the page that faulted."""
     ADDRESS = "address"
     """Where a leaf was installed, relaxed, or marked as used."""
     WRITABLE = "write protection"

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from typing import NamedTuple
 
-from kvmfault.contract.format import Memory
-from kvmfault.contract.ports import MapResult, Memslot, Pin, PinError
+from kvmfault.contract.format import Memory, R, W, X
+from kvmfault.contract.ports import GuestTranslation, GuestWalkFault, MapResult, Memslot, Pin, PinError
 from kvmfault.contract.probes import Said
 from kvmfault.contract.shapes import Raw
 from kvmfault.contract.target import Target
 from kvmfault.contract.values import SlotFlush
+from kvmfault.errors import ModelError
+from kvmfault.machine.stage2 import Stage2
 from kvmfault.machine.table import Found
 from kvmfault.machine.vm import Vm
 from kvmfault.path.run import Run, Walk
@@ -35,20 +38,56 @@ class Flight:
         self.told: dict[Said, Told] = {}
         """The last of each kind that the recording said."""
         self.installed: list[Told] = []
+        self.walked: list[tuple[int, int]] = []
+        """Entries of the guest's own tables, (descriptor, level), that the walk for it read."""
+        self.paging: bool | None = None
+        """Whether the guest's tables are in use, where they are shadowed; None: not known yet."""
+        self.as_id = 0
+        self.seen: Seen | None = None
+        """The entry that it is about to replace, as it was read."""
         self.seq = vm.invalidations.seq
         self.others = False
         """Another task changed the VM since it began."""
         self.run: Run | None = None
         self.failed = ""
         """The model could not go on: why."""
-        with vm.speaking_for(self):
-            self.walk: Walk = vm.walk(fault)
+        self.walk: Walk = vm.walk(fault)
+
+    def translation(self) -> GuestTranslation | GuestWalkFault | None:
+        """Where the guest's own tables lead, from what is recorded; None: not yet known."""
+        address = self.fault.gva or 0
+        walk = self.vm.target.backend.probes.walk
+        found = walk(self.walked, address, self.fault.is_write) if walk is not None and self.walked else None
+        if found is not None:
+            return found
+        told = self.told.get(Said.PINNED) or self.told.get(Said.DECIDED)
+        if told is None:
+            return None
+        if Said.INJECTED in self.told or "gfn" not in told.values:
+            return GuestWalkFault()
+        prot, page = told.number("prot", R | W | X), 1 << self.vm.page_shift
+        gpa = Gpa(told.number("gfn") * page | address & page - 1)
+        size = self.number(Said.DECIDED, "max_size") or max(self.vm.target.policy.fit_sizes, default=page)
+        self.vm.taken["where the guest's own tables lead"] += 1
+        return GuestTranslation(gpa, size, True, bool(prot & W), bool(prot & X), 0, bool(prot & R))
 
     def until(self, *names: str) -> None:
         """Let the model go on up to the next step called so, or to its decision."""
         if not self.failed:
             with self.vm.speaking_for(self):
-                self.walk.until(*names)
+                try:
+                    self.walk.until(*names)
+                except ModelError as e:
+                    self.failed = str(e)
+
+    def restart(self, as_id: int) -> None:
+        """The vCPU turns out to run in another address space: the same again there, up to where it was."""
+        reached = self.walk.progress.seq
+        self.as_id = as_id
+        self.walk = self.vm.walk(self.fault)
+        self.until("pin")
+        self.walk.progress.seq = reached
+        self.until("install")
 
     def end(self) -> Run:
         """Let the model finish."""
@@ -62,6 +101,14 @@ class Flight:
         told = self.told.get(says)
         value = told.values.get(name) if told is not None else None
         return value if isinstance(value, int) else None
+
+
+class Seen(NamedTuple):
+    """The entry at which a walk of the second-stage table had arrived, and whether the next table page was at hand."""
+
+    shift: int
+    desc: int
+    linking: bool = False
 
 
 class Known(NamedTuple):
@@ -78,6 +125,8 @@ class _Speaking:
     def __enter__(self) -> None:
         self._vm.use_vcpu(self._flight.vcpu)
         self._vm.flight = self._flight
+        self._vm.vcpu.as_id = self._flight.as_id
+        self._vm.use_table(paging=self._flight.paging)
 
     def __exit__(self, *_: object) -> None:
         self._vm.flight = None
@@ -94,8 +143,30 @@ class CheckedVm(Vm):
         self.taken: Counter[str] = Counter()
         self.known: dict[int, Known] = {}
         """By page of user space, as long as nothing was invalidated there."""
-        self.shadowed: Counter[Gfn] = Counter()
-        """Frames that hold tables of the guest, by the number of table pages that stand for them."""
+        self.shadowed: Counter[tuple[Gfn, bool]] = Counter()
+        """Frames that hold tables of the guest (and whether upper ones), by the number of table pages that stand for
+        them."""
+        self.mapped: dict[int, set[tuple[Gpa, int]]] = {}
+        """Frame -> (address, size) of entries whose addresses the guest's own tables translate."""
+        self.recovered: list[tuple[Gpa, int]] = []
+        """(address, size) of the table pages that the end of logging has given up so far."""
+        self._tables = {(self._is_virtual, 0): self.own_table}
+        """By whether addresses are virtual, and address space."""
+
+    @property
+    def _is_virtual(self) -> bool:
+        return self._virtual and self.facts.guest_paging
+
+    def use_table(self, *, paging: bool | None) -> None:
+        """The table of the vCPU that runs now. *paging*: its guest uses its own tables, or does not; where they are
+        shadowed, each has a table of its own, as has each address space."""
+        if paging is not None and self._virtual and paging is not self.facts.guest_paging:
+            self.facts = replace(self.facts, guest_paging=paging)
+        key = self._is_virtual, self.vcpu.as_id
+        if key not in self._tables:
+            own = self.own_table
+            self._tables[key] = Stage2(self.format, split_blocks=own.split_blocks, marks_rewritten=own.marks_rewritten)
+        self.table = self.own_table = self._tables[key]
 
     def speaking_for(self, flight: Flight) -> _Speaking:
         """The ports speak for this fault."""
@@ -132,7 +203,8 @@ class CheckedVm(Vm):
     def mapping_size(self, hva: Hva) -> int:
         """See Ports: only the size that KVM then asked for is recorded, which is the host's or less."""
         size = self.flight.number(Said.MAPPED, "wanted") if self.flight is not None else None
-        size = size or (self.flight.number(Said.DECIDED, "wanted") if self.flight is not None else None)
+        for says, name in ((Said.DECIDED, "wanted"), (Said.REQUESTED, "size")):
+            size = size or (self.flight.number(says, name) if self.flight is not None else None)
         self.taken["size of the host's mapping" if size else "size of the host's mapping, not recorded"] += 1
         return size or 1 << self.page_shift
 
@@ -146,18 +218,107 @@ class CheckedVm(Vm):
         """See Ports."""
         pages = size >> self.page_shift
         first = gfn & -pages
-        return super().block_allowed(slot, gfn, size) and not any(first <= g < first + pages for g in self.shadowed)
+        return super().block_allowed(slot, gfn, size) and not any(first <= g < first + pages for g, _ in self.shadowed)
+
+    def walk_guest(self, gpa: Gpa) -> GuestTranslation | GuestWalkFault | None:
+        """See Ports: where the recorded entries lead, or what the kernel found."""
+        if self.flight is None or not self._virtual:
+            return super().walk_guest(gpa)
+        return self.flight.translation() or GuestWalkFault()
+
+    def is_tracked(self, gfn: Gfn) -> bool:
+        """See Ports."""
+        return (gfn, True) in self.shadowed or super().is_tracked(gfn)
+
+    def _remember(self, gpa: Gpa, size: int) -> None:
+        guest = self.flight.walk.progress.gfn if self.flight is not None else None
+        if guest is not None:
+            self.mapped.setdefault(guest & -(size >> self.page_shift), set()).add((Gpa(gpa & -size), size))
+
+    def tables_over(self, start: int, end: int) -> list[tuple[Stage2, Gpa, Gpa]]:
+        """As State has it, by an index: recordings are long."""
+        first, last = self.bytes_of(start, end)
+        found = [(table, first, last) for (virtual, _), table in self._tables.items() if not virtual]
+        virtual = [table for (is_virtual, _), table in self._tables.items() if is_virtual]
+        if virtual:
+            places = [place for gfn in self._mapped_in(start, end) for place in self.mapped[gfn]]
+            found += [(table, at, Gpa(at + size)) for table in virtual for at, size in places]
+        return found
+
+    def _mapped_in(self, start: int, end: int) -> list[int]:
+        largest = max(self.target.policy.fit_sizes, default=0) >> self.page_shift
+        heads = {start & -(size >> self.page_shift) for size in self.target.policy.fit_sizes}
+        if end - start + len(heads) < len(self.mapped):
+            near = [gfn for gfn in (*sorted(heads - {start}), *range(start, end)) if gfn in self.mapped]
+        else:
+            near = [gfn for gfn in self.mapped if start - largest < gfn < end]
+        page = self.page_shift
+        return [g for g in near if g < end and any(g + (size >> page) > start for _, size in self.mapped[g])]
+
+    def drop(self, start: int, end: int) -> None:
+        """As State has it."""
+        for table, first, last in self.tables_over(start, end):
+            table.unmap(first, last)
+        for gfn in self._mapped_in(start, end):
+            del self.mapped[gfn]
+
+    def flush_stale(self) -> None:
+        """No guest runs here, so nothing has cached what is stale."""
+        for table in self._tables.values():
+            table.stale.clear()
+
+    def _may_be_block(self, slot: Memslot, gfn: Gfn, shift: int) -> bool:
+        # which blocks the host maps by then is not recorded, but which table pages were given up
+        gpa = gfn << self.page_shift
+        return any(at <= gpa < at + size and size > 1 << shift for at, size in self.recovered)
+
+    def shadow(self, gfn: Gfn, *, upper: bool) -> None:
+        """A table page stands for the guest's table in a frame from now on. (account_shadowed)"""
+        self.shadowed[gfn, upper] += 1
+        self.protect(gfn)
+
+    def protect(self, gfn: Gfn) -> None:
+        """Writes to a frame that holds a table are noticed."""
+        for table, first, last in self.tables_over(gfn, gfn + 1):
+            table.write_protect(first, last, for_good=True)
+        self.flush_stale()
+
+    def unshadow(self, gfn: Gfn, *, upper: bool) -> None:
+        """That table page is gone. (unaccount_shadowed)"""
+        self.shadowed[gfn, upper] -= 1
+        if self.shadowed[gfn, upper] <= 0:
+            del self.shadowed[gfn, upper]
 
     def map(
         self, gpa: Gpa, size: int, pfn: Pfn, prot: int, memory: Memory, *, host_writable: bool, young: bool, tag: int
     ) -> MapResult:
         """See Ports. A leaf of another frame that the recording did not see go is dropped first."""
+        if self.flight is not None and self._lost(self.flight.seen, gpa, size):
+            return MapResult.LOST
         found = self.table.leaf(gpa)
         same_size = found is not None and found.shift == size.bit_length() - 1
         if found is not None and same_size and self.format.hpa(found.desc, found.shift) >> self.page_shift != pfn:
             self.taken["frame that changed without an invalidation"] += 1
             self.table.unmap(gpa, Gpa(gpa + size))
         return super().map(gpa, size, pfn, prot, memory, host_writable=host_writable, young=young, tag=tag)
+
+    def _lost(self, seen: Seen | None, gpa: Gpa, size: int) -> bool:
+        # whether somebody else changed the entry between the moment it was read and now
+        if seen is None:
+            return False
+        now = self.table.walk(gpa)
+        if seen.shift > size.bit_length() - 1:
+            return seen.linking and now.shift < seen.shift
+        return now.shift == seen.shift and now.desc != seen.desc
+
+    def look(self, flight: Flight, *, below: int | None = None) -> None:
+        """The fault reads the entry that it will replace: where the walk ends, or (*below*: log2 of a size) the empty
+        one of the table page that it has just put under an entry of that size."""
+        found = self.table.walk(flight.walk.progress.at)
+        shift = found.shift
+        if below is not None:
+            shift = next((level.shift for level in self.format.levels if level.shift < below), shift)
+        flight.seen = Seen(shift, found.desc if shift == found.shift else self.format.empty)
 
     # What the recording shows to happen to the VM.
 
@@ -182,8 +343,20 @@ class CheckedVm(Vm):
             self._flush_changing(SlotFlush.TABLE)
             self.slots.step()
         else:
-            self.own_table.clear()
-            self.flush_stale()
+            self.clear()
+
+    def clear(self) -> None:
+        """All tables are empty."""
+        for table in self._tables.values():
+            table.clear()
+        self.mapped.clear()
+        self.flush_stale()
+
+    def _flush_changing(self, flush: SlotFlush) -> None:
+        if flush is SlotFlush.TABLE:
+            self.clear()
+        else:
+            super()._flush_changing(flush)
 
     def finish_change(self) -> ChangeResult | None:
         """The change of a memslot is carried out; None: there was none under way."""
@@ -210,8 +383,18 @@ class CheckedVm(Vm):
                 self._see_writes(slot, range(page, page + 1))
         self.flush_stale()
 
-    def take_entry(self, gpa: Gpa, size: int, desc: int) -> None:
-        """Put an entry as the recording shows it, whatever the model has there."""
+    def written(self, gpa: Gpa) -> None:
+        """KVM itself wrote to memory of the guest."""
+        gfn = Gfn(gpa >> self.page_shift)
+        slot = self.slots.find(gfn)
+        if slot is not None:
+            self.mark_dirty(slot, gfn, Pfn(0))
+
+    def take_entry(self, gpa: Gpa, size: int, desc: int, gfn: int | None = None) -> None:
+        """Put an entry as the recording shows it, whatever the model has there; *gfn*: what it maps, where the address
+        is virtual."""
+        if self._virtual and self.facts.guest_paging and gfn is not None:
+            self.mapped.setdefault(gfn, set()).add((gpa, size))
         self.table.unmap(gpa, Gpa(gpa + size))
         self.table.put(gpa, size, desc)
         self.table.take_stale()
