@@ -9,10 +9,10 @@ from errno import EFAULT
 from typing import Final
 
 from kvmfault.contract.format import Memory, W, X
-from kvmfault.contract.probes import FIXED, RETRY, Said
+from kvmfault.contract.probes import RETRY, Said
 from kvmfault.contract.shapes import Raw
 from kvmfault.replay.handled import Call, Handled
-from kvmfault.replay.inferred import NO_SLOT, InferredVm, Known
+from kvmfault.replay.inferred import NO_SLOT, InferredVm
 from kvmfault.types import Gpa
 from kvmfault.vm.memslot import MemslotFlag
 
@@ -202,19 +202,17 @@ def learn(vm: InferredVm, what: Assumed, seen: Seen) -> None:
 
 
 def remember(vm: InferredVm, seen: Seen, page_shift: int) -> None:
-    """What a mapping that KVM made tells of the host, assumed or not."""
+    """What a call to map tells of the host, assumed or not, and whether or not another vCPU won."""
     known, call = vm.known, seen.call
-    if call is None or call.does is not Said.MAPPING or call.answer != FIXED:
+    if call is None or call.does is not Said.MAPPING:
         return
     frame = seen.frame(page_shift)
     known.frames[seen.gfn] = frame
     if call.size > seen.page:
-        known.blocks[seen.gpa & -call.size] = call.size
+        pages = call.size >> page_shift
+        known.blocks[seen.gfn & -pages] = pages, frame - seen.gfn % pages
     if call.prot & W:
         known.written.add(seen.gfn)
         known.unwritable.discard(frame)
     elif not seen.fault.is_write and not known.flags(seen.gfn) & (_LOG | _READONLY):
         known.unwritable.add(frame)
-
-
-__all__ = ["Assumed", "Assumption", "Known", "Seen", "assumptions", "learn", "remember"]

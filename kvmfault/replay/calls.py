@@ -40,9 +40,10 @@ _NAMES: Final = {
 }
 _NOTHING: Final = "no call"
 _ADDRESS_OF: Final = {Said.DEVICE: Aspect.MMIO, Said.INJECTED: Aspect.INJECTION}
-_INVALIDATION: Final = "not recorded: an invalidation of host memory"
-_TABLE: Final = "not recorded: what else changed the entry"
-_HOST: Final = "not recorded: what the host answered to the request for the page"
+# What was not recorded, where that is why the two differ.
+_INVALIDATION: Final = "an invalidation of host memory"
+_TABLE: Final = "what else changed the entry"
+_HOST: Final = "the host's answer to the request for the page"
 
 
 class CallsCheck:
@@ -72,7 +73,7 @@ class CallsCheck:
         registers = [register.name for register in self._target.backend.registers]
         for place, item in in_order(events, registers):
             if isinstance(item, Handled):
-                self._invalidations.acts(item.pid, item.began)
+                self._invalidations.acts(item.pid, item.began, item.effect)
                 self._fault(item)
             else:
                 self._others(place, item)
@@ -90,7 +91,7 @@ class CallsCheck:
         known, table = self.vm.known, self.vm.table
         if told.says is Said.RANGE_UNMAPPED:
             table.unmap(Gpa(start), Gpa(end))
-            known.forget_pages(first, last, self._shift)
+            known.forget_pages(first, last)
             if self._invalidations.unmaps(place, told.pid, start, end) is not Reason.HOST:
                 known.forget_slot(first, last)
             table.stale.clear()
@@ -142,7 +143,7 @@ class CallsCheck:
         # the frame that was mapped, if the page's is not known; and what the fault itself did to the host
         handled = seen.handled
         trial = Trial(invalidated=handled.unmapped or seen.starts_over)
-        if handled.hpa is not None and seen.gfn not in self.vm.known.frames:
+        if handled.hpa is not None and self.vm.known.frame(seen.gfn) is None:
             trial.frame = seen.frame(self._shift)
         return trial
 
@@ -219,7 +220,7 @@ class CallsCheck:
         if basis.frame is not None:
             self.taken[Assumed.FRAME.value] += 1
             return
-        known, recorded = self.vm.known.frames[seen.gfn], seen.frame(self._shift)
+        known, recorded = self.vm.known.frame(seen.gfn) or 0, seen.frame(self._shift)
         self._compare(Aspect.FRAME, seen, "map", f"{known:#x}", f"{recorded:#x}", _HOST, agrees=known == recorded)
 
     def _follow(self, seen: Seen) -> None:
@@ -261,7 +262,7 @@ class CallsCheck:
         # between the fault and its handling another vCPU may have changed the entry
         if agrees or not self._raced(seen, granule):
             mine = f"{size_text(size)} {'leaf' if leaf else 'empty'}"
-            self._compare(Aspect.TABLE, seen, "level", mine, size_text(granule), "", agrees=agrees)
+            self._compare(Aspect.TABLE, seen, "level", mine, size_text(granule), _TABLE, agrees=agrees)
 
     def _level(self, gpa: int) -> tuple[int, bool]:
         table = self.vm.table

@@ -47,8 +47,8 @@ class Known:
     """Frames of the host that may only be read, such as the one that stands for all untouched memory."""
     written: set[int] = field(default_factory=set)
     """Frames of the guest whose pages the host lets be written: they were mapped so, and not taken away since."""
-    blocks: dict[int, int] = field(default_factory=dict)
-    """Guest address -> bytes of a block of the host's page table."""
+    blocks: dict[int, tuple[int, int]] = field(default_factory=dict)
+    """First frame of a block of the host's page table -> pages, and where the first is."""
     devices: set[int] = field(default_factory=set)
     """Pages (of 4 KiB) of devices inside the kernel."""
     special: dict[int, str] = field(default_factory=dict)
@@ -61,16 +61,31 @@ class Known:
         logged = MemslotFlag.LOG_DIRTY if gfn in self.logged else 0
         return int(logged | (MemslotFlag.READONLY if gfn in self.readonly else 0))
 
-    def forget_pages(self, start: int, end: int, page_shift: int) -> None:
+    def forget_pages(self, start: int, end: int) -> None:
         """The host took these away: they may come back as other pages."""
         for number in _within(self.frames, start, end):
             del self.frames[number]
             self.written.discard(number)
             self.special.pop(number, None)
-        largest = max(self.blocks.values(), default=0)
-        for block in _within(self.blocks, (start << page_shift) - largest + 1, end << page_shift):
-            if block + self.blocks[block] > start << page_shift:
-                del self.blocks[block]
+        for first, (pages, _) in list(self.blocks.items()):
+            if first < end and start < first + pages:
+                del self.blocks[first]
+
+    def frame(self, gfn: int) -> int | None:
+        """Where a page is, if that is known."""
+        frame = self.frames.get(gfn)
+        if frame is None and self.blocks:
+            block = self.block(gfn)
+            return None if block is None else block[1] + gfn % block[0]
+        return frame
+
+    def block(self, gfn: int) -> tuple[int, int] | None:
+        """The block of the host's page table that holds a page, if one is known."""
+        for pages in {pages for pages, _ in self.blocks.values()}:
+            found = self.blocks.get(gfn & -pages)
+            if found is not None and found[0] == pages:
+                return found
+        return None
 
     def forget_slot(self, start: int, end: int) -> None:
         """The slot of these frames is gone: the next one there may be of another kind."""
@@ -186,8 +201,8 @@ class InferredVm(Vm):
     def _block(self, gpa: int) -> int:
         if self.trial.block is not None:
             return self.trial.block
-        sizes = (*self.target.policy.fit_sizes, *set((self.target.policy.area_sizes or {}).values()))
-        return next((s for s in sizes if self.known.blocks.get(gpa & -s) == s), 1 << self.page_shift)
+        block = self.known.block(gpa >> self.page_shift)
+        return (block[0] if block is not None else 1) << self.page_shift
 
     def _special(self, hva: int) -> str:
         if self.trial.special is not None:
@@ -203,9 +218,9 @@ class InferredVm(Vm):
             self.invalidations.begin()
             self.invalidations.add(gfn, Gfn(gfn + 1))
             self.invalidations.end()
-        frame = trial.frame if trial.frame is not None else self.known.frames.get(gfn, 0)
+        frame = trial.frame if trial.frame is not None else self.known.frame(gfn) or 0
         writable = trial.writable if trial.writable is not None else frame not in self.known.unwritable
-        return Pin(Pfn(frame), writable=write or writable, device=bool(self._special(hva)))
+        return Pin(Pfn(frame), writable=write or (writable and not slot.readonly), device=bool(self._special(hva)))
 
     def map(
         self, gpa: Gpa, size: int, pfn: Pfn, prot: int, memory: Memory, *, host_writable: bool, young: bool, tag: int

@@ -76,12 +76,12 @@ class Invalidations:
         self._places.append((start, end, asked[0] - start))
         return Reason.HOST
 
-    def acts(self, pid: int, place: int) -> None:
-        """The task does something else."""
+    def acts(self, pid: int, place: int, until: int | None = None) -> None:
+        """The task does something else, from *place* on; what it invalidated meanwhile had ended by *until*."""
         self._asked.pop(pid, None)
         for interval in self._intervals:
             if interval.pid == pid and interval.ended is None:
-                interval.ended = place
+                interval.ended = place if until is None or interval.began < place else until
 
     def met(self, handled: Handled) -> bool:
         """Whether an invalidation may have run, or ended, while the fault was handled."""
