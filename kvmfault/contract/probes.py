@@ -124,6 +124,11 @@ class Probes:
     settings: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Kernel function or trace event -> settings of the target that a recording of it shows."""
 
+    @property
+    def slots(self) -> frozenset[str]:
+        """Functions whose calls ask for memslots."""
+        return frozenset(name for name, probe in self.entries.items() if probe.says is Said.SLOT)
+
 
 RETRY: Final = "retry"
 EMULATE: Final = "emulate"

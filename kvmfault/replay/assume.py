@@ -183,6 +183,8 @@ def learn(vm: InferredVm, what: Assumed, seen: Seen) -> None:
         case Assumed.READONLY_SLOT:
             known.absent.discard(gfn)
             known.readonly.add(gfn)
+        case Assumed.UNWRITABLE:
+            known.doubt(gfn, seen.frame(vm.page_shift))
         case Assumed.LOGGED:
             known.logged.add(gfn)
         case Assumed.NOT_LOGGED:

@@ -92,8 +92,9 @@ class CallsCheck:
         if told.says is Said.RANGE_UNMAPPED:
             table.unmap(Gpa(start), Gpa(end))
             known.forget_pages(first, last)
-            if self._invalidations.unmaps(place, told.pid, start, end) is not Reason.HOST:
-                known.forget_slot(first, last)
+            reason = self._invalidations.unmaps(place, told.pid, start, end)
+            if reason is not Reason.HOST:
+                known.forget_slot(first, last, whole=reason is Reason.SLOT)
             table.stale.clear()
             return
         self._invalidations.acts(told.pid, place)

@@ -7,19 +7,19 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from kvmfault.contract.format import size_text
 from kvmfault.contract.probes import Said
 from kvmfault.contract.target import Target, backend
 from kvmfault.errors import UsageError
 from kvmfault.replay.calls import CallsCheck, fitting
 from kvmfault.replay.episodes import Episodes
 from kvmfault.replay.judge import Judge
+from kvmfault.replay.run import seekable, survey
 from kvmfault.replay.tally import Tally
 from kvmfault.trace.assemble import Assembler
 from kvmfault.trace.slotfile import read_slots
 from kvmfault.trace.slots import SlotSource
-from kvmfault.trace.text import ReadStats
-from kvmfault.trace.truth import ProbeReader, Truth, beside, functions_of, read_truth
+from kvmfault.trace.text import ReadStats, source_name
+from kvmfault.trace.truth import ProbeReader, Truth, beside, functions_of, read_truth, said_by
 
 Progress = Callable[[str, int], None]
 
@@ -30,81 +30,120 @@ class CheckReport:
 
     recording: str
     aux: str | None
+    """The recording of probes."""
     target: Target
+    slots: SlotSource
     tally: Tally
     faults: int = 0
+    unknown: Counter[str] = field(default_factory=Counter)
+    """Faults by kind that could not be followed: nothing tells what the host answered."""
     taken: Counter[str] = field(default_factory=Counter)
-    """Answers of the host that were taken from the recording, by kind."""
+    """Answers that were taken from the recording, by kind: the host's, and what the guest's tables held."""
     mended: int = 0
+    """Entries that were put as recorded after a disagreement."""
     unpaired: Counter[str] = field(default_factory=Counter)
     notes: list[str] = field(default_factory=list)
+    damage: str | None = None
 
     @property
     def unexplained(self) -> int:
-        """Disagreements without a cause that the recording lacks."""
+        """Disagreements that nothing missing in the recording explains."""
         return self.tally.unexplained
 
 
 def check(
-    recording: str | Path,
-    target: str | Target,
-    aux: str | Path | None = None,
+    recording: str,
+    target: str | None = None,
+    aux: str | None = None,
     *,
+    slots: SlotSource | None = None,
     settings: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> CheckReport:
-    """Check *recording* on *target*; *aux*: the recording of probes, by itself the one beside it.
+    """Check *recording*. *target*: what recorded it, if not as found out; *aux*: the recording of probes, if not the
+    one beside it; *slots*: if not those of the probes, or else inferred ones.
 
     Raises UsageError, TraceError.
     """
-    aux = aux or beside(recording)
-    if aux is None:
-        raise UsageError(f"{recording}: no recording of probes beside it (aux.txt); give one with --aux")
-    functions = functions_of(aux)
-    own = backend(target) if isinstance(target, str) else target
-    probes = own.backend.probes
-    told = {probe.says for f in functions for probe in (probes.entries.get(f), probes.returns.get(f)) if probe}
-    notes: list[str] = []
-    if Said.MAPPING in told and Said.PINNED not in told:  # neither slots nor host: they are inferred
-        own, notes = fitting(own, aux)
-    own = own.with_settings([s for f in functions for s in probes.settings.get(f, ())]).with_settings(settings)
-    reader = ProbeReader(own.backend)
-    stats = ReadStats()
-    assembler = Assembler([own.backend], told=own.backend.name)
-    events = read_truth(recording, aux, assembler, reader, stats=stats, aux_stats=ReadStats())
-    events = _watched(events, stats, progress)
-    if Said.MAPPING in told and Said.PINNED not in told:
-        return _of_calls(CheckReport(str(recording), str(aux), own, Tally(), notes=notes), events)
-    slots: SlotSource = read_slots(aux)
-    judge = Judge(own)
-    episodes = Episodes(own, slots.changes, judge, frozenset(functions))
-    judge.probed = episodes.probed
-    for event in events:
+    if aux is not None and not Path(aux).is_file():
+        raise UsageError(f"{aux}: no such file")
+    named = [backend(target)] if target is not None else []
+    with seekable(recording) as path:
+        own, inferred, _ = survey(path, recording, named, strict=False, progress=progress)
+        found = aux or (str(b) if recording != "-" and (b := beside(recording)) is not None else None)
+        seen = functions_of(found or path)
+        own = _as_seen(own, seen, settings)
+        probes = own.backend.probes
+        known = frozenset(said_by(probes, seen))
+        chosen = slots or (read_slots(found or path) if seen.keys() & probes.slots else inferred)
+        stats, aux_stats = ReadStats(), ReadStats()
+        by_calls = Said.MAPPING in known and Said.PINNED not in known
+        notes: list[str] = []
+        if by_calls:  # neither slots nor host were recorded
+            own, notes = fitting(own, found or path)
+            own = _as_seen(own, seen, settings)
+        reader = ProbeReader(own.backend)
+        assembler = Assembler([own.backend], told=own.backend.name)
+        told = read_truth(path, found, assembler, reader, stats=stats, aux_stats=aux_stats)
+        told = _watched(told, stats, progress)
+        report = CheckReport(source_name(recording), found, own, chosen, Tally(), notes=notes)
+        (_check_calls if by_calls else _check_episodes)(report, told, known)
+    report.damage = stats.damage or aux_stats.damage
+    _remark(report, stats, aux_stats, reader)
+    return report
+
+
+def _check_episodes(report: CheckReport, told: Iterator[Truth], known: frozenset[Said]) -> None:
+    judge = Judge(report.target, known)
+    episodes = Episodes(report.target, report.slots, judge, known)
+    for event in told:
         episodes.feed(event)
-    report = CheckReport(str(recording), str(aux), own, judge.tally, episodes.faults)
+    episodes.finish()
+    report.tally, report.faults = judge.tally, episodes.faults
     for vm in episodes.vms.values():
         report.taken.update(vm.taken)
-    report.mended, report.unpaired = judge.mended, episodes.unpaired
-    return report
+    report.mended, report.unpaired, report.unknown = judge.mended, episodes.unpaired, judge.unknown
 
 
-def _of_calls(report: CheckReport, events: Iterator[Truth]) -> CheckReport:
+def _check_calls(report: CheckReport, told: Iterator[Truth], known: frozenset[Said]) -> None:
+    report.slots = SlotSource("what KVM did", (), made_up=True)
     checked = CallsCheck(report.target)
-    report.tally = checked.run(events)
+    report.tally = checked.run(told)
     report.faults, report.taken = checked.faults, checked.taken
-    page = size_text(1 << report.target.format.page_shift)
-    report.notes += [
+    report.notes.append(
         f"neither memslots nor host were recorded: {checked.predicted} of {checked.faults} faults follow from what KVM "
-        f"did before and the page's frame, the others also from what was taken from the recording",
-        f"kernel {report.target.kernel}, pages of {page}",
-    ]
+        f"did before and the page's frame, the others also from what was taken from the recording"
+    )
     if checked.cut_short:
         report.notes.append(f"{checked.cut_short} faults whose handler's return was not recorded")
-    return report
 
 
-def _watched(events: Iterator[Truth], stats: ReadStats, progress: Progress | None) -> Iterator[Truth]:
-    for number, event in enumerate(events):
+def _watched(told: Iterator[Truth], stats: ReadStats, progress: Progress | None) -> Iterator[Truth]:
+    for number, event in enumerate(told):
         if progress is not None and number % 1024 == 0:
             progress("check", stats.bytes)
         yield event
+
+
+def _as_seen(own: Target, seen: Counter[str], settings: Sequence[str]) -> Target:
+    shown = [setting for name, shown in own.backend.probes.settings.items() if name in seen for setting in shown]
+    return own.with_settings([*shown, *settings])
+
+
+def _remark(report: CheckReport, stats: ReadStats, aux_stats: ReadStats, reader: ProbeReader) -> None:
+    notes = report.notes
+    if report.aux is None:
+        notes.append("no recording of probes: compared with trace events alone (give one with --aux)")
+    notes.extend(report.slots.notes)
+    lost = sum(stats.lost.values()) + sum(aux_stats.lost.values())
+    if lost or stats.lost_unknown or aux_stats.lost_unknown:
+        notes.append(f"the kernel lost {lost or 'some'} events of this recording")
+    misfits = sum(stats.misfits.values()) + sum(reader.stats.misfits.values())
+    if misfits:
+        notes.append(f"{misfits} events read differently: {', '.join({**stats.misfits, **reader.stats.misfits})}")
+    for what, count in report.unpaired.items():
+        notes.append(f"{count} {what}")
+    if report.unknown:
+        notes.append(f"{report.unknown.total()} faults could not be followed: nothing tells what the host answered")
+    if report.damage:
+        notes.append(f"the file is damaged: {report.damage}")

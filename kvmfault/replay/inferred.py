@@ -6,6 +6,7 @@ Everything that KVM decides comes from the path. What user space and the host de
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Collection, Mapping
 from copy import copy
 from dataclasses import dataclass, field, replace
@@ -30,6 +31,8 @@ _SPAN: Final = 1 << 40
 """Bytes of the slot that stands for whichever there is: where it ends is not known, so it forbids no block."""
 _ANSWERS: Final = {MapResult.FIXED: FIXED, MapResult.UNCHANGED: RETRY, MapResult.LOST: RETRY}
 NO_SLOT: Final = -1
+_SLOTS: Final = 32
+"""Former slots remembered, the latest."""
 
 
 @dataclass(slots=True)
@@ -53,6 +56,11 @@ class Known:
     """Pages (of 4 KiB) of devices inside the kernel."""
     special: dict[int, str] = field(default_factory=dict)
     """Memory type of frames that are no host memory."""
+
+    slots: deque[range] = field(default_factory=lambda: deque(maxlen=_SLOTS))
+    """Frames of slots that were there once: user space often makes the same again."""
+    doubted: dict[range, int] = field(default_factory=dict)
+    """Of these: the first frame of the host in it that could only be read."""
 
     def flags(self, gfn: int) -> int:
         """Flags of the slot of a frame; NO_SLOT: there is none."""
@@ -87,8 +95,20 @@ class Known:
                 return found
         return None
 
-    def forget_slot(self, start: int, end: int) -> None:
-        """The slot of these frames is gone: the next one there may be of another kind."""
+    def doubt(self, gfn: int, frame: int) -> None:
+        """A page could only be read. Two in a slot of which nothing was ever mapped writable: the slot is read-only."""
+        for slot in self.slots:
+            if gfn in slot and not any(g in slot for g in self.written):
+                if self.doubted.setdefault(slot, frame) != frame:
+                    self.readonly.add(slot.start, slot.stop)
+                return
+
+    def forget_slot(self, start: int, end: int, *, whole: bool) -> None:
+        """The slot of these frames (just that, if *whole*) is gone: the next one there may be of another kind."""
+        slot = range(start, end)
+        if whole and slot not in self.slots:
+            self.slots.appendleft(slot)
+        self.doubted.pop(slot, None)
         self.absent.discard(start, end)
         self.readonly.discard(start, end)
         self.logged.discard(start, end)

@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from errno import errorcode
 from typing import Final
 
-from kvmfault.contract.format import PROTS, Kind, size_text
+from kvmfault.contract.format import PROTS, Kind, R, W, X, size_text
 from kvmfault.contract.outcome import Emulate, Error, Exit, Fixed, Inject
-from kvmfault.contract.probes import EMULATE, FIXED, RETRY, Said, answer_text, error_text
+from kvmfault.contract.probes import EMULATE, FIXED, RETRY, SPURIOUS, WRITE_PROTECTED, Said, answer_text, error_text
 from kvmfault.contract.target import Target
 from kvmfault.contract.values import Prefault
 from kvmfault.path.run import Run
@@ -17,7 +17,7 @@ from kvmfault.replay.causes import CAUSES
 from kvmfault.replay.tally import Aspect, Disagreement, Tally
 from kvmfault.replay.verdict import kind
 from kvmfault.replay.world import CheckedVm, Flight
-from kvmfault.trace.events import MmioEvent, SlotEvent, UserspaceExitEvent
+from kvmfault.trace.events import SlotEvent
 from kvmfault.trace.truth import Told
 from kvmfault.types import Gpa
 from kvmfault.vm.memslot import HvaHit
@@ -30,21 +30,28 @@ _NEIGHBOURS: Final = 8
 class Judge:
     """Compares and counts; mends the model's table where it differs, so that one difference is told once."""
 
-    def __init__(self, target: Target) -> None:
-        self.target = target
+    def __init__(self, target: Target, probed: frozenset[Said]) -> None:
+        self.target, self.probed = target, probed
         self.tally = Tally()
         self.mended = 0
         """Entries put as recorded after a disagreement."""
-        self.probed: set[Said] = set()
+        self.unknown: Counter[str] = Counter()
+        """Faults by kind for which nothing tells what the host answered."""
         self._hits: Counter[tuple[int, int, int]] = Counter()
 
     # A fault.
 
     def fault(self, flight: Flight) -> None:
         """The fault is over on both sides."""
-        run = flight.end()
         what = kind(self.target.access(flight.fault))
+        if flight.unknown:
+            self.unknown[what] += 1
+            return
         compare = self._comparer(flight, what)
+        if flight.failed:
+            compare(Aspect.ANSWER, f"refuses: {flight.failed}", self._kernel_answer(flight) or "goes on")
+            return
+        run = flight.end()
         kernel = self._kernel_answer(flight)
         if kernel:
             compare(Aspect.ANSWER, answer_text(flight.walk.outcome) if flight.walk.outcome else "none", kernel)
@@ -54,6 +61,12 @@ class Judge:
         self._slot(flight, compare)
         self._sizes(flight, compare)
         self._entry(flight, compare)
+        if flight.devices and isinstance(flight.walk.outcome, Emulate):
+            page = flight.vm.page_shift
+            gfn = flight.walk.progress.gfn if flight.walk.progress.looked_up else None
+            pages = {event.gpa >> page for event in flight.devices}
+            if gfn is not None:
+                compare(Aspect.MMIO, f"{gfn:#x}", f"{gfn if gfn in pages else min(pages):#x}")
         returned = flight.number(Said.RETURNED, "ret")
         model = _returns(run)
         if returned is not None and model is not None:
@@ -83,12 +96,29 @@ class Judge:
         if decided is not None:
             return str(decided.values["answer"])
         returned = flight.number(Said.RETURNED, "ret")
-        if returned is None or Said.DECIDED not in self.probed:
+        if Said.DECIDED not in self.probed:
+            return self._shown_answer(flight)
+        if returned is None:
             return ""
         # the machinery was not reached: the head of the exit handler has answered
         if returned < 0:
             return error_text(-returned)
         return EMULATE if Said.EMULATING in flight.told or returned == 0 else RETRY
+
+    def _shown_answer(self, flight: Flight) -> str:
+        # what trace events alone tell; "": they do not
+        fmt, fault = flight.vm.format, flight.fault
+        wanted = X if fault.is_exec else W if fault.is_write else R
+        if flight.installed:
+            told = flight.installed[0]
+            return FIXED if fmt.prot(told.number("desc")) & wanted else WRITE_PROTECTED
+        repaired = flight.told.get(Said.REPAIRED)
+        if repaired is not None and Said.REQUESTED not in flight.told:
+            old, new = repaired.number("old"), repaired.number("new")
+            return FIXED if old != new else SPURIOUS if fmt.prot(old) & wanted else ""
+        if flight.errno:
+            return error_text(flight.errno)
+        return EMULATE if flight.devices or Said.MMIO_INSTALLED in flight.told else ""
 
     def _slot(self, flight: Flight, compare: Callable[[Aspect, str, str], bool]) -> None:
         pinned = flight.told.get(Said.PINNED)
@@ -112,6 +142,8 @@ class Judge:
             recorded = flight.number(Said.DECIDED, name)
             if recorded is not None:
                 compare(aspect, size_text(size), size_text(recorded))
+        if Said.DECIDED not in self.probed and flight.installed:
+            compare(Aspect.LEVEL, size_text(max(at.size, page)), size_text(flight.installed[0].number("size")))
 
     def _entry(self, flight: Flight, compare: Callable[[Aspect, str, str], bool]) -> None:
         vm, at = flight.vm, flight.walk.progress
@@ -136,7 +168,9 @@ class Judge:
             vm.table.take_stale()
         repaired = flight.told.get(Said.REPAIRED)
         tried = flight.told.get(Said.REPAIR_TRIED)
-        if repaired is not None and (tried is None or tried.values["answer"] == FIXED):
+        if repaired is not None and (
+            tried.values["answer"] == FIXED if tried is not None else repaired.number("old") != repaired.number("new")
+        ):
             desc = repaired.number("new")
             compare(
                 Aspect.PERMISSIONS, str(PROTS[fmt.prot(found.desc)]) if mine else "none", str(PROTS[fmt.prot(desc)])
@@ -169,9 +203,6 @@ class Judge:
         self.mended += 1
         vm.take_entry(Gpa(gpa & -size), size, desc)
 
-    def device(self, flight: Flight, event: MmioEvent | UserspaceExitEvent) -> None:
-        """A device access, or the return of KVM_RUN, while a fault is handled."""
-
     # Everything else.
 
     def _plain(self, aspect: Aspect, line: int, what: str, model: str, kernel: str, cause: str = "") -> None:
@@ -186,7 +217,7 @@ class Judge:
         names = ["accepted" if n in (0, -1) else error_text(n) for n in (model, kernel)]
         self._plain(Aspect.MEMSLOT, event.line, f"slot {event.slot:#x}", *names)
 
-    def invalidation(self, told: Told, hits: Sequence[HvaHit]) -> None:
+    def invalidation(self, hits: Sequence[HvaHit]) -> None:
         """A host range begins to be invalidated; what it means to the model."""
         self._hits = Counter((hit.slot.id, hit.start, hit.end) for hit in hits)
 

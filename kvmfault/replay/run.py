@@ -81,8 +81,8 @@ def replay(
     Raises UsageError, TraceError.
     """
     named = [backend(t).with_settings(settings) for t in targets]
-    with _seekable(source) as path:
-        own, inferred, no_memory = _survey(path, source, named, strict=strict, progress=progress)
+    with seekable(source) as path:
+        own, inferred, no_memory = survey(path, source, named, strict=strict, progress=progress)
         if own not in named:
             own = own.with_settings(settings)
         chosen = [own, *(t for t in named if t is not own)]
@@ -100,10 +100,11 @@ def replay(
     return report
 
 
-def _survey(
+def survey(
     path: str, source: str, chosen: list[Target], *, strict: bool, progress: Progress | None
 ) -> tuple[Target, SlotSource, frozenset[int]]:
-    # the first pass: whose faults these are, which memory they need, and where the host had none
+    """The first pass: whose faults these are, which memory they need, and the lines of those that the host had none
+    for. Raises UsageError, TraceError."""
     assembler = _assembler(chosen)
     stats = ReadStats()
     events = _watched(assemble(path, assembler, stats=stats, strict=strict), stats, progress, "survey")
@@ -254,8 +255,8 @@ def _watched(events: Iterable[Event], stats: ReadStats, progress: Progress | Non
 
 
 @contextmanager
-def _seekable(source: str) -> Generator[str]:
-    # two passes need a file; standard input and pipes are kept in a temporary one
+def seekable(source: str) -> Generator[str]:
+    """A path that can be read several times: standard input and pipes are kept in a temporary file."""
     if source != "-" and (not Path(source).exists() or Path(source).is_dir()):
         raise UsageError(f"{source}: {'a directory' if Path(source).is_dir() else 'no such file'}")
     if source != "-" and Path(source).is_file():

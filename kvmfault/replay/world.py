@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import replace
 from typing import NamedTuple
 
-from kvmfault.contract.format import Memory, R, W, X
+from kvmfault.contract.format import Kind, Memory, R, W, X
 from kvmfault.contract.ports import GuestTranslation, GuestWalkFault, MapResult, Memslot, Pin, PinError
 from kvmfault.contract.probes import Said
 from kvmfault.contract.shapes import Raw
@@ -17,9 +17,11 @@ from kvmfault.machine.stage2 import Stage2
 from kvmfault.machine.table import Found
 from kvmfault.machine.vm import Vm
 from kvmfault.path.run import Run, Walk
+from kvmfault.trace.events import MmioEvent
 from kvmfault.trace.truth import Told
 from kvmfault.types import Gfn, Gpa, Hva, Pfn
 from kvmfault.vm.area import HvaRange
+from kvmfault.vm.memslot import HvaHit
 from kvmfault.vm.memslot_change import ChangeResult, Stage
 
 
@@ -42,6 +44,13 @@ class Flight:
         """Entries of the guest's own tables, (descriptor, level), that the walk for it read."""
         self.paging: bool | None = None
         """Whether the guest's tables are in use, where they are shadowed; None: not known yet."""
+        self._guest: GuestTranslation | GuestWalkFault | None = None
+        self.guest_taken = False
+        """Where the guest's own tables lead is taken from what KVM made of it."""
+        self.devices: list[MmioEvent] = []
+        """Device accesses that followed."""
+        self.errno = 0
+        """KVM_RUN returned this error."""
         self.as_id = 0
         self.seen: Seen | None = None
         """The entry that it is about to replace, as it was read."""
@@ -49,16 +58,21 @@ class Flight:
         self.others = False
         """Another task changed the VM since it began."""
         self.run: Run | None = None
+        self.unknown = False
+        """What the host answered is not recorded, so the model cannot go on."""
         self.failed = ""
         """The model could not go on: why."""
         self.walk: Walk = vm.walk(fault)
 
     def translation(self) -> GuestTranslation | GuestWalkFault | None:
         """Where the guest's own tables lead, from what is recorded; None: not yet known."""
+        if self._guest is not None:
+            return self._guest
         address = self.fault.gva or 0
         walk = self.vm.target.backend.probes.walk
         found = walk(self.walked, address, self.fault.is_write) if walk is not None and self.walked else None
         if found is not None:
+            self._guest = found
             return found
         told = self.told.get(Said.PINNED) or self.told.get(Said.DECIDED)
         if told is None:
@@ -69,7 +83,16 @@ class Flight:
         gpa = Gpa(told.number("gfn") * page | address & page - 1)
         size = self.number(Said.DECIDED, "max_size") or max(self.vm.target.policy.fit_sizes, default=page)
         self.vm.taken["where the guest's own tables lead"] += 1
-        return GuestTranslation(gpa, size, True, bool(prot & W), bool(prot & X), 0, bool(prot & R))
+        self.guest_taken = True
+        self._guest = GuestTranslation(gpa, size, True, bool(prot & W), bool(prot & X), 0, bool(prot & R))
+        return self._guest
+
+    def bound_by_guest(self, size: int) -> None:
+        """The size of the guest's own block, recorded later than where it leads."""
+        at = self.walk.progress
+        if self.guest_taken and at.guest is not None and self.walk.outcome is None:
+            self._guest = at.guest = replace(at.guest, size=size)
+            at.max_size = size
 
     def until(self, *names: str) -> None:
         """Let the model go on up to the next step called so, or to its decision."""
@@ -320,7 +343,43 @@ class CheckedVm(Vm):
             shift = next((level.shift for level in self.format.levels if level.shift < below), shift)
         flight.seen = Seen(shift, found.desc if shift == found.shift else self.format.empty)
 
+    def believe(self, gpa: Gpa, desc: int) -> None:
+        """The entry over *gpa* was this one before the fault: the model's becomes that, if it is another."""
+        found = self.table.walk(gpa)
+        if found.desc == desc:
+            return
+        page = 1 << self.page_shift
+        size = 1 << found.shift if self.format.kind(found.desc, found.shift) is Kind.LEAF else page
+        self.taken["entry as it was before the fault"] += 1
+        if self.format.kind(desc, size.bit_length() - 1) is Kind.LEAF:
+            self.take_entry(Gpa(gpa & -size), size, desc)
+        else:
+            self.own_table.unmap(gpa, Gpa(gpa + page))
+            self.flush_stale()
+
+    def writable(self, flight: Flight) -> bool:
+        """Whether the host's page may be written, as far as its present entry or what was known before tells."""
+        at = flight.walk.progress
+        found = self.table.leaf(at.at)
+        if found is not None:
+            return bool(self.format.entry(found.desc, found.shift).host_writable)
+        known = self.known.get(at.hva)
+        return known is None or known.writable
+
     # What the recording shows to happen to the VM.
+
+    def invalidation_begins(self, span: HvaRange) -> tuple[HvaHit, ...]:
+        """The host begins to invalidate a range. (kvm_mmu_notifier_invalidate_range_start)"""
+        self.forget(span)
+        hits = self.slots.in_hva_range(span.start, span.end)
+        self.invalidations.active += 1
+        if hits:
+            self.invalidations.begin()
+            for hit in hits:
+                self.invalidations.add(hit.start, hit.end)
+                self.drop(hit.start, hit.end)
+            self.flush_stale()
+        return hits
 
     def forget(self, span: HvaRange) -> None:
         """What the host had in the range is not known any more."""
@@ -358,12 +417,13 @@ class CheckedVm(Vm):
         else:
             super()._flush_changing(flush)
 
-    def finish_change(self) -> ChangeResult | None:
-        """The change of a memslot is carried out; None: there was none under way."""
+    def finish_change(self, flush: SlotFlush) -> ChangeResult | None:
+        """The change of a memslot is carried out; None: there was none under way. *flush*: what goes with a slot, if
+        that has not happened yet."""
         done: ChangeResult | None = None
         while self.slots.next_stage is not None:
             if self.slots.next_stage is Stage.FLUSH:
-                self._flush_changing(SlotFlush.SLOT)
+                self._flush_changing(flush)
             done = self.slots.step()
         if done is not None and not done.errno:
             self.slot_changed(done.old, done.new)

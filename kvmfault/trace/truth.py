@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Final, NamedTuple, TypeAlias
 
 from kvmfault.contract.backend import Backend
-from kvmfault.contract.probes import Probe, Said, Values
+from kvmfault.contract.probes import Probe, Probes, Said, Values
 from kvmfault.trace.assemble import Assembler
 from kvmfault.trace.events import EntryEvent, Event, FaultEvent
 from kvmfault.trace.pattern import Misfit, Pattern
@@ -182,6 +182,14 @@ def _when(event: Truth) -> tuple[int, int]:
             return event.time, 0  # what is unmapped at once is a call
         return event.time, (3 if event.says in _RETURNS else 1) if event.aux else 2
     return event.time, 0 if isinstance(event, FaultEvent) else _LAST if isinstance(event, EntryEvent) else 2
+
+
+def said_by(probes: Probes, functions: Iterable[str]) -> Iterator[Said]:
+    """What probes of these functions can say."""
+    for function in functions:
+        for known in (probes.entries, probes.returns):
+            if function in known:
+                yield known[function].says
 
 
 def functions_of(source: str | Path, progress: Callable[[int], None] | None = None) -> Counter[str]:
