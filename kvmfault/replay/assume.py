@@ -8,7 +8,7 @@ from enum import Enum
 from errno import EFAULT
 from typing import Final
 
-from kvmfault.contract.format import Memory, W, X
+from kvmfault.contract.format import Memory, W, X, block_sizes
 from kvmfault.contract.probes import RETRY, Said
 from kvmfault.contract.shapes import Raw
 from kvmfault.replay.handled import Call, Handled
@@ -133,7 +133,7 @@ def _of_device(flags: int, seen: Seen) -> list[Assumption]:
 def _of_entry(vm: InferredVm, seen: Seen, call: Call, flags: int) -> list[Assumption]:
     found, fault = [], seen.fault
     size = call.size if call.does is Said.MAPPING else fault.granule or seen.page
-    if size > seen.page:
+    if size > seen.page and size in block_sizes(vm.format):
         found.append(Assumption(Assumed.BLOCK, {"block": size}))
     if not call.prot & W and seen.gfn not in vm.known.written and (flags == NO_SLOT or not flags & _LOG):
         found.append(Assumption(Assumed.UNWRITABLE, {"writable": False}))
@@ -210,7 +210,7 @@ def remember(vm: InferredVm, seen: Seen, page_shift: int) -> None:
         return
     frame = seen.frame(page_shift)
     known.frames[seen.gfn] = frame
-    if call.size > seen.page:
+    if call.size > seen.page and call.size in block_sizes(vm.format):
         pages = call.size >> page_shift
         known.blocks[seen.gfn & -pages] = pages, frame - seen.gfn % pages
     if call.prot & W:

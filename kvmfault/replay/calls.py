@@ -13,7 +13,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Final
 
-from kvmfault.contract.format import PROTS, Kind, Memory, size_text
+from kvmfault.contract.format import PROTS, Kind, Memory, block_sizes, size_text
 from kvmfault.contract.outcome import Outcome
 from kvmfault.contract.probes import FIXED, RETRY, Said
 from kvmfault.contract.target import Target, backend
@@ -25,7 +25,7 @@ from kvmfault.replay.invalidations import Invalidations, Reason
 from kvmfault.replay.tally import Aspect, Disagreement, Tally
 from kvmfault.trace.text import read_text
 from kvmfault.trace.truth import ProbeReader, Told, Truth
-from kvmfault.types import Gpa, Pfn
+from kvmfault.types import U64, Gpa, Pfn
 
 _MADE: Final = 1024
 """Calls to map remembered, the latest."""
@@ -85,8 +85,8 @@ class CallsCheck:
         if told.says is Said.INVALIDATE:
             self._invalidations.begins(place, told.pid, told.number("start"), told.number("end"))
             return
-        start = told.number("gpa")
-        end = start + told.number("size")
+        start = told.number("gpa") & U64
+        end = start + (told.number("size") & U64)
         first, last = start >> self._shift, -(-end >> self._shift)
         known, table = self.vm.known, self.vm.table
         if told.says is Said.RANGE_UNMAPPED:
@@ -229,7 +229,7 @@ class CallsCheck:
         call, table = seen.call, self.vm.table
         if call is None:
             return
-        if call.does is Said.MAPPING and call.answer == FIXED:
+        if call.does is Said.MAPPING and call.answer == FIXED and call.size in block_sizes(table.format):
             hpa, memory = seen.handled.hpa or 0, Memory[call.kind]
             frame = Pfn(hpa >> self._shift)
             gpa = Gpa(call.address)

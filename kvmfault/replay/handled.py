@@ -14,6 +14,7 @@ from typing import Final, NamedTuple, TypeAlias
 from kvmfault.contract.probes import Said
 from kvmfault.trace.events import EntryEvent
 from kvmfault.trace.truth import Told, Truth
+from kvmfault.types import U64
 
 MOST_WAITING: Final = 1 << 18
 """Events kept back for a handler that has not returned; beyond that its return counts as not recorded."""
@@ -86,7 +87,7 @@ class _Sorter:
         if event.says is Said.FAULT:
             if fault is not None:
                 self.close(fault)
-            registers = {name: event.number(name) for name in self.registers if name in event.values}
+            registers = {name: event.number(name) & U64 for name in self.registers if name in event.values}
             entered = self.entered.get(event.pid, -1)
             self.open[event.pid] = Handled(event.line, event.pid, registers, self.place, entered)
             return
@@ -96,11 +97,11 @@ class _Sorter:
     def _add(self, fault: Handled, told: Told) -> bool:
         says = told.says
         if says in _CALLS:
-            address = told.number("gpa", told.number("address"))
+            address = told.number("gpa", told.number("address")) & U64
             kind = str(told.values.get("memory", told.values.get("what", "")))
-            fault.calls.append(Call(says, address, told.number("size"), told.number("prot"), kind))
+            fault.calls.append(Call(says, address, told.number("size") & U64, told.number("prot"), kind))
             if says is Said.MAPPING:
-                fault.hpa = told.number("hpa")
+                fault.hpa = told.number("hpa") & U64
                 fault.mapping = (self.place, -1)
                 self.maps.append(fault)
             else:
