@@ -90,12 +90,10 @@ class CallsCheck:
         first, last = start >> self._shift, -(-end >> self._shift)
         known, table = self.vm.known, self.vm.table
         if told.says is Said.RANGE_UNMAPPED:
-            table.unmap(Gpa(start), Gpa(end))
-            known.forget_pages(first, last)
+            self._take_away(start, end)
             reason = self._invalidations.unmaps(place, told.pid, start, end)
             if reason is not Reason.HOST:
                 known.forget_slot(first, last, whole=reason is Reason.SLOT)
-            table.stale.clear()
             return
         self._invalidations.acts(told.pid, place)
         if told.says is Said.RANGE_PROTECTED:
@@ -105,11 +103,19 @@ class CallsCheck:
             table.age(Gpa(start), Gpa(end), test_only=not told.number("clear", 1))
         table.stale.clear()
 
+    def _take_away(self, start: int, end: int) -> None:
+        self.vm.table.unmap(Gpa(start), Gpa(end))
+        self.vm.table.stale.clear()
+        self.vm.known.forget_pages(start >> self._shift, -(-end >> self._shift))
+
     # A fault.
 
     def _fault(self, handled: Handled) -> None:
+        if handled.ret is None:
+            self.cut_short += 1
+            if not handled.calls:
+                return  # what KVM did is not known
         self.faults += 1
-        self.cut_short += handled.ret is None
         fault = self._target.decode(**handled.registers)
         gpa = fault.kvm_get_fault_gpa() or 0
         running = self._invalidations
@@ -264,6 +270,9 @@ class CallsCheck:
         if agrees or not self._raced(seen, granule):
             mine = f"{size_text(size)} {'leaf' if leaf else 'empty'}"
             self._compare(Aspect.TABLE, seen, "level", mine, size_text(granule), _TABLE, agrees=agrees)
+            if fault.is_translation and not agrees:  # what the model has there is gone
+                first = seen.gpa & -granule
+                self._take_away(first, first + granule)
 
     def _level(self, gpa: int) -> tuple[int, bool]:
         table = self.vm.table
