@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from kvmfault.contract.probes import Said
-from kvmfault.contract.target import Target, backend
+from kvmfault.contract.target import Target, backend, backends
 from kvmfault.errors import UsageError
 from kvmfault.replay.calls import CallsCheck, fitting
 from kvmfault.replay.episodes import Episodes
@@ -69,19 +69,20 @@ def check(
         raise UsageError(f"{aux}: no such file")
     named = [backend(target)] if target is not None else []
     with seekable(recording) as path:
-        own, inferred, _ = survey(path, recording, named, strict=False, progress=progress)
         found = aux or (str(b) if recording != "-" and (b := beside(recording)) is not None else None)
         seen = functions_of(found or path)
-        own = _as_seen(own, seen, settings)
-        probes = own.backend.probes
-        known = frozenset(said_by(probes, seen))
-        chosen = slots or (read_slots(found or path) if seen.keys() & probes.slots else inferred)
-        stats, aux_stats = ReadStats(), ReadStats()
-        by_calls = Said.MAPPING in known and Said.PINNED not in known
-        notes: list[str] = []
-        if by_calls:  # neither slots nor host were recorded
+        own = _of_calls(named, seen)
+        by_calls = own is not None  # neither slots nor host were recorded
+        if own is None:
+            own, inferred, _ = survey(path, recording, named, strict=False, progress=progress)
+            chosen = slots or (read_slots(found or path) if seen.keys() & own.backend.probes.slots else inferred)
+            notes: list[str] = []
+        else:
+            chosen = SlotSource("what KVM did", (), made_up=True)
             own, notes = fitting(own, found or path)
-            own = _as_seen(own, seen, settings)
+        own = _as_seen(own, seen, settings)
+        known = frozenset(said_by(own.backend.probes, seen))
+        stats, aux_stats = ReadStats(), ReadStats()
         reader = ProbeReader(own.backend)
         assembler = Assembler([own.backend], told=own.backend.name)
         told = read_truth(path, found, assembler, reader, stats=stats, aux_stats=aux_stats)
@@ -91,6 +92,15 @@ def check(
     report.damage = stats.damage or aux_stats.damage
     _remark(report, stats, aux_stats, reader)
     return report
+
+
+def _of_calls(named: Sequence[Target], seen: Counter[str]) -> Target | None:
+    # whose calls to map were recorded, if the host's answers were not
+    for own in named or [backend(name) for name in backends()]:
+        said = frozenset(said_by(own.backend.probes, seen))
+        if Said.MAPPING in said and Said.PINNED not in said:
+            return own
+    return None
 
 
 def _check_episodes(report: CheckReport, told: Iterator[Truth], known: frozenset[Said]) -> None:
@@ -106,7 +116,6 @@ def _check_episodes(report: CheckReport, told: Iterator[Truth], known: frozenset
 
 
 def _check_calls(report: CheckReport, told: Iterator[Truth], known: frozenset[Said]) -> None:
-    report.slots = SlotSource("what KVM did", (), made_up=True)
     checked = CallsCheck(report.target)
     report.tally = checked.run(told)
     report.faults, report.taken = checked.faults, checked.taken
