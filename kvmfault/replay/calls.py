@@ -8,42 +8,28 @@ kept from then on. What no assumption explains is a disagreement.
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from itertools import combinations
-from pathlib import Path
 from typing import Final
 
-from kvmfault.contract.format import PROTS, Kind, Memory, block_sizes, size_text
+from kvmfault.contract.format import Kind, Memory, block_sizes, size_text
 from kvmfault.contract.outcome import Outcome
-from kvmfault.contract.probes import FIXED, RETRY, Said
-from kvmfault.contract.target import Target, backend
+from kvmfault.contract.probes import FIXED, Said
+from kvmfault.contract.target import Target
 from kvmfault.machine.stage2 import Stage2
 from kvmfault.replay.assume import Assumed, Assumption, Seen, assumptions, learn, reach, remember
-from kvmfault.replay.handled import Call, Handled, in_order
+from kvmfault.replay.compared import agree, alike, compare, differ
+from kvmfault.replay.handled import Handled, in_order
 from kvmfault.replay.inferred import InferredVm, Trial, returned
 from kvmfault.replay.invalidations import Invalidations, Reason
-from kvmfault.replay.tally import Aspect, Disagreement, Tally
-from kvmfault.trace.text import read_text
-from kvmfault.trace.truth import ProbeReader, Told, Truth
+from kvmfault.replay.tally import Aspect, Tally
+from kvmfault.trace.truth import Told, Truth
 from kvmfault.types import U64, Gpa, Pfn
 
 _MADE: Final = 1024
 """Calls to map remembered, the latest."""
 _AT_ONCE: Final = 3
 """Assumptions made for one fault."""
-_NAMES: Final = {
-    Said.MAPPING: "map",
-    Said.RELAXING: "relax",
-    Said.MAKING_YOUNG: "mark young",
-    Said.DEVICE: "device access",
-    Said.INJECTED: "inject",
-}
-_NOTHING: Final = "no call"
-_ADDRESS_OF: Final = {Said.DEVICE: Aspect.MMIO, Said.INJECTED: Aspect.INJECTION}
-# What was not recorded, where that is why the two differ.
-_INVALIDATION: Final = "an invalidation of host memory"
-_TABLE: Final = "what else changed the entry"
-_HOST: Final = "the host's answer to the request for the page"
 
 
 class CallsCheck:
@@ -127,11 +113,11 @@ class CallsCheck:
             handled.reach = reach(self.vm, handled)
         chosen, outcome = self._explain(seen, basis)
         if chosen is None:
-            self._differ(seen, outcome)
+            differ(self.tally, seen, self.vm.did[-1] if self.vm.did else None, returned(outcome))
             self.vm.table = self.vm.own_table = before
             self._follow(seen)
         else:
-            self._agree(seen)
+            agree(self.tally, seen)
             self.predicted += not chosen
             for assumption in chosen:
                 self.taken[assumption.what.value] += 1
@@ -180,45 +166,7 @@ class CallsCheck:
         handled = seen.handled
         if handled.ret is not None and returned(outcome) != handled.ret:
             return False
-        return _alike(self.vm.did, handled.calls)
-
-    # Counting.
-
-    def _agree(self, seen: Seen) -> None:
-        call = seen.call
-        kind = _NAMES[call.does] if call is not None else _NOTHING
-        add = self.tally.add
-        add(Aspect.CALL, kind, agrees=True)
-        if seen.handled.ret is not None:
-            add(Aspect.RETURN, kind, agrees=True)
-        for aspect in _aspects(call):
-            add(aspect, kind, agrees=True)
-
-    def _differ(self, seen: Seen, outcome: Outcome) -> None:
-        call = seen.call
-        kind = _NAMES[call.does] if call is not None else _NOTHING
-        mine = self.vm.did[-1] if self.vm.did else None
-        cause = _cause(seen, mine)
-        same = (mine is None) == (call is None) and (mine is None or call is None or mine.does is call.does)
-        self._compare(Aspect.CALL, seen, kind, _text(mine), _text(call), cause if not same else "", agrees=same)
-        if seen.handled.ret is not None:
-            ret = returned(outcome)
-            agrees = ret == seen.handled.ret
-            self._compare(Aspect.RETURN, seen, kind, str(ret), str(seen.handled.ret), cause, agrees=agrees)
-        for aspect, read in _aspects(call).items():
-            theirs = read(call) if call is not None else _NOTHING
-            ours = read(mine) if same and mine is not None else _NOTHING
-            self._compare(aspect, seen, kind, ours, theirs, cause, agrees=ours == theirs)
-
-    def _compare(
-        self, aspect: Aspect, seen: Seen, kind: str, model: str, kernel: str, cause: str, *, agrees: bool
-    ) -> None:
-        self.tally.add(aspect, kind, agrees=agrees)
-        if not agrees:
-            what = f"fault at {seen.gpa:#x}"
-            self.tally.differ(
-                Disagreement(aspect=aspect, line=seen.handled.line, what=what, model=model, kernel=kernel, cause=cause)
-            )
+        return alike(self.vm.did, handled.calls)
 
     def _compare_frame(self, seen: Seen, basis: Trial) -> None:
         call = seen.call
@@ -228,7 +176,7 @@ class CallsCheck:
             self.taken[Assumed.FRAME.value] += 1
             return
         known, recorded = self.vm.known.frame(seen.gfn) or 0, seen.frame(self._shift)
-        self._compare(Aspect.FRAME, seen, "map", f"{known:#x}", f"{recorded:#x}", _HOST, agrees=known == recorded)
+        compare(self.tally, Aspect.FRAME, seen, f"{known:#x}", f"{recorded:#x}", agrees=known == recorded)
 
     def _follow(self, seen: Seen) -> None:
         """Go on with the table as the kernel has it."""
@@ -269,7 +217,7 @@ class CallsCheck:
         # between the fault and its handling another vCPU may have changed the entry
         if agrees or not self._raced(seen, granule):
             mine = f"{size_text(size)} {'leaf' if leaf else 'empty'}"
-            self._compare(Aspect.TABLE, seen, "level", mine, size_text(granule), _TABLE, agrees=agrees)
+            compare(self.tally, Aspect.TABLE, seen, mine, size_text(granule), agrees=agrees)
             if fault.is_translation and not agrees:  # what the model has there is gone
                 first = seen.gpa & -granule
                 self._take_away(first, first + granule)
@@ -286,84 +234,3 @@ class CallsCheck:
             return True
         met = [place for place, start, end in self._made if start < first + granule and first < end]
         return not met or met[-1] >= seen.handled.entered
-
-
-def _alike(mine: Sequence[Call], theirs: Sequence[Call]) -> bool:
-    # an injection is told by its address: some kinds of it have no probe of their own
-    return [_plain(c) for c in mine] == [_plain(c) for c in theirs]
-
-
-def _plain(call: Call) -> Call:
-    return call._replace(kind="") if call.does is Said.INJECTED else call
-
-
-def _aspects(call: Call | None) -> Mapping[Aspect, Callable[[Call], str]]:
-    if call is None:
-        return {}
-    found: dict[Aspect, Callable[[Call], str]] = {_ADDRESS_OF.get(call.does, Aspect.ADDRESS): _address}
-    if call.does in (Said.MAPPING, Said.RELAXING):
-        found[Aspect.PERMISSIONS] = _permissions
-    if call.does is Said.MAPPING:
-        found |= {Aspect.LEVEL: _size, Aspect.ANSWER: _answer}
-    return found
-
-
-def _address(call: Call) -> str:
-    return f"{call.address:#x}"
-
-
-def _permissions(call: Call) -> str:
-    return f"{PROTS[call.prot]} {call.kind.lower()}"
-
-
-def _size(call: Call) -> str:
-    return size_text(call.size)
-
-
-def _answer(call: Call) -> str:
-    return call.answer
-
-
-def _text(call: Call | None) -> str:
-    return _NOTHING if call is None else f"{_NAMES[call.does]} at {call.address:#x}"
-
-
-def _cause(seen: Seen, mine: Call | None) -> str:
-    call = seen.call
-    if call is None and mine is not None and seen.handled.ret == 1:
-        return _INVALIDATION
-    if call is None and (seen.handled.ret or 0) < 0:
-        return _HOST
-    if call is not None and call.answer == RETRY and mine is not None and mine.answer != RETRY:
-        return _TABLE
-    return ""
-
-
-def fitting(target: Target, aux: str | Path) -> tuple[Target, list[str]]:
-    """*target* with a format for what was mapped, and a note if it is another one.
-
-    The least that was mapped is a page, and the table reaches the highest address.
-    """
-    least, highest = _extent(aux, ProbeReader(target.backend))
-    shift = least.bit_length() - 1
-    formats = {name: f for name, f in target.backend.formats.items() if f.page_shift == shift}
-    own = target.format
-    if not formats or (own.page_shift == shift and highest >> own.gpa_bits == 0):
-        return target, []
-    name = next(
-        (n for n, f in formats.items() if highest >> f.gpa_bits == 0), max(formats, key=lambda n: formats[n].gpa_bits)
-    )
-    _, _, settings = target.name.partition("+")
-    spelled = f"{target.backend.name}:{name}@{target.kernel}" + (f"+{settings}" if settings else "")
-    return backend(spelled), [f"format {name}: the least that was mapped is {size_text(least)}"]
-
-
-def _extent(aux: str | Path, reader: ProbeReader) -> tuple[int, int]:
-    least = highest = 0
-    for event in read_text(aux):
-        told = reader.read(event, aux=True)
-        if told is not None and told.says is Said.MAPPING:
-            size = told.number("size")
-            least = min(least or size, size)
-            highest = max(highest, told.number("gpa"))
-    return least, highest

@@ -10,8 +10,9 @@ from pathlib import Path
 from kvmfault.contract.probes import Said
 from kvmfault.contract.target import Target, backend, backends
 from kvmfault.errors import UsageError
-from kvmfault.replay.calls import CallsCheck, fitting
+from kvmfault.replay.calls import CallsCheck
 from kvmfault.replay.episodes import Episodes
+from kvmfault.replay.fitting import fitting
 from kvmfault.replay.judge import Judge
 from kvmfault.replay.run import seekable, survey
 from kvmfault.replay.tally import Tally
