@@ -241,14 +241,17 @@ class Walk:
         self.steps: list[StepRecord] = []
         self._path, self._vm, self._next = path, vm, 0
 
-    def until(self, *names: str) -> bool:
-        """Run all steps before the next one called by any of *names* (of the rest, if there is none); whether one of
-        them is next, False: the fault is decided."""
+    def until(self, *names: str) -> None:
+        """Run all steps before the next one called by any of *names*, or to the end without one; nothing if all that
+        are called so have been run."""
         at, fault = self.progress, self.fault
-        while self.outcome is None and self._next < len(self._path.named):
-            step, function = self._path.named[self._next]
+        named = self._path.named
+        if names and not any(step.name in names for step, _ in named[self._next :]):
+            return
+        while self.outcome is None and self._next < len(named):
+            step, function = named[self._next]
             if step.name in names:
-                return True
+                return
             self._next += 1
             before = dict(vars(at))
             self.outcome = function(self._vm, fault, at)
@@ -256,7 +259,6 @@ class Walk:
             if at.pin is not None and at.pin.error is PinError.NO_SLOT:
                 settled = "no memory: an entry that remembers MMIO is on its way"
             self.steps.append(record(step.name, before, vars(at), self.outcome, settled))
-        return False
 
     def end(self) -> Run:
         """Run what is left, and what follows the path."""

@@ -57,6 +57,10 @@ class Flight:
         self.seq = vm.invalidations.seq
         self.others = False
         """Another task changed the VM since it began."""
+        self.left: Found | None = None
+        """The entry over the fault, as the model left it."""
+        self.changed = False
+        """The recording shows that the leaf was changed."""
         self.run: Run | None = None
         self.unknown = False
         """What the host answered is not recorded, so the model cannot go on."""
@@ -102,15 +106,17 @@ class Flight:
                     self.walk.until(*names)
                 except ModelError as e:
                     self.failed = str(e)
+                if self.walk.outcome is not None and self.left is None:
+                    self.left = self.vm.entry(self.walk.progress.at)
 
-    def restart(self, as_id: int) -> None:
-        """The vCPU turns out to run in another address space: the same again there, up to where it was."""
+    def restart(self, as_id: int, upto: str = "install") -> None:
+        """The vCPU turns out to run in another address space, or with other memory: the same again, up to a step."""
         reached = self.walk.progress.seq
-        self.as_id = as_id
+        self.as_id, self._guest, self.left = as_id, None, None
         self.walk = self.vm.walk(self.fault)
-        self.until("pin")
+        self.until("pin", upto)
         self.walk.progress.seq = reached
-        self.until("install")
+        self.until(upto)
 
     def end(self) -> Run:
         """Let the model finish."""
@@ -171,6 +177,7 @@ class CheckedVm(Vm):
         them."""
         self.mapped: dict[int, set[tuple[Gpa, int]]] = {}
         """Frame -> (address, size) of entries whose addresses the guest's own tables translate."""
+        self.slots_made_up = False
         self.recovered: list[tuple[Gpa, int]] = []
         """(address, size) of the table pages that the end of logging has given up so far."""
         self._tables = {(self._is_virtual, 0): self.own_table}
@@ -343,15 +350,19 @@ class CheckedVm(Vm):
             shift = next((level.shift for level in self.format.levels if level.shift < below), shift)
         flight.seen = Seen(shift, found.desc if shift == found.shift else self.format.empty)
 
-    def believe(self, gpa: Gpa, desc: int) -> None:
-        """The entry over *gpa* was this one before the fault: the model's becomes that, if it is another."""
+    def believe(self, gpa: Gpa, desc: int, covered: int = 0) -> None:
+        """The entry over *gpa*, of so many bytes if that is known, was this one before the fault: the model's becomes
+        that, if it is another."""
         found = self.table.walk(gpa)
+        if covered and covered < 1 << found.shift:
+            self.own_table.split(gpa, Gpa(gpa + covered))
+            found = self.table.walk(gpa)
         if found.desc == desc:
             return
         page = 1 << self.page_shift
         size = 1 << found.shift if self.format.kind(found.desc, found.shift) is Kind.LEAF else page
         self.taken["entry as it was before the fault"] += 1
-        if self.format.kind(desc, size.bit_length() - 1) is Kind.LEAF:
+        if self.format.kind(desc, size.bit_length() - 1) in (Kind.LEAF, Kind.MMIO):
             self.take_entry(Gpa(gpa & -size), size, desc)
         else:
             self.own_table.unmap(gpa, Gpa(gpa + page))
