@@ -140,6 +140,9 @@ class Happenings:
         flight = self.flights.get(told.pid)
         if flight is not None and flight.seen is not None:
             flight.seen = flight.seen._replace(linking=True)
+        root = len(self.target.format.levels)
+        if flight is None and self.made_up and told.number("direct") and told.number("level") == root:
+            self.vm_of(told.pid).clear_tables()  # a new root: that the old tables went, or the VM, is not recorded
         self._on_tables(lambda vm, gfn, upper: vm.shadow(gfn, upper=upper))(told)
 
     # Memslots.

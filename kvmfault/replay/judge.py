@@ -13,7 +13,6 @@ from kvmfault.contract.outcome import Emulate, Error, Exit, Fixed, Inject
 from kvmfault.contract.probes import EMULATE, FIXED, RETRY, SPURIOUS, WRITE_PROTECTED, Said, answer_text, error_text
 from kvmfault.contract.target import Target
 from kvmfault.contract.values import Prefault
-from kvmfault.machine.state import EHWPOISON
 from kvmfault.path.run import Run
 from kvmfault.replay.causes import CAUSES, WALKS_MARKS
 from kvmfault.replay.tally import Aspect, Disagreement, Tally
@@ -21,7 +20,7 @@ from kvmfault.replay.verdict import kind
 from kvmfault.replay.world import CheckedVm, Flight
 from kvmfault.trace.events import SlotEvent
 from kvmfault.trace.truth import Told
-from kvmfault.types import Gpa
+from kvmfault.types import EHWPOISON, Gpa
 from kvmfault.vm.memslot import HvaHit
 
 _ENTRY_BYTES: Final = 8

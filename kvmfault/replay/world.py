@@ -172,7 +172,7 @@ class CheckedVm(Vm):
         self.taken: Counter[str] = Counter()
         self.known: dict[int, Known] = {}
         """By page of user space, as long as nothing was invalidated there."""
-        self.shadowed: Counter[tuple[Gfn, bool]] = Counter()
+        self.table_frames: Counter[tuple[Gfn, bool]] = Counter()
         """Frames that hold tables of the guest (and whether upper ones), by the number of table pages that stand for
         them."""
         self.mapped: dict[int, set[tuple[Gpa, int]]] = {}
@@ -248,7 +248,9 @@ class CheckedVm(Vm):
         """See Ports."""
         pages = size >> self.page_shift
         first = gfn & -pages
-        return super().block_allowed(slot, gfn, size) and not any(first <= g < first + pages for g, _ in self.shadowed)
+        return super().block_allowed(slot, gfn, size) and not any(
+            first <= g < first + pages for g, _ in self.table_frames
+        )
 
     def walk_guest(self, gpa: Gpa) -> GuestTranslation | GuestWalkFault | None:
         """See Ports: where the recorded entries lead, or what the kernel found."""
@@ -258,7 +260,7 @@ class CheckedVm(Vm):
 
     def is_tracked(self, gfn: Gfn) -> bool:
         """See Ports."""
-        return (gfn, True) in self.shadowed or super().is_tracked(gfn)
+        return (gfn, True) in self.table_frames or super().is_tracked(gfn)
 
     def _remember(self, gpa: Gpa, size: int) -> None:
         guest = self.flight.walk.progress.gfn if self.flight is not None else None
@@ -304,7 +306,7 @@ class CheckedVm(Vm):
 
     def shadow(self, gfn: Gfn, *, upper: bool) -> None:
         """A table page stands for the guest's table in a frame from now on. (account_shadowed)"""
-        self.shadowed[gfn, upper] += 1
+        self.table_frames[gfn, upper] += 1
         self.protect(gfn)
 
     def protect(self, gfn: Gfn) -> None:
@@ -315,9 +317,9 @@ class CheckedVm(Vm):
 
     def unshadow(self, gfn: Gfn, *, upper: bool) -> None:
         """That table page is gone. (unaccount_shadowed)"""
-        self.shadowed[gfn, upper] -= 1
-        if self.shadowed[gfn, upper] <= 0:
-            del self.shadowed[gfn, upper]
+        self.table_frames[gfn, upper] -= 1
+        if self.table_frames[gfn, upper] <= 0:
+            del self.table_frames[gfn, upper]
 
     def map(
         self, gpa: Gpa, size: int, pfn: Pfn, prot: int, memory: Memory, *, host_writable: bool, young: bool, tag: int
@@ -413,20 +415,14 @@ class CheckedVm(Vm):
             self._flush_changing(SlotFlush.TABLE)
             self.slots.step()
         else:
-            self.clear()
+            self.clear_tables()
+            self.flush_stale()
 
-    def clear(self) -> None:
-        """All tables are empty."""
+    def clear_tables(self) -> None:
+        """As State has it, for every address space."""
         for table in self._tables.values():
             table.clear()
         self.mapped.clear()
-        self.flush_stale()
-
-    def _flush_changing(self, flush: SlotFlush) -> None:
-        if flush is SlotFlush.TABLE:
-            self.clear()
-        else:
-            super()._flush_changing(flush)
 
     def finish_change(self, flush: SlotFlush) -> ChangeResult | None:
         """The change of a memslot is carried out; None: there was none under way. *flush*: what goes with a slot, if
