@@ -113,7 +113,9 @@ def guest_walk(
 
 
 def _requested(recorded: Values) -> Values:
-    return {"gfn": recorded["gfn"], "pfn": recorded["pfn"], "size": size_of(_number(recorded, "level"))}
+    made: dict[str, int | str] = {"gfn": recorded["gfn"], "size": size_of(_number(recorded, "level"))}
+    pfn = _number(recorded, "pfn")
+    return made if pfn & (_NO_SLOT | _ERROR) else {**made, "pfn": pfn}
 
 
 def _fast(recorded: Values) -> Values | None:

@@ -42,7 +42,7 @@ class Said(Enum):
         "the host was asked for the page: answer, gfn, slot (absent: none), pfn or error, hva, writable, and prot "
         "(what the guest's own tables allow)"
     )
-    REQUESTED = "under the lock, with a page and a size: gfn, pfn, size"
+    REQUESTED = "under the lock, with a page and a size: gfn, pfn (absent: no memslot), size"
     REPAIR_TRIED = "a repair without the slow path was tried: answer, gfn"
     REPAIRED = "what that repair saw and left: gpa, old, new (descriptors)"
     MAPPING = "a leaf is about to be installed: gpa, size, hpa, prot (R/W/X bits), memory"

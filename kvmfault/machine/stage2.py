@@ -9,26 +9,17 @@ What a change makes wrong in the vCPUs' TLBs is noted in ``stale``; who holds th
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator
-from dataclasses import dataclass
 from typing import Final
 
 from kvmfault.contract.format import Kind, Memory, Stage2Format, W, block_sizes, watch_writes
 from kvmfault.contract.ports import MapResult, Repair
 from kvmfault.errors import ModelError
-from kvmfault.machine.table import Found, TablePage
+from kvmfault.machine.table import Found, Removed, TablePage
 from kvmfault.types import Gpa, Hpa, Pfn
 
 _FIXED, _UNCHANGED, _ABSENT = MapResult.FIXED, MapResult.UNCHANGED, MapResult.ABSENT
 _TABLES_AT: Final = 1 << 40
 """Host-physical address of the first table page: away from the frames of host memory."""
-
-
-@dataclass(frozen=True, slots=True)
-class Removed:
-    """What an unmap took away: leaves and the bytes they covered."""
-
-    leaves: int
-    size: int
 
 
 class Stage2:
@@ -99,12 +90,7 @@ class Stage2:
 
     def tables(self) -> int:
         """Table pages in use."""
-        stack, count = [self._root], 0
-        while stack:
-            table = stack.pop()
-            count += 1
-            stack.extend(table.children.values())
-        return count
+        return 1 + sum(1 for _ in self._root.below(self._levels))
 
     # Writing.
 
@@ -234,6 +220,17 @@ class Stage2:
         table.children[index] = child
         return child
 
+    def grow_for_fetch(self, gpa: Gpa) -> None:
+        """Make the table pages that mapping a page at *gpa* needs, and note that a fetch needed those that are new."""
+        first_new = self._next_hpa
+        self._descend(gpa, self.format.page_shift)
+        for _, table in self._root.way(self._levels, gpa):
+            table.for_fetch |= table.hpa >= first_new
+
+    def made_for_fetch(self, gpa: Gpa, size: int) -> bool:
+        """Whether the table page under *gpa* that stands for a block of *size* was made by ``grow_for_fetch``."""
+        return any(table.for_fetch for shift, table in self._root.way(self._levels, gpa) if 1 << shift == size)
+
     def _update(self, found: Found, desc: int) -> None:
         table, index = self._descend(found.gpa, found.shift)
         table.entries[index] = desc
@@ -279,20 +276,23 @@ class Stage2:
 
     # What invalidation and logging do to a range; a block that is only partly inside is affected whole.
 
-    def unmap(self, start: Gpa, end: Gpa) -> Removed:
-        """Drop every entry that maps an address in ``[start, end)``, and tables left empty."""
+    def unmap(self, start: Gpa, end: Gpa, *, tables: bool = False) -> Removed:
+        """Drop every entry that maps an address in ``[start, end)``, and tables left empty.
+
+        Empty tables that a fetch made only go with *tables*: blocks may not take their place. (tdp_mmu_zap_leafs)
+        """
         found = list(self.in_range(start, end))
         for entry in found:
             table, index = self._descend(entry.gpa, entry.shift)
             del table.entries[index]
             if not table.entries:
-                self._drop_empty(entry.gpa)
+                self._drop_empty(entry.gpa, tables)
         leaves = [e for e in found if self.format.kind(e.desc, e.shift) is Kind.LEAF]
         for entry in leaves:
             self._note_stale(entry.gpa, entry.shift)
         return Removed(len(leaves), sum(1 << e.shift for e in leaves))
 
-    def _drop_empty(self, gpa: Gpa) -> None:
+    def _drop_empty(self, gpa: Gpa, for_fetch: bool) -> None:
         # every table on the way belongs to this fork: _descend was there
         way: list[tuple[TablePage, int]] = []
         table: TablePage | None = self._root
@@ -302,7 +302,7 @@ class Stage2:
             way.append((table, gpa >> shift & mask))
             table = table.children.get(way[-1][1])
         for (above, index), (below, _) in zip(way[-2::-1], way[:0:-1], strict=True):
-            if below.entries:
+            if below.entries or (below.for_fetch and not for_fetch):
                 break
             del above.entries[index], above.children[index]
 
@@ -404,4 +404,5 @@ class Stage2:
 
     def key(self) -> Hashable:
         """All entries, hashable. Addresses of table pages take no part: they are an accident of order."""
-        return frozenset(self.entries())
+        marked = ((shift, gpa) for shift, gpa, table in self._root.below(self._levels) if table.for_fetch)
+        return frozenset(self.entries()), frozenset(marked)

@@ -146,7 +146,7 @@ PATH: Final[tuple[Step | Locked, ...]] = (
 @dataclass(frozen=True, slots=True)
 class Run:
     """One fault handled. *machinery*: the outcome of the fault machinery, None if it was never reached; *outcome*:
-    that of the exit handler, after the joint ``conclude``. *steps* is empty without a recorder."""
+    that of the exit handler, after the joint ``conclude``."""
 
     outcome: Outcome
     machinery: Outcome | None
@@ -206,23 +206,13 @@ class BoundPath:
         """The same in parts, so that other things may happen to the VM between two steps."""
         return Walk(self, vm, fault)
 
-    def run(self, vm: Ports, fault: MmioFault) -> Run:
-        """The same as ``handle`` without the record."""
-        at = Progress(self.policy, self.joints)
-        outcome = None
-        for function in self._functions:
-            outcome = function(vm, fault, at)
-            if outcome is not None:
-                break
-        return self._end(vm, fault, at, outcome, [])
-
     def _end(self, vm: Ports, fault: MmioFault, at: Progress, outcome: Outcome | None, steps: list[StepRecord]) -> Run:
         if at.held:
             vm.release(at.pfn)
         machinery = final = outcome if outcome is not None else _FELL_THROUGH
         for conclude in self._conclude:
             final = conclude(vm, fault, at, final)
-        if steps and final != machinery:
+        if final != machinery:
             steps.append(record("conclude", {}, {}, final, ""))
         return Run(final, machinery if at.looked_up else None, tuple(steps), at)
 
@@ -241,14 +231,17 @@ class Walk:
         self.steps: list[StepRecord] = []
         self._path, self._vm, self._next = path, vm, 0
 
-    def until(self, *names: str) -> bool:
-        """Run all steps before the next one called by any of *names* (of the rest, if there is none); whether one of
-        them is next, False: the fault is decided."""
+    def until(self, *names: str) -> None:
+        """Run all steps before the next one called by any of *names*, or to the end without one; nothing if all that
+        are called so have been run."""
         at, fault = self.progress, self.fault
-        while self.outcome is None and self._next < len(self._path.named):
-            step, function = self._path.named[self._next]
+        named = self._path.named
+        if names and not any(step.name in names for step, _ in named[self._next :]):
+            return
+        while self.outcome is None and self._next < len(named):
+            step, function = named[self._next]
             if step.name in names:
-                return True
+                return
             self._next += 1
             before = dict(vars(at))
             self.outcome = function(self._vm, fault, at)
@@ -256,7 +249,6 @@ class Walk:
             if at.pin is not None and at.pin.error is PinError.NO_SLOT:
                 settled = "no memory: an entry that remembers MMIO is on its way"
             self.steps.append(record(step.name, before, vars(at), self.outcome, settled))
-        return False
 
     def end(self) -> Run:
         """Run what is left, and what follows the path."""

@@ -12,7 +12,7 @@ from errno import EFAULT
 from typing import Final
 
 from kvmfault.contract.access import Access, Cause
-from kvmfault.contract.format import Kind
+from kvmfault.contract.format import Kind, X
 from kvmfault.contract.probes import Said
 from kvmfault.contract.shapes import Raw
 from kvmfault.contract.target import Target
@@ -108,6 +108,8 @@ class Episodes(Happenings):
             case UserspaceExitEvent():
                 if (flight := self.flights.get(int(event.vcpu))) is not None:
                     flight.errno = event.errno
+                    if not self.by_probes:
+                        self._over(flight.pid)
             case UnmapEvent():
                 self.unmapped(int(event.vcpu or 0), event.start, event.end)
             case _:
@@ -170,6 +172,9 @@ class Episodes(Happenings):
             return
         flight.told[told.says] = told
         if not self.by_probes:
+            if self.virtual and flight.paging is not False:
+                self._set_paging(flight, on=False)
+                flight.restart(flight.as_id, "repair")
             flight.until("repair")
             flight.vm.believe(flight.walk.progress.at, told.number("old"))
             flight.until("pin")
@@ -196,7 +201,7 @@ class Episodes(Happenings):
         flight = self.flights.get(told.pid) or self._prefetched(told)
         if self.virtual and Said.REPAIR_TRIED not in flight.told:
             self._set_paging(flight, on=True)
-        late = self.virtual and flight.paging is not False and flight.translation() is None
+        late = self.leads_nowhere(flight)
         if not late:
             flight.until("pin")
         flight.told[told.says] = told
@@ -210,23 +215,49 @@ class Episodes(Happenings):
         if flight is None:
             return
         flight.told[told.says] = told
-        if self.by_probes and Said.MAPPED in self.probed and not flight.vm.facts.small_exec:
+        if "pfn" in told.values:
+            self._memory_after_all(flight, told.number("gfn"))
+        if not (self.by_probes or self.judge.changes_seen) and flight.fault.is_translation:
+            flight.until("repair")
+            flight.vm.believe(flight.walk.progress.at, flight.vm.format.empty)  # the CPU found none
+        if self.by_probes and {Said.PINNED, Said.MAPPED} <= self.probed and not flight.vm.facts.small_exec:
             flight.until("install")
             flight.vm.look(flight)
 
+    def _memory_after_all(self, flight: Flight, gfn: int) -> None:
+        # without probes: no walk of the guest's tables and the frame is the address, so they are not in use; and where
+        # memslots are not recorded, there is one
+        if self.by_probes or Said.PINNED in flight.told:
+            return
+        if self.virtual and Said.WALK not in flight.told and (flight.fault.gva or 0) >> flight.vm.page_shift == gfn:
+            self._set_paging(flight, on=False)
+        missing = self.made_up and flight.vm.slots.find(Gfn(gfn)) is None
+        if missing:
+            self.make_slot(flight.vm, Gfn(gfn))
+        if missing or (self.virtual and flight.walk.outcome is not None):
+            flight.restart(flight.as_id, "pin")
+
     def _changed(self, told: Told) -> None:
+        self.judge.changes_seen = True
         flight = self.flights.get(told.pid)
         if flight is None or Said.REQUESTED not in flight.told or (flight.prefetch and not self.by_probes):
             self.changed_else(told, follow=not self.by_probes)
             return
         if told.number("as_id") != flight.as_id and flight.walk.outcome is None:
             flight.restart(told.number("as_id"))
-        fmt, shift = flight.vm.format, told.number("size").bit_length() - 1
+        size = told.number("size")
+        if not self.by_probes:
+            flight.until("repair")
+        if not self.by_probes and told.number("gpa") != flight.walk.progress.at & -size:
+            self.changed_else(told, follow=True)
+            return
+        fmt, shift = flight.vm.format, size.bit_length() - 1
         new = fmt.kind(told.number("new"), shift)
         if not self.by_probes:
             if new is Kind.LEAF:
-                flight.vm.believe(flight.walk.progress.at, told.number("old"))
-                self._installed_as(flight, told.number("size"), told.number("new"))
+                flight.changed = True
+                flight.vm.believe(flight.walk.progress.at, told.number("old"), size)
+                self._installed_as(flight, size, told.number("new"))
         elif flight.seen is not None and new is Kind.TABLE:
             flight.vm.look(flight, below=shift)
         elif flight.seen is not None:
@@ -238,6 +269,8 @@ class Episodes(Happenings):
             return
         flight.installed.append(told)
         if Said.PINNED not in self.probed:
+            if Said.REQUESTED not in flight.told:
+                self._memory_after_all(flight, told.number("gpa") >> flight.vm.page_shift)
             self._installed_as(flight, told.number("size"), told.number("desc"))
 
     def _installed_as(self, flight: Flight, size: int, desc: int) -> None:
@@ -247,6 +280,10 @@ class Episodes(Happenings):
             return
         vm, page = flight.vm, 1 << flight.vm.page_shift
         shift = size.bit_length() - 1
+        desc_prot = vm.format.prot(desc)
+        if size > page and desc_prot and vm.facts.small_exec is bool(desc_prot & X):
+            vm.taken["parameter nx_huge_pages"] += 1
+            vm.with_facts(small_exec=not desc_prot & X)
         within = flight.walk.progress.gpa & size - page
         values = {
             "gfn": flight.walk.progress.gfn,
@@ -292,7 +329,7 @@ class Episodes(Happenings):
             values: dict[str, int | str] | None = None
             requested = flight.told.get(Said.REQUESTED)
             if requested is not None:
-                values = {"pfn": requested.number("pfn"), "writable": int(flight.vm.writable(flight))}
+                values = {**requested.values, "writable": int(flight.vm.writable(flight))}
             elif flight.errno == EFAULT:
                 values = {"error": "FAULT"}
             if values is None:

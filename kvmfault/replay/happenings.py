@@ -13,7 +13,7 @@ from kvmfault.contract.values import SlotFlush
 from kvmfault.replay.judge import Judge
 from kvmfault.replay.world import CheckedVm, Flight
 from kvmfault.trace.events import SlotEvent
-from kvmfault.trace.slots import SlotSource
+from kvmfault.trace.slots import SlotSource, place
 from kvmfault.trace.truth import Told
 from kvmfault.types import Gfn, Gpa, Hva
 from kvmfault.vm.area import HvaRange
@@ -57,7 +57,8 @@ class Happenings:
         """Faults report virtual addresses."""
         self._recorded_slots = {change.line: change for change in slots.changes if change.line}
         self._given_slots = [change for change in slots.changes if not change.line][::-1]
-        self._made_up = slots.made_up
+        self.made_up = slots.made_up
+        """Memslots are not recorded."""
         self._changes: dict[int, Change] = {}
         self._last: dict[int | None, str] = {}
         self._born: dict[str, int] = {}
@@ -81,11 +82,21 @@ class Happenings:
             Said.AGE: self._age,
             Said.LOG_PROTECT: self._on_vm(lambda vm, told: self.judge.log_protect(vm, told)),
             Said.WRITES: self._on_vm(lambda vm, told: vm.written(Gpa(told.number("gpa")))),
-            Said.WALK_MARKED: self._on_vm(lambda vm, told: vm.written(Gpa(told.number("gpa")))),
+            Said.WALK_MARKED: self._marked,
             Said.SHADOWED: self._shadowed,
             Said.UNSHADOWED: self._on_tables(lambda vm, gfn, upper: vm.unshadow(gfn, upper=upper)),
             Said.SYNCED: self._on_tables(lambda vm, gfn, upper: vm.protect(gfn)),
         }
+
+    def make_slot(self, vm: CheckedVm, gfn: Gfn) -> None:
+        """Memory where memslots are not recorded, and it turns out that there is some."""
+        shift = vm.page_shift
+        number = len(vm.slots.slots())
+        gpa = Gpa(gfn << shift)
+        [hva] = place([(gpa, 1 << shift)])
+        request = MemslotRequest(slot=number, flags=0, gpa=gpa, size=1 << shift, hva=Hva(hva + (number << 31)))
+        vm.set_region(request)
+        vm.taken["memslot"] += 1
 
     # Which VM.
 
@@ -94,6 +105,7 @@ class Happenings:
         vm = self.vms.get(label)
         if vm is None:
             vm = self.vms[label] = CheckedVm(self.target)
+            vm.slots_made_up = self.made_up
             self._born[label] = len(self.vms)
         return vm
 
@@ -113,6 +125,10 @@ class Happenings:
     def _on_vm(self, act: Callable[[CheckedVm, Told], None]) -> Handler:
         return lambda told: act(self.vm_of(told.pid), told)
 
+    def _marked(self, told: Told) -> None:
+        self.judge.marks_seen = True
+        self.vm_of(told.pid).written(Gpa(told.number("gpa")))
+
     def _on_tables(self, act: Callable[[CheckedVm, Gfn, bool], None]) -> Handler:
         def handle(told: Told) -> None:
             if not told.number("direct"):
@@ -124,6 +140,9 @@ class Happenings:
         flight = self.flights.get(told.pid)
         if flight is not None and flight.seen is not None:
             flight.seen = flight.seen._replace(linking=True)
+        root = len(self.target.format.levels)
+        if flight is None and self.made_up and told.number("direct") and told.number("level") == root:
+            self.vm_of(told.pid).clear_tables()  # a new root: that the old tables went, or the VM, is not recorded
         self._on_tables(lambda vm, gfn, upper: vm.shadow(gfn, upper=upper))(told)
 
     # Memslots.
@@ -171,11 +190,12 @@ class Happenings:
     def _finish(self, change: Change) -> None:
         vm = change.vm
         old, _ = vm.slots.changing
-        if Said.WRITES_WATCHED in self.probed and old is not None:  # else the bitmap starts as ones
+        probed = self.probed if Said.SLOT_CHANGED in self.probed else frozenset()
+        if Said.WRITES_WATCHED in probed and old is not None:  # else the bitmap starts as ones
             vm.log.flags = 0 if change.watched else MANUAL_PROTECT | INITIALLY_SET
-        if Said.BLOCKS_SPLIT in self.probed:
+        if Said.BLOCKS_SPLIT in probed:
             vm.with_facts(eager_split=self.target.facts.eager_split and change.split)
-        flush = SlotFlush.SLOT if Said.TABLE_RETIRED in self.probed or self._made_up else self.target.policy.slot_flush
+        flush = SlotFlush.SLOT if Said.TABLE_RETIRED in probed or self.made_up else self.target.policy.slot_flush
         vm.finish_change(flush)
         vm.recovered.clear()
 
@@ -206,7 +226,7 @@ class Happenings:
 
     def unmapped(self, pid: int, start: Hva, end: Hva) -> None:
         """The host unmaps a range, and when it is done is not recorded: at once."""
-        if Said.INVALIDATE in self.probed or self._made_up:
+        if Said.INVALIDATE in self.probed or self.made_up:
             return
         self._past_the_walk(pid)
         for vm in self.vms.values():
@@ -218,8 +238,12 @@ class Happenings:
     def _past_the_walk(self, pid: int) -> None:
         # a task that invalidates inside its own fault is in the middle of its pin
         flight = self.flights.get(pid)
-        if flight is not None and not (self.virtual and flight.paging is None):
+        if flight is not None and not self.leads_nowhere(flight):
             flight.until("pin")
+
+    def leads_nowhere(self, flight: Flight) -> bool:
+        """Where the guest's own tables lead is not known yet."""
+        return self.virtual and flight.paging is not False and flight.translation() is None
 
     def _age(self, told: Told) -> None:
         for vm in self.vms.values():

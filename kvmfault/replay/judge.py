@@ -4,22 +4,23 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from errno import errorcode
+from errno import EFAULT, errorcode
 from typing import Final
 
+from kvmfault.contract.accessors import Gap
 from kvmfault.contract.format import PROTS, Kind, R, W, X, size_text
 from kvmfault.contract.outcome import Emulate, Error, Exit, Fixed, Inject
 from kvmfault.contract.probes import EMULATE, FIXED, RETRY, SPURIOUS, WRITE_PROTECTED, Said, answer_text, error_text
 from kvmfault.contract.target import Target
 from kvmfault.contract.values import Prefault
 from kvmfault.path.run import Run
-from kvmfault.replay.causes import CAUSES
+from kvmfault.replay.causes import CAUSES, WALKS_MARKS
 from kvmfault.replay.tally import Aspect, Disagreement, Tally
 from kvmfault.replay.verdict import kind
 from kvmfault.replay.world import CheckedVm, Flight
 from kvmfault.trace.events import SlotEvent
 from kvmfault.trace.truth import Told
-from kvmfault.types import Gpa
+from kvmfault.types import EHWPOISON, Gpa
 from kvmfault.vm.memslot import HvaHit
 
 _ENTRY_BYTES: Final = 8
@@ -33,6 +34,10 @@ class Judge:
     def __init__(self, target: Target, probed: frozenset[Said]) -> None:
         self.target, self.probed = target, probed
         self.tally = Tally()
+        self.marks_seen = not isinstance(target.definition.gpa_valid, Gap)
+        """Marks that KVM sets in the guest's tables are recorded, or there are none."""
+        self.changes_seen = False
+        """Every change of an entry is recorded."""
         self.mended = 0
         """Entries put as recorded after a disagreement."""
         self.unknown: Counter[str] = Counter()
@@ -111,18 +116,20 @@ class Judge:
         wanted = X if fault.is_exec else W if fault.is_write else R
         if flight.installed:
             told = flight.installed[0]
+            if self.changes_seen and not flight.changed:
+                return SPURIOUS
             return FIXED if fmt.prot(told.number("desc")) & wanted else WRITE_PROTECTED
         repaired = flight.told.get(Said.REPAIRED)
         if repaired is not None and Said.REQUESTED not in flight.told:
             old, new = repaired.number("old"), repaired.number("new")
             return FIXED if old != new else SPURIOUS if fmt.prot(old) & wanted else ""
-        if flight.errno:
+        if flight.errno in (EFAULT, EHWPOISON):  # not what a signal gives
             return error_text(flight.errno)
         return EMULATE if flight.devices or Said.MMIO_INSTALLED in flight.told else ""
 
     def _slot(self, flight: Flight, compare: Callable[[Aspect, str, str], bool]) -> None:
         pinned = flight.told.get(Said.PINNED)
-        if pinned is None:
+        if pinned is None or Said.PINNED not in self.probed:
             return
         slot = flight.walk.progress.slot
         compare(Aspect.SLOT, "none" if slot is None else str(slot.id), str(pinned.values.get("slot", "none")))
@@ -147,7 +154,7 @@ class Judge:
 
     def _entry(self, flight: Flight, compare: Callable[[Aspect, str, str], bool]) -> None:
         vm, at = flight.vm, flight.walk.progress
-        found = vm.entry(at.at)
+        found = flight.left or vm.entry(at.at)
         fmt = vm.format
         mine = fmt.kind(found.desc, found.shift) is Kind.LEAF
         model_installed = any(step.name == "install" and step.outcome is not None for step in flight.walk.steps)
@@ -191,7 +198,7 @@ class Judge:
             old = vm.entry(gpa)
             mine = fmt.with_young(desc, False)
             near = at // page // _NEIGHBOURS == gpa // page // _NEIGHBOURS
-            empty = fmt.kind(old.desc, old.shift) is not Kind.LEAF
+            empty = fmt.kind(old.desc, old.shift) is not Kind.LEAF or Said.DECIDED not in self.probed
             if compare(Aspect.AHEAD, f"{mine:#x}" if near and empty else "none", f"{desc:#x}"):
                 vm.taken["page mapped ahead"] += entry.kind is Kind.LEAF
             self._take(vm, gpa, page, desc, told.number("gpa") >> vm.page_shift)
@@ -234,7 +241,8 @@ class Judge:
         pages = vm.log.bitmap(number)
         if pages is not None:
             mine = sum(1 << n for n in range(64) if first + n in pages)
-            self._plain(Aspect.LOG, told.line, "collection", f"{mine & mask:#x}", f"{mask:#x}")
+            cause = "" if self.marks_seen else WALKS_MARKS.missing
+            self._plain(Aspect.LOG, told.line, "collection", f"{mine & mask:#x}", f"{mask:#x}", cause)
         vm.protect_again(number, first, mask)
 
     def prefault(self, asked: Told, ended: Told, target: Target) -> None:

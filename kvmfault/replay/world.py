@@ -57,6 +57,10 @@ class Flight:
         self.seq = vm.invalidations.seq
         self.others = False
         """Another task changed the VM since it began."""
+        self.left: Found | None = None
+        """The entry over the fault, as the model left it."""
+        self.changed = False
+        """The recording shows that the leaf was changed."""
         self.run: Run | None = None
         self.unknown = False
         """What the host answered is not recorded, so the model cannot go on."""
@@ -102,15 +106,17 @@ class Flight:
                     self.walk.until(*names)
                 except ModelError as e:
                     self.failed = str(e)
+                if self.walk.outcome is not None and self.left is None:
+                    self.left = self.vm.entry(self.walk.progress.at)
 
-    def restart(self, as_id: int) -> None:
-        """The vCPU turns out to run in another address space: the same again there, up to where it was."""
+    def restart(self, as_id: int, upto: str = "install") -> None:
+        """The vCPU turns out to run in another address space, or with other memory: the same again, up to a step."""
         reached = self.walk.progress.seq
-        self.as_id = as_id
+        self.as_id, self._guest, self.left = as_id, None, None
         self.walk = self.vm.walk(self.fault)
-        self.until("pin")
+        self.until("pin", upto)
         self.walk.progress.seq = reached
-        self.until("install")
+        self.until(upto)
 
     def end(self) -> Run:
         """Let the model finish."""
@@ -166,11 +172,12 @@ class CheckedVm(Vm):
         self.taken: Counter[str] = Counter()
         self.known: dict[int, Known] = {}
         """By page of user space, as long as nothing was invalidated there."""
-        self.shadowed: Counter[tuple[Gfn, bool]] = Counter()
+        self.table_frames: Counter[tuple[Gfn, bool]] = Counter()
         """Frames that hold tables of the guest (and whether upper ones), by the number of table pages that stand for
         them."""
         self.mapped: dict[int, set[tuple[Gpa, int]]] = {}
         """Frame -> (address, size) of entries whose addresses the guest's own tables translate."""
+        self.slots_made_up = False
         self.recovered: list[tuple[Gpa, int]] = []
         """(address, size) of the table pages that the end of logging has given up so far."""
         self._tables = {(self._is_virtual, 0): self.own_table}
@@ -241,7 +248,9 @@ class CheckedVm(Vm):
         """See Ports."""
         pages = size >> self.page_shift
         first = gfn & -pages
-        return super().block_allowed(slot, gfn, size) and not any(first <= g < first + pages for g, _ in self.shadowed)
+        return super().block_allowed(slot, gfn, size) and not any(
+            first <= g < first + pages for g, _ in self.table_frames
+        )
 
     def walk_guest(self, gpa: Gpa) -> GuestTranslation | GuestWalkFault | None:
         """See Ports: where the recorded entries lead, or what the kernel found."""
@@ -251,7 +260,7 @@ class CheckedVm(Vm):
 
     def is_tracked(self, gfn: Gfn) -> bool:
         """See Ports."""
-        return (gfn, True) in self.shadowed or super().is_tracked(gfn)
+        return (gfn, True) in self.table_frames or super().is_tracked(gfn)
 
     def _remember(self, gpa: Gpa, size: int) -> None:
         guest = self.flight.walk.progress.gfn if self.flight is not None else None
@@ -297,7 +306,7 @@ class CheckedVm(Vm):
 
     def shadow(self, gfn: Gfn, *, upper: bool) -> None:
         """A table page stands for the guest's table in a frame from now on. (account_shadowed)"""
-        self.shadowed[gfn, upper] += 1
+        self.table_frames[gfn, upper] += 1
         self.protect(gfn)
 
     def protect(self, gfn: Gfn) -> None:
@@ -308,9 +317,9 @@ class CheckedVm(Vm):
 
     def unshadow(self, gfn: Gfn, *, upper: bool) -> None:
         """That table page is gone. (unaccount_shadowed)"""
-        self.shadowed[gfn, upper] -= 1
-        if self.shadowed[gfn, upper] <= 0:
-            del self.shadowed[gfn, upper]
+        self.table_frames[gfn, upper] -= 1
+        if self.table_frames[gfn, upper] <= 0:
+            del self.table_frames[gfn, upper]
 
     def map(
         self, gpa: Gpa, size: int, pfn: Pfn, prot: int, memory: Memory, *, host_writable: bool, young: bool, tag: int
@@ -343,15 +352,19 @@ class CheckedVm(Vm):
             shift = next((level.shift for level in self.format.levels if level.shift < below), shift)
         flight.seen = Seen(shift, found.desc if shift == found.shift else self.format.empty)
 
-    def believe(self, gpa: Gpa, desc: int) -> None:
-        """The entry over *gpa* was this one before the fault: the model's becomes that, if it is another."""
+    def believe(self, gpa: Gpa, desc: int, covered: int = 0) -> None:
+        """The entry over *gpa*, of so many bytes if that is known, was this one before the fault: the model's becomes
+        that, if it is another."""
         found = self.table.walk(gpa)
+        if covered and covered < 1 << found.shift:
+            self.own_table.split(gpa, Gpa(gpa + covered))
+            found = self.table.walk(gpa)
         if found.desc == desc:
             return
         page = 1 << self.page_shift
         size = 1 << found.shift if self.format.kind(found.desc, found.shift) is Kind.LEAF else page
         self.taken["entry as it was before the fault"] += 1
-        if self.format.kind(desc, size.bit_length() - 1) is Kind.LEAF:
+        if self.format.kind(desc, size.bit_length() - 1) in (Kind.LEAF, Kind.MMIO):
             self.take_entry(Gpa(gpa & -size), size, desc)
         else:
             self.own_table.unmap(gpa, Gpa(gpa + page))
@@ -402,20 +415,14 @@ class CheckedVm(Vm):
             self._flush_changing(SlotFlush.TABLE)
             self.slots.step()
         else:
-            self.clear()
+            self.clear_tables()
+            self.flush_stale()
 
-    def clear(self) -> None:
-        """All tables are empty."""
+    def clear_tables(self) -> None:
+        """As State has it, for every address space."""
         for table in self._tables.values():
             table.clear()
         self.mapped.clear()
-        self.flush_stale()
-
-    def _flush_changing(self, flush: SlotFlush) -> None:
-        if flush is SlotFlush.TABLE:
-            self.clear()
-        else:
-            super()._flush_changing(flush)
 
     def finish_change(self, flush: SlotFlush) -> ChangeResult | None:
         """The change of a memslot is carried out; None: there was none under way. *flush*: what goes with a slot, if
