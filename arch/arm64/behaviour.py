@@ -8,6 +8,7 @@ from typing import Final
 from arch.arm64.encode import encode
 from arch.arm64.joints import JOINTS
 from arch.arm64.policy import policy_74, policy_612
+from arch.arm64.probes import PROBES
 from arch.arm64.trace import TRACEPOINTS
 from kvmfault.contract.backend import Behaviour
 from kvmfault.contract.format import Stage2Format
@@ -36,4 +37,5 @@ BEHAVIOUR: Final = Behaviour(
     # the format bounds the VM's table: host and VM offer what the widest one needs
     vm=VmFacts(ipa_limit_bits=52, table_bits=52),
     tracepoints=TRACEPOINTS,
+    probes=PROBES,
 )

@@ -178,6 +178,8 @@ _RETURNS: Final = frozenset(
 
 def _when(event: Truth) -> tuple[int, int]:
     if isinstance(event, Told):
+        if event.says is Said.INVALIDATE:
+            return event.time, 0  # what is unmapped at once is a call
         return event.time, (3 if event.says in _RETURNS else 1) if event.aux else 2
     return event.time, 0 if isinstance(event, FaultEvent) else _LAST if isinstance(event, EntryEvent) else 2
 
