@@ -267,7 +267,7 @@ class Happenings:
         if new is Kind.TABLE:
             vm.own_table.split(gpa, Gpa(gpa + size))
         elif new is Kind.EMPTY:
-            vm.own_table.unmap(gpa, Gpa(gpa + size))
+            vm.own_table.unmap(gpa, Gpa(gpa + size), tables=old is Kind.TABLE)
         else:
             vm.take_entry(gpa, size, told.number("new"))
         vm.flush_stale()
