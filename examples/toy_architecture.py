@@ -138,7 +138,16 @@ class ToyFormat:
         return hpa | TABLE
 
     def leaf(
-        self, shift: int, hpa: Hpa, prot: int, memory: Memory, *, young: bool, host_writable: bool, tag: int
+        self,
+        shift: int,
+        hpa: Hpa,
+        prot: int,
+        memory: Memory,
+        *,
+        young: bool,
+        host_writable: bool,
+        tag: int,
+        dirty: bool = True,
     ) -> int:
         """A leaf."""
         return hpa | prot | (YOUNG if young else 0)

@@ -16,13 +16,14 @@ from typing import Final
 
 import pytest
 
-from kvmfault.contract.format import Memory, block_sizes
+from kvmfault.contract.format import Memory, R, W, X, block_sizes
 from kvmfault.contract.outcome import Emulate, Error, Exit, Inject, Outcome, Reason, Retry, Signal
 from kvmfault.contract.policy import Policy
 from kvmfault.contract.ports import Area, GuestTranslation, Leaf, MapResult, Memslot, Pin, PinError
 from kvmfault.contract.shapes import Raw
 from kvmfault.contract.target import Target, backend
 from kvmfault.contract.values import Reaction, Unbacked
+from kvmfault.machine.stage2 import Stage2
 from kvmfault.path.run import bind
 from kvmfault.types import Gfn, Gpa, Hva, Pfn
 from kvmfault.vm.memslot import GmemBinding, MemslotFlag
@@ -497,6 +498,30 @@ def another_slot_is_deleted(on: Target) -> object:
     return leaf(vm, GPA) is not None
 
 
+@shows(
+    "marks_rewritten",
+    {
+        tuple(n for n in X86 if n.endswith("@6.12")): [True, False, True],
+        tuple(n for n in X86 if n.endswith("@7.4")): [True, True, True],
+    },
+)
+def leaf_over_a_writable_entry(on: Target) -> object:
+    fmt, seen = on.format, []
+    table = world(on).own_table
+    for old in (None, R | W | X, R | X):
+        if old is not None:
+            table.unmap(Gpa(GPA), Gpa(GPA + 4 * K))
+            install(table, old)
+        install(table, R | W | X)
+        found = table.walk(Gpa(GPA))
+        seen.append(fmt.is_dirty(found.desc))
+    return seen
+
+
+def install(table: Stage2, prot: int) -> None:
+    table.map(Gpa(GPA), 4 * K, Pfn(0x1234), prot, Memory.NORMAL, host_writable=True, young=True, tag=0)
+
+
 @shows("mmio_sign_extension", {ARM[:1]: 0x80, ARM[1:]: 0xFFFF_FFFF_FFFF_FF80})
 def signed_load_from_a_device(on: Target) -> object:
     f = fault(on, READ, size=1, register=2, sign_extend=True, wide=True)
@@ -551,6 +576,7 @@ NOT_ASKED: Final[Mapping[str, Mapping[tuple[str, ...], str]]] = {
     "injected_walk": {X86: "what is reflected has another format"},
     "injected_target": {X86: "a fault is reflected to the hypervisor by other rules"},
     "register_page": {X86: "no such page"},
+    "marks_rewritten": {ARM: "no entry says whether it was written"},
 }
 """Member -> targets whose path never asks it, and why."""
 SITUATIONS.extend(_arm64_situations())

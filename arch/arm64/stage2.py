@@ -165,7 +165,16 @@ class Stage2:
         return self._with_address(hpa) | TYPE | VALID
 
     def leaf(
-        self, shift: int, hpa: Hpa, prot: int, memory: Memory, *, young: bool, host_writable: bool, tag: int
+        self,
+        shift: int,
+        hpa: Hpa,
+        prot: int,
+        memory: Memory,
+        *,
+        young: bool,
+        host_writable: bool,
+        tag: int,
+        dirty: bool = True,
     ) -> int:
         """Descriptor of a leaf. With LPA2 the shareability bits hold address bits, and VTCR_EL2 the shareability."""
         desc = self._with_address(hpa) | _MEMORY[memory] | VALID

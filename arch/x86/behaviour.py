@@ -9,6 +9,7 @@ from typing import Final
 
 from arch.x86 import encode, live, policy
 from arch.x86.joints import EPT_JOINTS, NPT_JOINTS, SHADOW_JOINTS
+from arch.x86.probes import PROBES
 from arch.x86.trace import EPT_TRACEPOINTS, NPT_TRACEPOINTS, SHADOW_TRACEPOINTS
 from arch.x86.watched import WATCHED
 from kvmfault.contract.backend import Behaviour, Encode, Joints
@@ -68,6 +69,7 @@ def _of(
         vm=replace(_VM, eager_split=False) if shadow else _VM,
         tracepoints=tracepoints,
         watched=WATCHED,
+        probes=PROBES,
         live=live,
     )
 

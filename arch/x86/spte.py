@@ -175,12 +175,21 @@ class SpteFormat:
         return b.always | _PRESENT | hpa | b.read | _WRITE | b.execute | used
 
     def leaf(
-        self, shift: int, hpa: Hpa, prot: int, memory: Memory, *, young: bool, host_writable: bool, tag: int = 0
+        self,
+        shift: int,
+        hpa: Hpa,
+        prot: int,
+        memory: Memory,
+        *,
+        young: bool,
+        host_writable: bool,
+        tag: int = 0,
+        dirty: bool = True,
     ) -> int:
         """See Stage2Format; *tag*: TAG_SUPERVISOR, TAG_NESTED. Kernel: make_spte.
 
-        A writable entry is made dirty, whatever the access was. (Not where it replaces one that had the W
-        bit: a writable leaf, a table, or an MMIO entry of NPT; see ``with_dirty``.)
+        A writable entry is made dirty, whatever the access was; before 6.13 not where it replaces one that had the W
+        bit: a writable leaf, a table, or an MMIO entry of NPT.
         """
         b = self.bits
         desc = b.always | _PRESENT | hpa & _ADDRESS | b.memory[memory]
@@ -192,7 +201,7 @@ class SpteFormat:
         if not self.hardware_ad:
             desc |= _AD_DISABLED
         else:
-            desc |= b.accessed | (b.dirty if prot & W else 0) | (_AD_WRPROT if tag & TAG_NESTED else 0)
+            desc |= b.accessed | (b.dirty if dirty and prot & W else 0) | (_AD_WRPROT if tag & TAG_NESTED else 0)
         if tag & TAG_SUPERVISOR:
             desc = self.with_user(desc, False)
         return desc if young else self.with_young(desc, False)

@@ -24,6 +24,7 @@ from kvmfault.algebra.expr import ALWAYS, Maybe, Pred, Word
 from kvmfault.algebra.layout import Register
 from kvmfault.contract.accessors import Definition
 from kvmfault.contract.format import Stage2Format
+from kvmfault.contract.probes import Probes
 
 if TYPE_CHECKING:  # behaviour is loaded by whoever runs a fault
     from kvmfault.contract.access import Access
@@ -121,6 +122,8 @@ class Behaviour:
     tracepoints: Tracepoints
     watched: WatchedEvents = field(default_factory=dict)
     """Events that the live view counts, as what."""
+    probes: Probes = field(default_factory=Probes)
+    """What probed kernel functions tell of decisions; empty: a recording cannot be checked."""
     live: Live | None = None
     """How a real KVM is driven, to compare it with the model; None: nobody has written it."""
 
@@ -195,6 +198,11 @@ class Backend:
     def watched(self) -> WatchedEvents:
         """See Behaviour."""
         return self.behaviour().watched
+
+    @property
+    def probes(self) -> Probes:
+        """See Behaviour."""
+        return self.behaviour().probes
 
     @property
     def live(self) -> Live | None:

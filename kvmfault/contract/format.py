@@ -156,10 +156,20 @@ class Stage2Format(Protocol):
         ...
 
     def leaf(
-        self, shift: int, hpa: Hpa, prot: int, memory: Memory, *, young: bool, host_writable: bool, tag: int
+        self,
+        shift: int,
+        hpa: Hpa,
+        prot: int,
+        memory: Memory,
+        *,
+        young: bool,
+        host_writable: bool,
+        tag: int,
+        dirty: bool = True,
     ) -> int:
         """Descriptor of a leaf. *host_writable*: the pin allows writes, even if *prot* does not. *tag*: software bits
-        that the caller keeps in the entry (level of the guest's own stage 2), 0 for none."""
+        that the caller keeps in the entry (level of the guest's own stage 2), 0 for none. *dirty*: marked as written
+        where *prot* allows writes, and the format has such a mark."""
         ...
 
     def mmio(self, gpa: Gpa, prot: int, generation: int) -> int | None:

@@ -200,18 +200,13 @@ class BoundPath:
 
     def handle(self, vm: Ports, fault: MmioFault) -> Run:
         """The same with every step recorded: what it found out, how it decided and why."""
-        at = Progress(self.policy, self.joints)
-        steps: list[StepRecord] = []
-        outcome: Outcome | None = None
-        for step, function in self.named:
-            before = dict(vars(at))
-            outcome = function(vm, fault, at)
-            settled = step.settled if step.run is not None else f"{function.__name__}: {step.settled}"
-            if at.pin is not None and at.pin.error is PinError.NO_SLOT:
-                settled = "no memory: an entry that remembers MMIO is on its way"
-            steps.append(record(step.name, before, vars(at), outcome, settled))
-            if outcome is not None:
-                break
+        return self.walk(vm, fault).end()
+
+    def walk(self, vm: Ports, fault: MmioFault) -> Walk:
+        """The same in parts, so that other things may happen to the VM between two steps."""
+        return Walk(self, vm, fault)
+
+    def _end(self, vm: Ports, fault: MmioFault, at: Progress, outcome: Outcome | None, steps: list[StepRecord]) -> Run:
         if at.held:
             vm.release(at.pfn)
         machinery = final = outcome if outcome is not None else _FELL_THROUGH
@@ -223,6 +218,42 @@ class BoundPath:
 
 
 _FELL_THROUGH: Final = Error(EFAULT, "the path ended without an answer")
+
+
+class Walk:
+    """One fault on its way along the path, every step recorded."""
+
+    def __init__(self, path: BoundPath, vm: Ports, fault: MmioFault) -> None:
+        self.fault = fault
+        self.progress = Progress(path.policy, path.joints)
+        self.outcome: Outcome | None = None
+        """Of the fault machinery, once a step has decided."""
+        self.steps: list[StepRecord] = []
+        self._path, self._vm, self._next = path, vm, 0
+
+    def until(self, *names: str) -> None:
+        """Run all steps before the next one called by any of *names*, or to the end without one; nothing if all that
+        are called so have been run."""
+        at, fault = self.progress, self.fault
+        named = self._path.named
+        if names and not any(step.name in names for step, _ in named[self._next :]):
+            return
+        while self.outcome is None and self._next < len(named):
+            step, function = named[self._next]
+            if step.name in names:
+                return
+            self._next += 1
+            before = dict(vars(at))
+            self.outcome = function(self._vm, fault, at)
+            settled = step.settled if step.run is not None else f"{function.__name__}: {step.settled}"
+            if at.pin is not None and at.pin.error is PinError.NO_SLOT:
+                settled = "no memory: an entry that remembers MMIO is on its way"
+            self.steps.append(record(step.name, before, vars(at), self.outcome, settled))
+
+    def end(self) -> Run:
+        """Run what is left, and what follows the path."""
+        self.until()
+        return self._path._end(self._vm, self.fault, self.progress, self.outcome, self.steps)
 
 
 @cache

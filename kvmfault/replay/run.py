@@ -13,13 +13,13 @@ from dataclasses import dataclass, field
 from errno import EFAULT
 from pathlib import Path
 
-from kvmfault.contract.access import Access
 from kvmfault.contract.format import size_text
 from kvmfault.contract.shapes import Raw
 from kvmfault.contract.target import Target, backend, backends
 from kvmfault.errors import TraceError, UsageError
 from kvmfault.replay.machine import ReplayTarget
 from kvmfault.replay.settings import AS_RECORDED, split_settings
+from kvmfault.replay.verdict import kind
 from kvmfault.replay.whatif import Variant
 from kvmfault.trace.assemble import Assembler, AssembleStats, assemble, opened
 from kvmfault.trace.events import (
@@ -89,9 +89,9 @@ def replay(
     """
     host, settings = split_settings(settings)
     named = [backend(t).with_settings(settings) for t in targets]
-    with _seekable(source) as path:
+    with seekable(source) as path:
         found = Opened(path, source_name(source))
-        own, inferred, no_memory = _survey(found, named, strict=strict, progress=progress)
+        own, inferred, no_memory = survey(found, named, strict=strict, progress=progress)
         recorded = own
         if own not in named:
             own = own.with_settings(settings)
@@ -130,10 +130,11 @@ class Opened:
         return assemble(self.path, assembler, recording=self.recording, stats=stats, strict=strict)
 
 
-def _survey(
+def survey(
     source: Opened, chosen: list[Target], *, strict: bool, progress: Progress | None
 ) -> tuple[Target, SlotSource, frozenset[int]]:
-    # the first pass: whose faults these are, which memory they need, and where the host had none
+    """The first pass: whose faults these are, which memory they need, and the lines of those that the host had none
+    for. Raises UsageError, TraceError."""
     assembler = _assembler(chosen)
     stats = ReadStats()
     events = _watched(source.events(assembler, stats, strict=strict), stats, progress, "survey")
@@ -257,14 +258,6 @@ def _dispatch(report: Report, own: Target, event: Event) -> None:
             machine.host_did(event)
 
 
-def kind(access: Access) -> str:
-    """A fault's kind in a few words: what was tried, by whom, and why it stopped."""
-    tried = "+".join(w for w, on in (("read", access.read), ("write", access.write), ("fetch", access.exec)) if on)
-    walk = " on walk" if access.on_walk else ""
-    cause = access.cause.name.lower().replace("_", " ") if access.cause is not None else "unknown"
-    return f"{tried or 'access'}{walk}, {cause}"
-
-
 def _remark(report: Report) -> None:
     notes = report.notes
     read, made = report.read, report.assembled
@@ -307,8 +300,8 @@ def _watched(events: Iterable[Event], stats: ReadStats, progress: Progress | Non
 
 
 @contextmanager
-def _seekable(source: str) -> Generator[str]:
-    # two passes need a file; standard input and pipes are kept in a temporary one
+def seekable(source: str) -> Generator[str]:
+    """A path that can be read several times: standard input and pipes are kept in a temporary file."""
     if source != "-" and not Path(source).exists():
         raise UsageError(f"{source}: no such file")
     if source != "-" and (Path(source).is_file() or Path(source).is_dir()):

@@ -98,7 +98,7 @@ class Assembler:
                 yield MmioEvent(line, time, vcpu, Gpa(_int(fields, "ipa")), 0, False, None, False)
             case Role.UNMAP:
                 start, end = _int(fields, "start"), _int(fields, "end")
-                yield UnmapEvent(line, time, Hva(start), Hva(end))
+                yield UnmapEvent(line, time, Hva(start), Hva(end), vcpu)
             case Role.AGE | Role.TEST_AGE as role:
                 start = _int(fields, "start") or _int(fields, "hva")
                 end = _int(fields, "end") or start + 1

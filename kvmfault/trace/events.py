@@ -64,12 +64,13 @@ class ExitEvent:
 
 @dataclass(frozen=True, slots=True)
 class UnmapEvent:
-    """The host unmaps [start, end) of user space. (kernel: kvm_unmap_hva_range)"""
+    """The host unmaps [start, end) of user space, in a task that may be a vCPU. (kernel: kvm_unmap_hva_range)"""
 
     line: int
     time: int
     start: Hva
     end: Hva
+    vcpu: str = ""
 
 
 @dataclass(frozen=True, slots=True)

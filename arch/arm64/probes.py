@@ -1,0 +1,81 @@
+"""What probed functions of arm64 KVM say of its decisions.
+
+A kprobe event is told by its function; its fields have the names that whoever defined it gave them. Read here are
+``esr``, ``far``, ``hpfar`` of kvm_handle_guest_abort, ``addr``, ``size``, ``phys``, ``prot``, ``mkold``, ``ipa``, and
+``ret`` of every return. The page-table functions work on the faulting VM's table, which none of these fields names.
+"""
+
+from __future__ import annotations
+
+from errno import EAGAIN
+from typing import Final
+
+from kvmfault.contract.format import Memory
+from kvmfault.contract.probes import FIXED, RETRY, Probe, Probes, Said, Values, error_text, fields
+
+_PROT: Final = 0x7
+"""KVM_PGTABLE_PROT_X, _W, _R: the same bits as R, W, X of a Stage2Format."""
+_MEMORY: Final = {0: Memory.NORMAL, 1 << 3: Memory.DEVICE, 1 << 4: Memory.NONCACHEABLE}
+"""KVM_PGTABLE_PROT_DEVICE, _NORMAL_NC."""
+
+
+def _number(recorded: Values, name: str) -> int:
+    value = recorded.get(name, 0)
+    return value if isinstance(value, int) else int(value, 0)
+
+
+def _fault(recorded: Values) -> Values | None:
+    if not all(name in recorded for name in ("esr", "far", "hpfar")):
+        return None
+    return {
+        "ESR_EL2": _number(recorded, "esr"),
+        "FAR_EL2": _number(recorded, "far"),
+        "HPFAR_EL2": _number(recorded, "hpfar"),
+    }
+
+
+def _entry(recorded: Values) -> Values:
+    prot = _number(recorded, "prot")
+    memory = _MEMORY.get(prot & (1 << 3 | 1 << 4), Memory.DEVICE)
+    return {**fields("size", gpa="addr", hpa="phys")(recorded), "prot": prot & _PROT, "memory": memory.name}
+
+
+def _ended(recorded: Values) -> Values:
+    ret = _number(recorded, "ret")
+    return {"answer": FIXED if not ret else RETRY if ret == -EAGAIN else error_text(-ret)}
+
+
+def _injected(what: str) -> Probe:
+    return Probe(Said.INJECTED, lambda recorded: {"what": what, **fields(address="addr")(recorded)})
+
+
+PROBES: Final = Probes(
+    entries={
+        "kvm_handle_guest_abort": Probe(Said.FAULT, _fault),
+        "io_mem_abort": Probe(Said.DEVICE, fields(gpa="ipa")),
+        "kvm_pgtable_stage2_map": Probe(Said.MAPPING, _entry),
+        "kvm_pgtable_stage2_relax_perms": Probe(Said.RELAXING, _entry),
+        "kvm_pgtable_stage2_mkyoung": Probe(Said.MAKING_YOUNG, fields(gpa="addr")),
+        "kvm_pgtable_stage2_unmap": Probe(Said.RANGE_UNMAPPED, fields("size", gpa="addr")),
+        "kvm_pgtable_stage2_wrprotect": Probe(Said.RANGE_PROTECTED, fields("size", gpa="addr")),
+        "kvm_pgtable_stage2_test_clear_young": Probe(Said.RANGE_AGED, fields("size", gpa="addr", clear="mkold")),
+        "kvm_inject_dabt": _injected("dabt"),
+        "kvm_inject_pabt": _injected("pabt"),
+        "kvm_inject_size_fault": Probe(Said.INJECTED, lambda recorded: {"what": "size_fault"}),
+        "kvm_inject_vabt": Probe(Said.INJECTED, lambda recorded: {"what": "vabt"}),
+        "__kvm_set_memory_region": Probe(Said.SLOT, fields()),
+        "kvm_mmu_notifier_invalidate_range_start": Probe(Said.INVALIDATE, fields("start", "end")),
+        "kvm_mmu_notifier_invalidate_range_end": Probe(Said.INVALIDATED, fields("start", "end")),
+    },
+    returns={
+        "kvm_handle_guest_abort": Probe(Said.RETURNED, fields("ret")),
+        "__kvm_set_memory_region": Probe(Said.SLOT_DONE, fields("ret")),
+        "kvm_pgtable_stage2_map": Probe(Said.MAPPED, _ended),
+        "kvm_pgtable_stage2_relax_perms": Probe(Said.RELAXED, _ended),
+    },
+    events={
+        "kvm_unmap_hva_range": Probe(
+            Said.INVALIDATE, fields("start", "end"), ("mmu notifier unmap range: {start:x} -- {end:x}",)
+        ),
+    },
+)

@@ -1,0 +1,163 @@
+"""Check: the recorded faults through the path, beside what the kernel then did."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from kvmfault.contract.probes import Said
+from kvmfault.contract.target import Target, backend, backends
+from kvmfault.errors import UsageError
+from kvmfault.replay.calls import CallsCheck
+from kvmfault.replay.episodes import Episodes
+from kvmfault.replay.fitting import fitting
+from kvmfault.replay.judge import Judge
+from kvmfault.replay.run import seekable, survey
+from kvmfault.replay.tally import Tally
+from kvmfault.trace.assemble import Assembler
+from kvmfault.trace.slotfile import read_slots
+from kvmfault.trace.slots import SlotSource
+from kvmfault.trace.text import ReadStats, source_name
+from kvmfault.trace.truth import ProbeReader, Truth, beside, functions_of, read_truth, said_by
+
+Progress = Callable[[str, int], None]
+_CALLS: Final = frozenset({Said.MAPPING, Said.RELAXING, Said.MAKING_YOUNG, Said.DEVICE})
+
+
+@dataclass(slots=True)
+class CheckReport:
+    """What a check found."""
+
+    recording: str
+    aux: str | None
+    """The recording of probes."""
+    target: Target
+    slots: SlotSource
+    tally: Tally
+    faults: int = 0
+    unknown: Counter[str] = field(default_factory=Counter)
+    """Faults by kind that could not be followed: nothing tells what the host answered."""
+    taken: Counter[str] = field(default_factory=Counter)
+    """Answers that were taken from the recording, by kind: the host's, and what the guest's tables held."""
+    mended: int = 0
+    """Entries that were put as recorded after a disagreement."""
+    unpaired: Counter[str] = field(default_factory=Counter)
+    notes: list[str] = field(default_factory=list)
+    damage: str | None = None
+
+    @property
+    def unexplained(self) -> int:
+        """Disagreements that nothing missing in the recording explains."""
+        return self.tally.unexplained
+
+
+def check(
+    recording: str,
+    target: str | None = None,
+    aux: str | None = None,
+    *,
+    slots: SlotSource | None = None,
+    settings: Sequence[str] = (),
+    progress: Progress | None = None,
+) -> CheckReport:
+    """Check *recording*. *target*: what recorded it, if not as found out; *aux*: the recording of probes, if not the
+    one beside it; *slots*: if not those of the probes, or else inferred ones.
+
+    Raises UsageError, TraceError.
+    """
+    if aux is not None and not Path(aux).is_file():
+        raise UsageError(f"{aux}: no such file")
+    named = [backend(target)] if target is not None else []
+    with seekable(recording) as path:
+        found = aux or (str(b) if recording != "-" and (b := beside(recording)) is not None else None)
+        seen = functions_of(found or path)
+        own = _of_calls(named, seen)
+        by_calls = own is not None  # neither slots nor host were recorded
+        if own is None:
+            own, inferred, _ = survey(path, recording, named, strict=False, progress=progress)
+            chosen = slots or (read_slots(found or path) if seen.keys() & own.backend.probes.slots else inferred)
+            notes: list[str] = []
+        else:
+            recorded = slots or (read_slots(found or path) if seen.keys() & own.backend.probes.slots else None)
+            chosen = recorded or SlotSource("what KVM did", (), made_up=True)
+            own, notes = fitting(own, found or path)
+        own = _as_seen(own, seen, settings)
+        known = frozenset(said_by(own.backend.probes, seen))
+        stats, aux_stats = ReadStats(), ReadStats()
+        reader = ProbeReader(own.backend)
+        assembler = Assembler([own.backend], told=own.backend.name)
+        told = read_truth(path, found, assembler, reader, stats=stats, aux_stats=aux_stats)
+        told = _watched(told, stats, progress)
+        report = CheckReport(source_name(recording), found, own, chosen, Tally(), notes=notes)
+        (_check_calls if by_calls else _check_episodes)(report, told, known)
+    report.damage = stats.damage or aux_stats.damage
+    _remark(report, stats, aux_stats, reader)
+    return report
+
+
+def _of_calls(named: Sequence[Target], seen: Counter[str]) -> Target | None:
+    # whose calls to map were recorded, if the host's answers were not
+    for own in named or [backend(name) for name in backends()]:
+        said = frozenset(said_by(own.backend.probes, seen))
+        if said & _CALLS and Said.PINNED not in said:
+            return own
+    return None
+
+
+def _check_episodes(report: CheckReport, told: Iterator[Truth], known: frozenset[Said]) -> None:
+    judge = Judge(report.target, known)
+    episodes = Episodes(report.target, report.slots, judge, known)
+    for event in told:
+        episodes.feed(event)
+    episodes.finish()
+    report.tally, report.faults = judge.tally, episodes.faults
+    for vm in episodes.vms.values():
+        report.taken.update(vm.taken)
+    report.mended, report.unpaired, report.unknown = judge.mended, episodes.unpaired, judge.unknown
+
+
+def _check_calls(report: CheckReport, told: Iterator[Truth], known: frozenset[Said]) -> None:
+    checked = CallsCheck(report.target, report.slots.changes)
+    report.tally = checked.run(told)
+    report.faults, report.taken = checked.faults, checked.taken
+    missing = "the host was not" if report.slots.changes else "neither memslots nor host were"
+    report.notes.append(
+        f"{missing} recorded: {checked.predicted} of {checked.faults} faults follow from what KVM did before and the "
+        f"page's frame, the others also from what was taken from the recording"
+    )
+    if checked.cut_short:
+        report.notes.append(f"{checked.cut_short} faults whose handler's return was not recorded")
+
+
+def _watched(told: Iterator[Truth], stats: ReadStats, progress: Progress | None) -> Iterator[Truth]:
+    for number, event in enumerate(told):
+        if progress is not None and number % 1024 == 0:
+            progress("check", stats.bytes)
+        yield event
+
+
+def _as_seen(own: Target, seen: Counter[str], settings: Sequence[str]) -> Target:
+    shown = [setting for name, shown in own.backend.probes.settings.items() if name in seen for setting in shown]
+    return own.with_settings([*shown, *settings])
+
+
+def _remark(report: CheckReport, stats: ReadStats, aux_stats: ReadStats, reader: ProbeReader) -> None:
+    notes = report.notes
+    if report.aux is None:
+        notes.append("no recording of probes: compared with trace events alone (give one with --aux)")
+    notes.extend(report.slots.notes)
+    lost = sum(stats.lost.values()) + sum(aux_stats.lost.values())
+    if lost or stats.lost_unknown or aux_stats.lost_unknown:
+        notes.append(f"the kernel lost {lost or 'some'} events of this recording")
+    misfits = sum(stats.misfits.values()) + sum(reader.stats.misfits.values())
+    if misfits:
+        notes.append(f"{misfits} events read differently: {', '.join({**stats.misfits, **reader.stats.misfits})}")
+    for what, count in report.unpaired.items():
+        notes.append(f"{count} {what}")
+    if report.unknown:
+        notes.append(f"{report.unknown.total()} faults could not be followed: nothing tells what the host answered")
+    if report.damage:
+        notes.append(f"the file is damaged: {report.damage}")

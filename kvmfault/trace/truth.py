@@ -1,0 +1,210 @@
+"""What a recording and the probes beside it say, in one order: faults and their registers, and what KVM then did.
+
+Kprobe events have whatever name somebody gave them: what they are is told by the function in their text,
+``(function+offset/size)`` for its call, ``(caller <- function)`` for its return. Two recordings on one clock are merged
+by time. Stamps of a text are in us: of two events of one time, a trace event that begins a fault comes first, then
+calls, other trace events, returns, and the vCPU's entry last.
+"""
+
+from __future__ import annotations
+
+import heapq
+import re
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, NamedTuple, TypeAlias
+
+from kvmfault.contract.backend import Backend
+from kvmfault.contract.probes import Probe, Probes, Said, Values
+from kvmfault.trace.assemble import Assembler
+from kvmfault.trace.events import EntryEvent, Event, FaultEvent
+from kvmfault.trace.pattern import Misfit, Pattern
+from kvmfault.trace.text import ReadStats, TextEvent, read_text
+
+_PLACE: Final = re.compile(
+    r"\((?:(?P<caller>[^\s()]+)(?: \[\w+\])? <- )?(?P<function>[A-Za-z_]\w*)[^\s()]*(?: \[\w+\])?\) ?", re.ASCII
+).match
+_FIELD: Final = re.compile(r"(\w+)=(-?\d+|0x[0-9a-f]+)(?!\S)", re.ASCII).findall
+
+
+class Told(NamedTuple):
+    """What a probe said. ``line`` is of its own recording: the one beside if ``aux``."""
+
+    says: Said
+    line: int
+    time: int
+    pid: int
+    values: Values
+    aux: bool
+
+    def number(self, name: str, missing: int = 0) -> int:
+        """One of its values; *missing* if it was not recorded."""
+        value = self.values.get(name, missing)
+        return value if isinstance(value, int) else missing
+
+
+Truth: TypeAlias = Told | Event
+
+
+@dataclass(slots=True)
+class ProbeStats:
+    """What was met."""
+
+    functions: Counter[str] = field(default_factory=Counter)
+    """Probed functions, by call and return together."""
+    unknown: Counter[str] = field(default_factory=Counter)
+    """Those that the backend knows nothing of."""
+    misfits: Counter[str] = field(default_factory=Counter)
+    """Trace events that a backend declares and whose text reads differently."""
+
+
+def probed(event: TextEvent) -> tuple[str, bool, str] | None:
+    """The function of a kprobe event, whether it is its return, and the text of the fields; None: no kprobe event.
+
+    >>> body = "(kvm_vm_ioctl+0xa9f/0x1090 [kvm] <- __kvm_set_memory_region) ret=0"
+    >>> probed(TextEvent(1, "t", 1, 0, 0, "memslot_ret", 1, body))
+    ('__kvm_set_memory_region', True, 'ret=0')
+    """
+    m = _PLACE(event.body)
+    return None if m is None else (m["function"], m["caller"] is not None, event.body[m.end() :])
+
+
+class ProbeReader:
+    """Reads what the probes of one backend say out of text events."""
+
+    def __init__(self, backend: Backend) -> None:
+        self.stats = ProbeStats()
+        probes = backend.probes
+        self._entries, self._returns = probes.entries, probes.returns
+        self._events = {name: (probe, _pattern(probe)) for name, probe in probes.events.items()}
+
+    @property
+    def events(self) -> Collection[str]:
+        """Trace events that say something."""
+        return self._events.keys()
+
+    def read(self, event: TextEvent, *, aux: bool) -> Told | None:
+        """What *event* says, or None."""
+        values: Values | None
+        known = self._events.get(event.name)
+        if known is not None:
+            probe, pattern = known
+            found = pattern.read(event.body)
+            if isinstance(found, Misfit):
+                self.stats.misfits[event.name] += 1
+                return None
+            values = probe.read({**found.numbers, **found.words})
+        else:
+            place = probed(event) if event.body.startswith("(") else None
+            if place is None:
+                return None
+            function, returns, rest = place
+            self.stats.functions[function] += 1
+            called = (self._returns if returns else self._entries).get(function)
+            if called is None:
+                self.stats.unknown[function] += 1
+                return None
+            probe = called
+            values = probe.read({name: int(value, 0) for name, value in _FIELD(rest)})
+        return None if values is None else Told(probe.says, event.line, event.time, event.pid, values, aux)
+
+
+def _pattern(probe: Probe) -> Pattern:
+    names = dict.fromkeys(name for t in probe.templates for name in re.findall(r"{(\w+:[xdw])}", t))
+    return Pattern(*probe.templates, assigned=" ".join(f"{name}?" for name in names))
+
+
+def read_truth(
+    recording: str | Path,
+    beside: str | Path | None,
+    assembler: Assembler,
+    reader: ProbeReader,
+    *,
+    stats: ReadStats,
+    aux_stats: ReadStats | None = None,
+) -> Iterator[Truth]:
+    """Everything that the recording, and the one of probes *beside* it, say; in order of time.
+
+    Raises UsageError and TraceError as ``read_text``.
+    """
+    streams = [_of_recording(recording, assembler, reader, stats)]
+    if beside is not None:
+        aux_stats = ReadStats() if aux_stats is None else aux_stats
+        streams.append(_of_probes(beside, reader, aux_stats))
+    return heapq.merge(*streams, key=_when) if len(streams) > 1 else streams[0]
+
+
+def _of_recording(source: str | Path, assembler: Assembler, reader: ProbeReader, stats: ReadStats) -> Iterator[Truth]:
+    for event in read_text(source, stats=stats):
+        if event.name in assembler.patterns:
+            made = assembler.feed(event)
+            if isinstance(made, Misfit):
+                stats.misfits[event.name] += 1
+            else:
+                yield from made
+        told = reader.read(event, aux=False)
+        if told is not None:
+            yield told
+
+
+def _of_probes(source: str | Path, reader: ProbeReader, stats: ReadStats) -> Iterator[Truth]:
+    for event in read_text(source, stats=stats):
+        told = reader.read(event, aux=True)
+        if told is not None:
+            yield told
+
+
+_LAST: Final = 4
+_RETURNS: Final = frozenset(
+    {
+        Said.RETURNED,
+        Said.DECIDED,
+        Said.PINNED,
+        Said.REPAIR_TRIED,
+        Said.MAPPED,
+        Said.RELAXED,
+        Said.EMULATED,
+        Said.UNSYNCED,
+        Said.PREFAULTED,
+        Said.SLOT_CHANGED,
+        Said.SLOT_DONE,
+        Said.GOT_LOG,
+        Said.CLEARED_LOG,
+    }
+)
+
+
+def _when(event: Truth) -> tuple[int, int]:
+    if isinstance(event, Told):
+        if event.says is Said.INVALIDATE:
+            return event.time, 0  # what is unmapped at once is a call
+        return event.time, (3 if event.says in _RETURNS else 1) if event.aux else 2
+    return event.time, 0 if isinstance(event, FaultEvent) else _LAST if isinstance(event, EntryEvent) else 2
+
+
+def said_by(probes: Probes, functions: Iterable[str]) -> Iterator[Said]:
+    """What probes of these functions can say."""
+    for function in functions:
+        for known in (probes.entries, probes.returns):
+            if function in known:
+                yield known[function].says
+
+
+def functions_of(source: str | Path, progress: Callable[[int], None] | None = None) -> Counter[str]:
+    """How often each probed function was hit, calls and returns together."""
+    counted: Counter[str] = Counter()
+    stats = ReadStats()
+    for number, event in enumerate(read_text(source, stats=stats)):
+        if event.body.startswith("(") and (place := probed(event)) is not None:
+            counted[place[0]] += 1
+        if progress is not None and number % 4096 == 0:
+            progress(stats.bytes)
+    return counted
+
+
+def beside(recording: str | Path, names: Iterable[str] = ("aux.txt", "aux.txt.gz")) -> Path | None:
+    """The recording of probes in the same folder, if there is one and it is not *recording* itself."""
+    folder = Path(recording).parent
+    return next((folder / n for n in names if (folder / n).is_file() and Path(recording).name != n), None)
