@@ -147,10 +147,11 @@ def _table_page(recorded: Values) -> Values:
 
 def _page_texts(*ends: str) -> tuple[str, ...]:
     return tuple(
-        f"sp gen {{gen:d}} gfn {{gfn:x}} {{level:w}} {{gpte:w}} {{quadrant:w}} {direct}{{access:w}} {{nxe:w}} {{ad:w}} "
-        f"root {{roots:d}} {{sync:w}}{end}"
+        f"sp gen {{gen:d}} gfn {{gfn:x}} {{level:w}} {{gpte:w}} {{quadrant:w}} {direct}{{access:w}}{gone} {{nxe:w}} "
+        f"{{ad:w}} root {{roots:d}} {{sync:w}}{end}"
         for end in ends
         for direct in ("{direct:w} ", "")
+        for gone in ("", " invalid")
     )
 
 

@@ -114,9 +114,20 @@ def replay_command(
     slots: Annotated[str | None, typer.Option("--slots", help="Memslots: TOML, JSON or an aux recording.")] = None,
     settings: SettingOption = None,
     strict: Annotated[bool, typer.Option("--strict", help="Stop at the first line that cannot be read.")] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Compare with what the kernel then did, as probes and trace events tell.")
+    ] = False,
+    aux: Annotated[
+        str | None,
+        typer.Option("--aux", metavar="FILE", help="Kprobe events for --check; default: aux.txt[.gz] beside it."),
+    ] = None,
     json: JsonFlag = False,
 ) -> None:
     """Run the recorded faults through the path, on their own backend and on others, and say what happened."""
+    if check or aux is not None:
+        from kvmfault.cli import check as checking
+
+        finish(checking.run(recording, backend or [], slots, settings or [], aux, json=json))
     from kvmfault.cli import replay
 
     finish(replay.run(recording, backend or [], slots, settings or [], strict=strict, json=json))

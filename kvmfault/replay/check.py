@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
 
 from kvmfault.contract.probes import Said
 from kvmfault.contract.target import Target, backend, backends
@@ -24,7 +23,6 @@ from kvmfault.trace.text import ReadStats, source_name
 from kvmfault.trace.truth import ProbeReader, Truth, beside, functions_of, read_truth, said_by
 
 Progress = Callable[[str, int], None]
-_CALLS: Final = frozenset({Said.MAPPING, Said.RELAXING, Said.MAKING_YOUNG, Said.DEVICE})
 
 
 @dataclass(slots=True)
@@ -66,6 +64,7 @@ def check(
     """Check *recording*. *target*: what recorded it, if not as found out; *aux*: the recording of probes, if not the
     one beside it; *slots*: if not those of the probes, or else inferred ones.
 
+    Where nobody says which kernel it was, each that is modelled is tried, and the one that differs least is reported.
     Raises UsageError, TraceError.
     """
     if aux is not None and not Path(aux).is_file():
@@ -79,20 +78,52 @@ def check(
         if own is None:
             own, inferred, _ = survey(path, recording, named, strict=False, progress=progress)
             chosen = slots or (read_slots(found or path) if seen.keys() & own.backend.probes.slots else inferred)
-            notes: list[str] = []
         else:
             recorded = slots or (read_slots(found or path) if seen.keys() & own.backend.probes.slots else None)
             chosen = recorded or SlotSource("what KVM did", (), made_up=True)
-            own, notes = fitting(own, found or path)
-        own = _as_seen(own, seen, settings)
-        known = frozenset(said_by(own.backend.probes, seen))
-        stats, aux_stats = ReadStats(), ReadStats()
-        reader = ProbeReader(own.backend)
-        assembler = Assembler([own.backend], told=own.backend.name)
-        told = read_truth(path, found, assembler, reader, stats=stats, aux_stats=aux_stats)
-        told = _watched(told, stats, progress)
-        report = CheckReport(source_name(recording), found, own, chosen, Tally(), notes=notes)
-        (_check_calls if by_calls else _check_episodes)(report, told, known)
+        source = _Source(source_name(recording), path, found, seen, chosen, by_calls)
+        if target is not None and "@" in target:
+            return _check_on(own, source, settings, progress)
+        kernels = [backend(_other_kernel(own, kernel)) for kernel in reversed(own.backend.kernels)]
+        reports = [_check_on(kernel, source, settings, progress) for kernel in kernels]
+    best = min(reports, key=lambda r: (r.unexplained, len(r.tally.disagreements)))
+    others = ", ".join(f"{r.target.kernel}: {len(r.tally.disagreements)}" for r in reports if r is not best)
+    if others:
+        mine = len(best.tally.disagreements)
+        best.notes.insert(
+            0, f"kernel {best.target.kernel}: differs in {mine} places ({others}); --backend says otherwise"
+        )
+    return best
+
+
+def _other_kernel(own: Target, kernel: str) -> str:
+    plain, plus, settings = own.name.partition("+")
+    return plain.partition("@")[0] + f"@{kernel}" + plus + settings
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """What is checked."""
+
+    name: str
+    path: str
+    aux: str | None
+    seen: Counter[str]
+    """Probed functions."""
+    slots: SlotSource
+    by_calls: bool
+
+
+def _check_on(own: Target, source: _Source, settings: Sequence[str], progress: Progress | None) -> CheckReport:
+    own, notes = fitting(own, source.aux or source.path) if source.by_calls else (own, [])
+    own = _as_seen(own, source.seen, settings)
+    known = frozenset(said_by(own.backend.probes, source.seen))
+    stats, aux_stats, reader = ReadStats(), ReadStats(), ProbeReader(own.backend)
+    assembler = Assembler([own.backend], told=own.backend.name)
+    told = read_truth(source.path, source.aux, assembler, reader, stats=stats, aux_stats=aux_stats)
+    told = _watched(told, stats, progress)
+    report = CheckReport(source.name, source.aux, own, source.slots, Tally(), notes=notes)
+    (_check_calls if source.by_calls else _check_episodes)(report, told, known)
     report.damage = stats.damage or aux_stats.damage
     _remark(report, stats, aux_stats, reader)
     return report
@@ -102,7 +133,7 @@ def _of_calls(named: Sequence[Target], seen: Counter[str]) -> Target | None:
     # whose calls to map were recorded, if the host's answers were not
     for own in named or [backend(name) for name in backends()]:
         said = frozenset(said_by(own.backend.probes, seen))
-        if said & _CALLS and Said.PINNED not in said:
+        if Said.MAPPING in said and Said.PINNED not in said:
             return own
     return None
 
@@ -120,13 +151,12 @@ def _check_episodes(report: CheckReport, told: Iterator[Truth], known: frozenset
 
 
 def _check_calls(report: CheckReport, told: Iterator[Truth], known: frozenset[Said]) -> None:
-    checked = CallsCheck(report.target, report.slots.changes)
+    checked = CallsCheck(report.target)
     report.tally = checked.run(told)
     report.faults, report.taken = checked.faults, checked.taken
-    missing = "the host was not" if report.slots.changes else "neither memslots nor host were"
     report.notes.append(
-        f"{missing} recorded: {checked.predicted} of {checked.faults} faults follow from what KVM did before and the "
-        f"page's frame, the others also from what was taken from the recording"
+        f"neither memslots nor host were recorded: {checked.predicted} of {checked.faults} faults follow from what KVM "
+        f"did before and the page's frame, the others also from what was taken from the recording"
     )
     if checked.cut_short:
         report.notes.append(f"{checked.cut_short} faults whose handler's return was not recorded")

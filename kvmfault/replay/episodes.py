@@ -85,6 +85,8 @@ class Episodes(Happenings):
         if not self.by_probes:
             for pid in list(self.flights):
                 self._over(pid)
+        elif self.flights:
+            self.unpaired["faults that had not ended"] += len(self.flights)
         if left := sum(map(len, self._waiting.values())):
             self.unpaired["faults that no probe shows"] += left
 

@@ -204,7 +204,7 @@ class CheckedVm(Vm):
 
     def walk(self, fault: Raw) -> Walk:
         """The path, step by step."""
-        return self._path.walk(self, fault)
+        return self._path.walk(self, fault, told=False)
 
     # What the host answers.
 
@@ -226,7 +226,8 @@ class CheckedVm(Vm):
         now = Known(Pfn(told.number("pfn")), bool(told.number("writable")))
         page = told.number("hva", hva) & -(1 << self.page_shift)
         before = self.known.get(page)
-        self.taken["page, as known from before" if now == before else "page, anew" if before is None else "page"] += 1
+        found = "first seen" if before is None else "as known from before" if now == before else "not as known"
+        self.taken[f"page of the host, {found}"] += 1
         self.known[page] = now
         return Pin(now.pfn, writable=now.writable and not slot.readonly)
 
