@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from kvmfault.trace import rawpages, tracedat
+from kvmfault.trace import perfdata, rawpages, tracedat
 from kvmfault.trace.binary import File
 from kvmfault.trace.recording import Recording
 
@@ -18,9 +18,11 @@ def open_recording(source: str, *, formats: str | None = None, instance: str | N
     path = Path(source)
     if formats is not None or path.is_dir() or (path.is_file() and rawpages.is_raw(path)):
         return rawpages.open_rawpages(source, formats)
-    first = File(source).upto(0, 16)
+    first = b"" if source == "-" else File(source).upto(0, 16)
     if first.startswith(tracedat.MAGIC):
         return tracedat.open_tracedat(source, instance)
+    if first.startswith(perfdata.MAGIC):
+        return perfdata.PerfRecording(source)
     from kvmfault.contract.target import backends  # of no use to the others, and as long to load as they are
     from kvmfault.trace.textframes import TextRecording
 
