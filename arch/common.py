@@ -19,6 +19,7 @@ COMMON: Final[Tracepoints] = {
         Role.USER_EXIT,
         ("reason restart ({errno:d})", "reason error ({errno:d})", "reason {reason:w} ({code:d})"),
         "reason:w errno:d",
+        told_by=("reason", "errno"),
     ),
 }
 """By event name. Backends declare kvm_entry and kvm_exit, whose text differs, themselves."""

@@ -33,7 +33,7 @@ TRACEPOINTS: Final[Tracepoints] = {
         guest_fault,
     ),
     "kvm_exit": Tracepoint(
-        Role.EXIT, ("{ret:w}: HSR_EC: {esr_ec:x} ({class:w}), PC: {vcpu_pc:x}",), "ret:w esr_ec:x vcpu_pc:x"
+        Role.EXIT, ("{ret:w}: HSR_EC: {esr_ec:x} ({class:w}), PC: {vcpu_pc:x}",), "ret:w esr_ec:x vcpu_pc:x", told_by=("ret", "esr_ec")
     ),
     "kvm_entry": Tracepoint(Role.ENTRY, ("PC: {vcpu_pc:x}",), "vcpu_pc:x"),
 }

@@ -13,7 +13,10 @@ from typing import Final
 from arch.common import COMMON
 from arch.x86.pferr import PRIVATE_ACCESS
 from arch.x86.registers import EPT_MISCONFIG, EPT_VIOLATION, KVM
-from kvmfault.contract.tracepoints import Fields, Role, Tracepoint, Tracepoints
+from arch.x86.spte import PAGE_SIZES
+from kvmfault.algebra.expr import Pred
+from kvmfault.algebra.layout import Register, register
+from kvmfault.contract.tracepoints import Change, Fields, Role, Tracepoint, Tracepoints
 
 _VMX, _SVM = 1, 2
 _SVM_PF, _SVM_NPF = 0x4E, 0x400
@@ -143,6 +146,74 @@ _ENTRY_TEXTS: Final = (
 )
 
 
+_OLD, _NEW = (
+    register(
+        name,
+        64,
+        "SPTEs as KVM keeps them: SPTE_MMU_PRESENT_MASK, PT_PAGE_SIZE_MASK, PT_WRITABLE_MASK",
+        PRESENT=11,
+        BLOCK=7,
+        WRITE=1,
+    )
+    for name in ("old_spte", "new_spte")
+)
+_GFN: Final = register("gfn", 64, "a frame of 4K", FRAME=(63, 0))["FRAME"]
+_LEVEL: Final = register("level", 64, "enum pg_level", LEVEL=(2, 0))["LEVEL"]
+_SIZE: Final = _LEVEL.table({n: 1 << shift for n, shift in enumerate(sorted(PAGE_SIZES), 1)})
+_SPLIT_DONE: Final = register("errno", 64, "0 or a negative errno", ERRNO=(31, 0))["ERRNO"].is_(0)
+
+
+def _is_leaf(spte: Register) -> Pred:
+    return spte["PRESENT"].is_set & (_LEVEL.is_(1) | spte["BLOCK"].is_set)
+
+
+def _is_table(spte: Register) -> Pred:
+    return spte["PRESENT"].is_set & ~_LEVEL.is_(1) & ~spte["BLOCK"].is_set
+
+
+_TABLE_EVENTS: Final[Tracepoints] = {
+    "kvm_tdp_mmu_spte_changed": Tracepoint(
+        Role.CHANGE,
+        ("as id {as_id:d} gfn {gfn:x} level {level:d} old_spte {old_spte:x} new_spte {new_spte:x}",),
+        "gfn:x old_spte:x new_spte:x level:d as_id:d",
+        change=Change(
+            frame=_GFN,
+            size=_SIZE,
+            removed=_is_leaf(_OLD) & ~_NEW["PRESENT"].is_set,
+            protected=_is_leaf(_OLD) & _is_leaf(_NEW) & _OLD["WRITE"].is_set & ~_NEW["WRITE"].is_set,
+            split=_is_leaf(_OLD) & _is_table(_NEW),
+            joined=_is_table(_OLD) & _is_leaf(_NEW),
+        ),
+    ),
+    "kvm_mmu_set_spte": Tracepoint(
+        Role.SET,
+        ("gfn {gfn:x} spte {spte:x} ({access:w}) level {level:d} at {sptep:x}",),
+        "gfn:x spte:x sptep:x level:d r:d x:d u:d",
+        change=Change(frame=_GFN, size=_SIZE),
+    ),
+    "kvm_mmu_split_huge_page": Tracepoint(
+        Role.SPLIT,
+        ("gfn {gfn:x} spte {spte:x} level {level:d} errno {errno:d}",),
+        "gfn:x spte:x level:d errno:d",
+        change=Change(frame=_GFN, size=_SIZE, split=_SPLIT_DONE, refused=~_SPLIT_DONE),
+    ),
+    "kvm_mmu_zap_all_fast": Tracepoint(
+        Role.CLEAR,
+        ("kvm-mmu-valid-gen {mmu_valid_gen:d} used_pages {mmu_used_pages:x}",),
+        "mmu_valid_gen:d mmu_used_pages:d",
+    ),
+    "kvm_mmu_pagetable_walk": Tracepoint(
+        Role.WALK, ("addr {addr:x} pferr {pferr:x} {flags:w}", "addr {addr:x} pferr {pferr:x}"), "addr:x pferr:x"
+    ),
+    "kvm_mmu_paging_element": Tracepoint(
+        Role.WALK_STEP, ("pte {pte:x} level {level:d}",), "pte:x level:d", told_by=("level",)
+    ),
+    "kvm_mmu_walker_error": Tracepoint(
+        Role.WALK_FAILED, ("pferr {pferr:x} {flags:w}", "pferr {pferr:x}"), "pferr:x", told_by=("pferr",)
+    ),
+}
+
+
 def _tracepoints(kind: Exit, read: Callable[[Fields], Mapping[str, int]], *, misconfig: bool = False) -> Tracepoints:
     return {
         **COMMON,
@@ -152,6 +223,7 @@ def _tracepoints(kind: Exit, read: Callable[[Fields], Mapping[str, int]], *, mis
             _EXIT_FIELDS,
             _misconfig if misconfig else None,
             awaits="GUEST_PHYSICAL_ADDRESS" if misconfig else "",
+            told_by=("exit_reason", "isa"),
         ),
         "kvm_entry": Tracepoint(Role.ENTRY, _ENTRY_TEXTS, "vcpu_id:d rip:x"),
         "kvm_page_fault": Tracepoint(
@@ -164,6 +236,7 @@ def _tracepoints(kind: Exit, read: Callable[[Fields], Mapping[str, int]], *, mis
         "kvm_fast_mmio": Tracepoint(Role.ADDRESS, ("fast mmio at gpa {gpa:x}",)),
         # a misconfiguration of an entry from before a memslot change takes the slow path: only its frame is traced
         "kvm_mmu_spte_requested": Tracepoint(Role.ADDRESS, ("gfn {gfn:x} pfn {pfn:x} level {level:d}",)),
+        **_TABLE_EVENTS,
     }
 
 
