@@ -10,7 +10,7 @@ from kvmfault.errors import KvmfaultError
 from kvmfault.trace.assemble import Assembler
 from kvmfault.trace.events import FaultEvent
 from kvmfault.trace.pattern import Misfit
-from kvmfault.trace.text import parse_line
+from kvmfault.trace.text import parse_line, row_of
 
 MARK = "  # "
 """What stands between a line and the words for it."""
@@ -41,8 +41,8 @@ def _words(text: str, number: int, assembler: Assembler, targets: dict[str, Targ
     if event is not None:
         if event.name not in assembler.patterns:
             return None
-        made = assembler.feed(event)
-        faults = () if isinstance(made, Misfit) else [e for e in made if isinstance(e, FaultEvent)]
+        row = row_of(event, assembler.patterns[event.name])
+        faults = [] if isinstance(row, Misfit) else [e for e in assembler.feed(row) if isinstance(e, FaultEvent)]
         return "; ".join(_told(targets[f.target], f.registers) or "" for f in faults) or None
     for target in [told] if told else targets.values():
         if told is None and not any(name in text for name in target.order):

@@ -253,7 +253,7 @@ def test_wrong_templates_are_refused(template: str) -> None:
 
 
 def test_wrong_assigned_fields_are_refused() -> None:
-    with pytest.raises(LayoutError, match="assigned field 'a:q': expected name:x"):
+    with pytest.raises(LayoutError, match="field 'a:q': expected name:x"):
         Pattern(assigned="b:x a:q")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -14,11 +15,12 @@ from typing import Final
 import pytest
 
 from arch.x86 import EPT, NPT, SHADOW
+from arch.x86.exits import EXIT_REASONS
 from arch.x86.registers import KVM
-from arch.x86.trace import Exit, exit_kind
 from kvmfault.contract.backend import Backend
 from kvmfault.contract.target import Target
 from kvmfault.contract.tracepoints import Fields, Role
+from kvmfault.trace.claims import Claim
 from kvmfault.trace.pattern import Fields as Parsed
 from kvmfault.trace.pattern import Pattern
 from kvmfault.trace.text import read_text
@@ -30,8 +32,7 @@ EVENTS: Final = tuple(EPT.tracepoints)
 
 @cache
 def pattern(event: str) -> Pattern:
-    point = EPT.tracepoints[event]
-    return Pattern(*point.templates, assigned=point.assigned)
+    return Pattern.of([EPT.tracepoints[event]])
 
 
 def read(event: str, body: str) -> Fields:
@@ -40,14 +41,19 @@ def read(event: str, body: str) -> Fields:
     return {**parsed.numbers, **parsed.words}
 
 
+@cache
+def claims_of(event: str) -> tuple[Claim, ...]:
+    points = [(b, b.tracepoints[event]) for b in BACKENDS]
+    return tuple(Claim(b.name, point, b.tracepoints) for b, point in points if point.registers is not None)
+
+
 def claims(event: str, fields: Fields, last_exit: Fields) -> list[tuple[str, dict[str, int]]]:
     """Which backends say that the event is a fault of theirs."""
     found = []
-    for backend in BACKENDS:
-        point = backend.tracepoints[event]
-        registers = point.registers(fields, last_exit) if point.registers else None
+    for claim in claims_of(event):
+        registers = claim.registers(fields) if claim.after(last_exit) else None
         if registers is not None:
-            found.append((backend.name, dict(registers)))
+            found.append((claim.backend, dict(registers)))
     return found
 
 
@@ -114,7 +120,9 @@ def test_without_an_exit_the_target_says() -> None:
     point = EPT.tracepoints["kvm_page_fault"]
     assert point.needs_exit
     fields = read("kvm_page_fault", FAULT)
-    assert {name for name, _ in claims("kvm_page_fault", fields, {})} == {"x86-ept", "x86-npt", "x86-shadow"}
+    told = {c.backend for c in claims_of("kvm_page_fault") if c.registers(fields) is not None}
+    assert told == {"x86-ept", "x86-npt", "x86-shadow"}
+    assert claims("kvm_page_fault", fields, {}) == []
 
 
 @pytest.mark.parametrize(
@@ -128,15 +136,14 @@ def test_without_an_exit_the_target_says() -> None:
     ],
 )
 def test_a_misconfiguration_is_a_fault_of_its_own(exit_: str, found: list[tuple[str, dict[str, int]]]) -> None:
-    assert claims("kvm_exit", read("kvm_exit", exit_), {}) == found
+    fields = read("kvm_exit", exit_)
+    assert claims("kvm_exit", fields, fields) == found
     assert EPT.tracepoints["kvm_exit"].awaits == "GUEST_PHYSICAL_ADDRESS"
 
 
 def test_private_in_a_recorded_npf_is_what_kvm_added() -> None:
     fields = {"fault_address": 0x5000, "error_code": 0x2_0005_0000_0006}
-    point = NPT.tracepoints["kvm_page_fault"]
-    assert point.registers is not None
-    registers = point.registers(fields, {"exit_reason": "npf"})
+    registers = Claim("", NPT.tracepoints["kvm_page_fault"], NPT.tracepoints).registers(fields)
     assert registers == {"EXITINFO1": 0x5_0000_0006, "EXITINFO2": 0x5000, "KVM": KVM["PRIVATE"].mask}
 
 
@@ -184,7 +191,7 @@ def faults(path: Path) -> Iterator[Met]:
         fields = read(event.name, event.body)
         role = EPT.tracepoints[event.name].role
         if role in (Role.FAULT, Role.EXIT):
-            claimed = claims(event.name, fields, last.get(event.pid, {}))
+            claimed = claims(event.name, fields, last.get(event.pid, {}) if role is Role.FAULT else fields)
             if role is Role.EXIT:
                 last[event.pid] = fields
                 if claimed:
@@ -304,7 +311,53 @@ def test_every_recorded_line_can_be_pasted(path: Path) -> None:
     assert pasted == [dict(met.registers) for met in faults(path) if dict(met.registers).get("EXIT_REASON") != 49]
 
 
-def test_exit_kinds() -> None:
-    assert exit_kind({}) is None
-    assert exit_kind({"exit_reason": "1024", "isa": 2}) is Exit.NPF
-    assert exit_kind({"exit_reason": 0x80000030, "isa": 1}) is Exit.VIOLATION
+@pytest.mark.parametrize(
+    ("word", "fields"),
+    [
+        ("EPT_VIOLATION", {"exit_reason": 48, "isa": 1}),
+        ("INVALID_STATE FAILED_VMENTRY", {"exit_reason": 0x80000021, "isa": 1}),
+        ("npf", {"exit_reason": 0x400, "isa": 2}),
+        ("PF excp", {"exit_reason": 0x4E, "isa": 2}),
+        ("write_dr7", {"exit_reason": 0x37, "isa": 2}),
+        ("idle-halt", {"exit_reason": 0xA6, "isa": 2}),
+        ("invalid_guest_state", {"exit_reason": 0xFFFFFFFF, "isa": 2}),
+    ],
+)
+def test_exit_reasons_have_names(word: str, fields: dict[str, int]) -> None:
+    assert EXIT_REASONS.told(word) == fields
+    assert EXIT_REASONS.name(fields) == word
+
+
+@pytest.mark.parametrize(
+    ("word", "fields"),
+    [
+        ("EXIT_NPF", {"exit_reason": 0x400, "isa": 2}),  # trace-cmd's own
+        ("EXIT_EXCP_PF", {"exit_reason": 0x4E, "isa": 2}),
+        ("EXIT_IOIO", {"exit_reason": 0x7B, "isa": 2}),
+        ("EXIT_ERR", {"exit_reason": 0xFFFFFFFF, "isa": 2}),
+        ("PENDING_INTERRUPT", {"exit_reason": 7, "isa": 1}),
+        ("0x1234", {"exit_reason": 0x1234}),  # of a kernel newer than the table
+        ("EPT_VIOLATION 0x40000000", {"exit_reason": 0x40000030, "isa": 1}),
+        ("UNHEARD_OF", {}),
+    ],
+)
+def test_other_words_for_exit_reasons(word: str, fields: dict[str, int]) -> None:
+    assert EXIT_REASONS.told(word) == fields
+
+
+def test_an_unknown_exit_reason_is_shown_as_a_number() -> None:
+    assert EXIT_REASONS.name({"exit_reason": 0x4E}) == "78"
+    assert EXIT_REASONS.name({"exit_reason": 0xC0000000, "isa": 2}) == "0xc0000000"
+    assert EXIT_REASONS.name({}) == "?"
+
+
+@pytest.mark.parametrize("path", recordings("x86/formats-*/kvm/kvm_exit.format"))
+def test_every_reason_that_a_kernel_prints_has_its_name(path: Path) -> None:
+    tables = path.read_text().split("print fmt", 1)[1].split("__print_symbolic(")[1:]
+    for isa, table in enumerate(tables, 1):
+        rows = re.findall(r'{ ([x0-9a-f+ -]+), "([^"]+)" }', table.split("__print_flags")[0])
+        assert len(rows) > 50
+        for value, word in rows:
+            number = sum(int(part, 0) for part in value.split("+")) & 0xFFFFFFFF
+            assert EXIT_REASONS.told(word) == {"exit_reason": number, "isa": isa}
+            assert EXIT_REASONS.name({"exit_reason": number, "isa": isa}) == word

@@ -13,13 +13,16 @@ from typing import Final
 from arch.x86.registers import EPT_MISCONFIG, EPT_VIOLATION, KVM
 from arch.x86.trace import (
     EPT_TRACEPOINTS,
-    Exit,
-    ept_registers,
-    exit_kind,
-    npt_registers,
-    shadow_registers,
+    MISCONFIG,
+    NPF,
+    NPT_TRACEPOINTS,
+    SHADOW_TRACEPOINTS,
+    SVM_PF,
+    VIOLATION,
+    VMX_PF,
 )
 from kvmfault.contract.tracepoints import Fields
+from kvmfault.trace.claims import Claim, holds
 from kvmfault.trace.pattern import Fields as Parsed
 from kvmfault.trace.pattern import Pattern
 
@@ -42,10 +45,10 @@ def ept(line: str) -> Mapping[str, int] | None:
     line = line[:MAX_LINE]
     match _event(line):
         case "kvm_page_fault", fields:
-            return ept_registers(fields)
-        case "kvm_exit", fields if exit_kind(fields) is Exit.VIOLATION:
+            return _EPT.registers(fields)
+        case "kvm_exit", fields if _VIOLATION(fields):
             return {"EXIT_REASON": EPT_VIOLATION, "EXIT_QUALIFICATION": _int(fields, "info1")}
-        case "kvm_exit", fields if exit_kind(fields) is Exit.MISCONFIG:
+        case "kvm_exit", fields if _MISCONFIG(fields):
             return {"EXIT_REASON": EPT_MISCONFIG}
     if (found := _delivery_error(line)) is not None:
         return found
@@ -61,8 +64,8 @@ def npt(line: str) -> Mapping[str, int] | None:
     line = line[:MAX_LINE]
     match _event(line):
         case "kvm_page_fault", fields:
-            return npt_registers(fields)
-        case "kvm_exit", fields if exit_kind(fields) is Exit.NPF:
+            return _NPT.registers(fields)
+        case "kvm_exit", fields if _IS_NPF(fields):
             return {"EXITINFO1": _int(fields, "info1"), "EXITINFO2": _int(fields, "info2")}
     return _memory_fault(line, "EXITINFO2") or _named(line, _NPT_NAMES, "EXITINFO1")
 
@@ -76,25 +79,29 @@ def shadow(line: str) -> Mapping[str, int] | None:
     line = line[:MAX_LINE]
     match _event(line):
         case "kvm_page_fault", fields:
-            return shadow_registers(fields)
-        case "kvm_exit", fields if exit_kind(fields) is Exit.PF:
-            return _pf_exit(fields)
+            return _SHADOW.registers(fields)
+        # SVM has the code in info1 and CR2 in info2; VMX has CR2 in info1 and the code in a field of its own,
+        # which the plugin of trace-cmd does not print
+        case "kvm_exit", fields if _SVM_PF(fields):
+            return {"ERROR_CODE": _int(fields, "info1"), "CR2": _int(fields, "info2")}
+        case "kvm_exit", fields if _VMX_PF(fields):
+            code = {"ERROR_CODE": _int(fields, "error_code"), "CR2": _int(fields, "info1")}
+            return code if "error_code" in fields else None
     return _named(line, _PF_NAMES, "ERROR_CODE")
 
 
-def _pf_exit(fields: Fields) -> Registers | None:
-    # SVM has the code in info1 and CR2 in info2; VMX has CR2 in info1 and the code in a field of its own,
-    # which the plugin of trace-cmd does not print
-    if fields["exit_reason"] in ("EXCEPTION_NMI", 0):
-        code = fields.get("error_code")
-        return None if code is None else {"ERROR_CODE": _int(fields, "error_code"), "CR2": _int(fields, "info1")}
-    return {"ERROR_CODE": _int(fields, "info1"), "CR2": _int(fields, "info2")}
+_EPT, _NPT, _SHADOW = (
+    Claim("", points["kvm_page_fault"], points) for points in (EPT_TRACEPOINTS, NPT_TRACEPOINTS, SHADOW_TRACEPOINTS)
+)
+_VIOLATION, _MISCONFIG, _IS_NPF, _SVM_PF, _VMX_PF = (
+    holds(pred, EPT_TRACEPOINTS["kvm_exit"]) for pred in (VIOLATION, MISCONFIG, NPF, SVM_PF, VMX_PF)
+)
 
 
 @cache
 def _pattern(event: str) -> Pattern:
     point = EPT_TRACEPOINTS[event]
-    return Pattern(*point.templates, assigned=point.assigned)
+    return Pattern.of([point])
 
 
 def _event(line: str) -> tuple[str, Fields] | None:
@@ -106,8 +113,8 @@ def _event(line: str) -> tuple[str, Fields] | None:
 
 
 def _int(fields: Fields, name: str) -> int:
-    value = fields[name]
-    return value if isinstance(value, int) else int(value, 0)
+    value = fields.get(name, 0)
+    return value if isinstance(value, int) else 0
 
 
 def _delivery_error(line: str) -> Registers | None:

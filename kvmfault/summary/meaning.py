@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from errno import errorcode
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -60,7 +61,14 @@ class Meaning:
     def word(self, role: Role, values: Mapping[str, int | None]) -> str:
         """What the fields that tell events of *role* apart mean; numbers where no backend has words for them."""
         known = {name: value for name, value in values.items() if value is not None}
-        return " ".join(f"{name} {value}" for name, value in known.items()) or "not told"
+        points = (point for name in self.names(role) for point in self.points[name])
+        point = next((p for p in points if p.told_by and p.told_by[0] in known), None)
+        if point is None:
+            return "not told"
+        if (failed := known.get("errno", 0)) < 0:  # then the reason says nothing
+            return f"error {errorcode.get(-failed, failed)}"
+        parts = [point.words[name].name(known) if name in point.words else None for name in point.told_by]
+        return ", ".join(p for p, name in zip(parts, point.told_by, strict=True) if p and (p == parts[0] or known.get(name)))
 
 
 def registers(frame: pl.DataFrame, names: Iterable[str]) -> dict[str, U64Col]:

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from kvmfault.contract.backend import Backend
-from kvmfault.contract.tracepoints import Role, Tracepoint
-from kvmfault.errors import TraceError
+from kvmfault.contract.tracepoints import Fields, Role, Tracepoint
+from kvmfault.trace.claims import Claim
 from kvmfault.trace.events import (
     AgeEvent,
     EntryEvent,
@@ -24,14 +24,18 @@ from kvmfault.trace.events import (
     UnmapEvent,
     UserspaceExitEvent,
 )
-from kvmfault.trace.pattern import Fields, Misfit, Pattern
-from kvmfault.trace.text import ReadStats, Source, TextEvent, read_text, source_name
+from kvmfault.trace.pattern import Pattern
+from kvmfault.trace.recording import RecordedEvent
+from kvmfault.trace.text import ReadStats, Source, text_rows
 from kvmfault.types import Gpa, Hva
 
 _UNSATISFIED: Final = 0
 _WRITE: Final = 2
-_TYPES: Final = {"unsatisfied-read": _UNSATISFIED, "read": 1, "write": _WRITE}
 """kvm_mmio.type; common to all architectures."""
+_FOR_SUMMARY: Final = {
+    None, Role.CHANGE, Role.SET, Role.SPLIT, Role.CLEAR, Role.WALK, Role.WALK_STEP, Role.WALK_FAILED,
+}  # fmt: skip
+"""What replay does not ask for."""
 
 
 @dataclass(slots=True)
@@ -48,49 +52,50 @@ class AssembleStats:
 
 
 class Assembler:
-    """Feeds on text events in file order. One per recording; a task of the recording is a vCPU."""
+    """Feeds on events in the order of the recording. One per recording; a task of the recording is a vCPU."""
 
     def __init__(self, backends: Iterable[Backend], *, told: str | None = None) -> None:
         self.stats = AssembleStats()
         self._told = told
-        self._points: dict[str, list[tuple[str, Tracepoint]]] = {}
+        self._claims: dict[str, list[Claim]] = {}
         self._page_shift: dict[str, int] = {}
+        points: dict[str, list[Tracepoint]] = {}
         for backend in backends:
-            self._page_shift[backend.name] = next(iter(backend.formats.values())).page_shift
+            shift = next(iter(backend.formats.values())).page_shift
             for name, point in backend.tracepoints.items():
-                self._points.setdefault(name, []).append((backend.name, point))
-        self.patterns: Mapping[str, Pattern] = {name: _pattern(p for _, p in ps) for name, ps in self._points.items()}
-        # a third of all events: their fields are not used, so they are not read
-        self._bare = {name for name, points in self._points.items() if points[0][1].role is Role.ENTRY}
-        self._exits: dict[int, Mapping[str, int | str]] = {}
+                points.setdefault(name, []).append(point)
+                self._page_shift.setdefault(name, shift)
+                if point.registers is not None:
+                    self._claims.setdefault(name, []).append(Claim(backend.name, point, backend.tracepoints))
+        self._points = {name: known[0] for name, known in points.items() if known[0].role not in _FOR_SUMMARY}
+        self._exit_words = {name: tuple(point.words.values()) for name, point in self._points.items()}
+        self.patterns: Mapping[str, Pattern] = {name: Pattern.of(points[name]) for name in self._points}
+        """How the events that mean something read, by name."""
+        self.bare = frozenset(name for name, point in self._points.items() if point.role is Role.ENTRY)
+        """Those of which no field is used: a third of all."""
+        self._exits: dict[int, Fields] = {}
         self._waiting: dict[int, tuple[FaultEvent, str]] = {}
 
-    def feed(self, event: TextEvent) -> Iterator[Event] | Misfit:
-        """The neutral events that *event* gives, mostly one; a Misfit if its text is not as declared."""
-        if event.name in self._bare:
-            return self._make(event, {})
-        read = self.patterns[event.name].read(event.body)
-        return read if isinstance(read, Misfit) else self._make(event, {**read.numbers, **read.words})
-
-    def _make(self, event: TextEvent, fields: Mapping[str, int | str]) -> Iterator[Event]:
-        points = self._points[event.name]
-        line, time, pid, vcpu = event.line, event.time, event.pid, str(event.pid)
-        match points[0][1].role:
+    def feed(self, event: RecordedEvent) -> Iterator[Event]:
+        """The neutral events that *event* gives, mostly one."""
+        point, fields = self._points[event.name], event.fields
+        line, time, pid, vcpu = event.place, event.time, event.pid, str(event.pid)
+        match point.role:
             case Role.FAULT:
-                yield from self._fault(event, fields, points)
+                yield from self._fault(event)
             case Role.EXIT:
                 self._exits[pid] = fields
                 self._abandon(pid)
-                yield ExitEvent(line, time, vcpu, _reason(fields))
-                self._waits(event, fields, points)
+                yield ExitEvent(line, time, vcpu, self._named(event))
+                self._waits(event)
             case Role.ENTRY:
                 self._abandon(pid)
                 yield EntryEvent(line, time, vcpu)
             case Role.ADDRESS:
-                frame = _int(fields, "gfn") << self._page_shift[points[0][0]]
+                frame = _int(fields, "gfn") << self._page_shift[event.name]
                 yield from self._address(event, _int(fields, "gpa") or frame)
             case Role.MMIO:
-                yield from self._mmio(event, fields)
+                yield from self._mmio(event)
             case Role.UNDECODED:
                 yield MmioEvent(line, time, vcpu, Gpa(_int(fields, "ipa")), 0, False, None, False)
             case Role.UNMAP:
@@ -101,57 +106,55 @@ class Assembler:
                 end = _int(fields, "end") or start + 1
                 yield AgeEvent(line, time, Hva(start), Hva(end), role is Role.TEST_AGE)
             case Role.USER_EXIT:
-                reason = fields.get("reason", "")
-                yield UserspaceExitEvent(line, time, vcpu, str(reason), abs(_int(fields, "errno")))
+                errno = -min(_int(fields, "errno"), 0)
+                yield UserspaceExitEvent(line, time, vcpu, "" if errno else self._named(event), errno)
 
-    def _fault(
-        self, event: TextEvent, fields: Mapping[str, int | str], points: list[tuple[str, Tracepoint]]
-    ) -> Iterator[Event]:
+    def _fault(self, event: RecordedEvent) -> Iterator[Event]:
         before = self._exits.get(event.pid)
-        for name, point in points:
-            if point.registers is None:
-                continue
-            context = before
-            if before is None and point.needs_exit:
-                if self._told != name:
+        for claim in self._claims.get(event.name, ()):
+            if before is None and claim.point.needs_exit:
+                if self._told != claim.backend:
                     continue
-                context = {}
-            registers = point.registers(fields, context or {})
+            elif not claim.after(before or {}):
+                continue
+            registers = claim.registers(event.fields)
             if registers is not None:
-                self.stats.faults[name] += 1
-                yield FaultEvent(event.line, event.time, str(event.pid), name, registers)
+                self.stats.faults[claim.backend] += 1
+                yield FaultEvent(event.place, event.time, str(event.pid), claim.backend, registers)
                 return
         self.stats.unclaimed[event.name] += 1
         if len(self.stats.unclaimed_lines) < 5:
-            self.stats.unclaimed_lines.append(event.line)
+            self.stats.unclaimed_lines.append(event.place)
 
-    def _waits(self, event: TextEvent, fields: Mapping[str, int | str], points: list[tuple[str, Tracepoint]]) -> None:
+    def _waits(self, event: RecordedEvent) -> None:
         # an exit that is a fault by itself, but lacks the address: the MMIO event that follows has it
-        for name, point in points:
-            registers = point.registers(fields, fields) if point.registers is not None and point.awaits else None
+        for claim in self._claims.get(event.name, ()):
+            registers = claim.registers(event.fields) if claim.after(event.fields) else None
             if registers is not None:
-                fault = FaultEvent(event.line, event.time, str(event.pid), name, registers)
-                self._waiting[event.pid] = fault, point.awaits
+                fault = FaultEvent(event.place, event.time, str(event.pid), claim.backend, registers)
+                self._waiting[event.pid] = fault, claim.point.awaits
                 return
 
-    def _mmio(self, event: TextEvent, fields: Mapping[str, int | str]) -> Iterator[Event]:
-        kind = fields.get("type", 0)
-        number = kind if isinstance(kind, int) else _TYPES.get(kind, 1)
-        gpa, value = _int(fields, "gpa"), _int(fields, "val")
+    def _mmio(self, event: RecordedEvent) -> Iterator[Event]:
+        fields = event.fields
+        gpa, kind = _int(fields, "gpa"), _int(fields, "type")
         yield from self._address(event, gpa)
-        unsatisfied = number == _UNSATISFIED
+        unsatisfied = kind == _UNSATISFIED
         yield MmioEvent(
-            event.line,
+            event.place,
             event.time,
             str(event.pid),
             Gpa(gpa),
             _int(fields, "len"),
-            number == _WRITE,
-            None if unsatisfied else value,
+            kind == _WRITE,
+            None if unsatisfied else _int(fields, "val"),
             not unsatisfied,
         )
 
-    def _address(self, event: TextEvent, gpa: int) -> Iterator[Event]:
+    def _named(self, event: RecordedEvent) -> str:
+        return next((words.name(event.fields) for words in self._exit_words[event.name]), "?")
+
+    def _address(self, event: RecordedEvent, gpa: int) -> Iterator[Event]:
         waiting = self._waiting.pop(event.pid, None)
         if waiting is not None:
             fault, register = waiting
@@ -167,48 +170,12 @@ class Assembler:
 def assemble(
     source: Source, assembler: Assembler, *, stats: ReadStats | None = None, strict: bool = False
 ) -> Iterator[Event]:
-    """The neutral events of a recording, in file order. With *strict*, text that does not read as declared raises
+    """The neutral events of a recording, in its order. With *strict*, text that does not read as declared raises
     TraceError; otherwise it is counted in *stats*."""
-    stats = ReadStats() if stats is None else stats
-    for event in read_text(source, wanted=assembler.patterns.keys(), stats=stats, strict=strict):
-        made = assembler.feed(event)
-        if not isinstance(made, Misfit):
-            yield from made
-            continue
-        if strict:
-            column = event.column + made.at
-            raise TraceError(f"{event.name}: {made}", path=source_name(source), line=event.line, column=column)
-        stats.misfits[event.name] += 1
-        if len(stats.misfit_lines) < 5:
-            stats.misfit_lines.append(event.line)
+    for event in text_rows(source, assembler.patterns, bare=assembler.bare, stats=stats, strict=strict):
+        yield from assembler.feed(event)
 
 
-def _pattern(points: Iterable[Tracepoint]) -> Pattern:
-    known = list(dict.fromkeys(points))
-    if len(known) == 1:
-        return Pattern(*known[0].templates, assigned=known[0].assigned)
-    templates = dict.fromkeys(t for p in known for t in p.templates)
-    # events of one name differ between architectures: every field may be missing
-    specs = dict.fromkeys(
-        spec.rstrip("?") + "?" for p in known for spec in (p.assigned or _template_fields(p.templates)).split()
-    )
-    return Pattern(*templates, assigned=" ".join(specs))
-
-
-def _template_fields(templates: tuple[str, ...]) -> str:
-    return " ".join(dict.fromkeys(t.strip("{}") for text in templates for t in text.split() if t.startswith("{")))
-
-
-def _reason(fields: Mapping[str, int | str]) -> str:
-    for name in ("reason", "exit_reason", "ret"):
-        if name in fields:
-            return str(fields[name])
-    return "?"
-
-
-def _int(fields: Mapping[str, int | str], name: str) -> int:
+def _int(fields: Fields, name: str) -> int:
     value = fields.get(name, 0)
     return value if isinstance(value, int) else 0
-
-
-__all__ = ["AssembleStats", "Assembler", "Fields", "assemble"]

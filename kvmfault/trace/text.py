@@ -25,7 +25,8 @@ from pathlib import Path
 from typing import Final, Protocol, TypeAlias
 
 from kvmfault.errors import TraceError, UsageError
-from kvmfault.trace.pattern import Fields, Pattern
+from kvmfault.trace.pattern import Fields, Misfit, Pattern
+from kvmfault.trace.recording import RecordedEvent
 
 MAX_LINE: Final = 64 * 1024
 """Longer lines are dropped and counted as unreadable; the kernel's own limit is one page."""
@@ -192,13 +193,49 @@ def read_fields(
         fields = patterns[event.name].read(event.body)
         if isinstance(fields, Fields):
             yield event, fields
-            continue
-        if strict:
-            column = event.column + fields.at
-            raise TraceError(f"{event.name}: {fields}", path=path, line=event.line, column=column)
-        stats.misfits[event.name] += 1
-        if len(stats.misfit_lines) < _SAMPLES:
-            stats.misfit_lines.append(event.line)
+        else:
+            misread(path, event, fields, stats, strict=strict)
+
+
+def text_rows(
+    source: Source,
+    patterns: Mapping[str, Pattern],
+    *,
+    bare: Collection[str] = (),
+    stats: ReadStats | None = None,
+    strict: bool = False,
+) -> Iterator[RecordedEvent]:
+    """The events named in *patterns* as rows; of those in *bare* no fields are read. A body that fits none raises
+    `TraceError` if *strict*, and is counted otherwise."""
+    stats = ReadStats() if stats is None else stats
+    for event in read_text(source, wanted=patterns.keys(), stats=stats, strict=strict):
+        row = row_of(event, {} if event.name in bare else patterns[event.name])
+        if isinstance(row, RecordedEvent):
+            yield row
+        else:
+            misread(source_name(source), event, row, stats, strict=strict)
+
+
+def row_of(event: TextEvent, pattern: Pattern | Mapping[str, int]) -> RecordedEvent | Misfit:
+    """A line as a row, or where its body stops to fit *pattern*; fields in its place are taken as they are."""
+    fields: Mapping[str, int | str | bytes]
+    if isinstance(pattern, Pattern):
+        read = pattern.read(event.body)
+        if isinstance(read, Misfit):
+            return read
+        fields = {**read.numbers, **read.words} if read.words else read.numbers
+    else:
+        fields = pattern
+    return RecordedEvent(event.line, event.time, event.cpu, event.pid, event.name, fields)
+
+
+def misread(path: str, event: TextEvent, misfit: Misfit, stats: ReadStats, *, strict: bool) -> None:
+    """Count a body that fits no pattern; with *strict*, raise `TraceError`."""
+    if strict:
+        raise TraceError(f"{event.name}: {misfit}", path=path, line=event.line, column=event.column + misfit.at)
+    stats.misfits[event.name] += 1
+    if len(stats.misfit_lines) < _SAMPLES:
+        stats.misfit_lines.append(event.line)
 
 
 def looks_recorded(content: bytes) -> bool:
