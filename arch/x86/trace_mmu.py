@@ -104,9 +104,11 @@ MMU_TRACEPOINTS: Final[Tracepoints] = {
     "kvm_mmu_sync_page": _OLD_PAGE,
     "kvm_mmu_unsync_page": _OLD_PAGE,
     "kvm_mmu_zap_all_fast": Tracepoint(
-        Role.CLEAR, ("kvm-mmu-valid-gen {mmu_valid_gen:d} used_pages {mmu_used_pages:x}",)),
+        Role.CLEAR, ("kvm-mmu-valid-gen {mmu_valid_gen:d} used_pages {mmu_used_pages:x}",)
+    ),
     "kvm_mmu_pagetable_walk": Tracepoint(
-        Role.WALK, ("addr {addr:x} pferr {pferr:x} {:w}", "addr {addr:x} pferr {pferr:x}")),
+        Role.WALK, ("addr {addr:x} pferr {pferr:x} {:w}", "addr {addr:x} pferr {pferr:x}")
+    ),
     "kvm_mmu_paging_element": Tracepoint(Role.WALK_STEP, ("pte {pte:x} level {level:d}",), told_by=("level",)),
     "kvm_mmu_set_accessed_bit": _ONLY_GPA,
     "kvm_mmu_set_dirty_bit": _ONLY_GPA,

@@ -46,11 +46,22 @@ def _head(summary: Summary) -> Iterator[str]:
 
 def _table(section: Section, width: int, *, ticks: bool) -> Iterator[Table | Text]:
     shown = [i for i, c in enumerate(section.columns) if width >= NARROW or not c.wide]
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), title=section.title, title_justify="left", title_style="bold", header_style="dim", collapse_padding=True)
+    table = Table(
+        box=None,
+        pad_edge=False,
+        padding=(0, 2, 0, 0),
+        title=section.title,
+        title_justify="left",
+        title_style="bold",
+        header_style="dim",
+        collapse_padding=True,
+    )
     for i in shown:
         column = section.columns[i]
         words = column.unit == "text"
-        table.add_column(column.name, justify="left" if words else "right", overflow="fold", no_wrap=not words, vertical="top")
+        table.add_column(
+            column.name, justify="left" if words else "right", overflow="fold", no_wrap=not words, vertical="top"
+        )
     for row in section.rows:
         table.add_row(*(Text(text(row[i], section.columns[i].unit, ticks=ticks)) for i in shown))
     yield table
@@ -70,7 +81,9 @@ def as_data(summary: Summary) -> dict[str, object]:
             "step": summary.step,
             "faults": [{"step": step, "kind": kind, "faults": n} for step, kind, n in summary.rate],
         },
-        "histograms": {h.name: [{"from": a, "below": b, "exits": n} for a, b, n in h.steps] for h in summary.histograms},
+        "histograms": {
+            h.name: [{"from": a, "below": b, "exits": n} for a, b, n in h.steps] for h in summary.histograms
+        },
         "unsaid": list(summary.unsaid),
     }
 

@@ -148,8 +148,12 @@ class _Maker:
     def sections(self) -> Iterator[Section | None]:
         yield self._shares("targets", "Faults by backend", "backend", ((t, n) for t, _, _, n in self._kinds))
         yield self._shares("kinds", "Faults by kind", "kind", ((k, n) for _, k, _, n in self._kinds))
-        yield self._shares("causes", "Faults by cause", "cause", ((k.rpartition(", ")[2], n) for _, k, _, n in self._kinds))
-        yield self._shares("accesses", "Faults by access", "access", ((k.rpartition(", ")[0], n) for _, k, _, n in self._kinds))
+        yield self._shares(
+            "causes", "Faults by cause", "cause", ((k.rpartition(", ")[2], n) for _, k, _, n in self._kinds)
+        )
+        yield self._shares(
+            "accesses", "Faults by access", "access", ((k.rpartition(", ")[0], n) for _, k, _, n in self._kinds)
+        )
         yield self._levels()
         yield self._shares("slots", "Faults by memslot", "slot", ((s, n) for s, _, n in self._rows("slots")))
         yield self._vcpus()
@@ -201,7 +205,13 @@ class _Maker:
             (vcpu, pid, comms.get(pid), kinds.total(), kinds.most_common(1)[0][0])
             for (vcpu, pid), kinds in sorted(counts.items(), key=lambda c: (-c[1].total(), str(c[0])))
         ]
-        columns = (Column("vcpu", "text"), Column("task", "text"), Column("name", "text"), Column("faults"), Column("mostly", "text"))
+        columns = (
+            Column("vcpu", "text"),
+            Column("task", "text"),
+            Column("name", "text"),
+            Column("faults"),
+            Column("mostly", "text"),
+        )
         return Section("vcpus", "Faults by vCPU", columns, tuple(rows), keys=3, notes=self._cut("vcpus"))
 
     # -- times from exit to entry
@@ -222,7 +232,14 @@ class _Maker:
             groups[row[key], row[2]].append(row[3:])
         return groups
 
-    def _times(self, key: str, title: str, name: str, groups: Mapping[tuple[str, str], list[tuple[int, int, float, int, int]]], notes: tuple[str, ...]) -> Section:
+    def _times(
+        self,
+        key: str,
+        title: str,
+        name: str,
+        groups: Mapping[tuple[str, str], list[tuple[int, int, float, int, int]]],
+        notes: tuple[str, ...],
+    ) -> Section:
         rows = []
         for (what, way), steps in groups.items():
             counts = _by_bucket(steps)
@@ -231,12 +248,16 @@ class _Maker:
             rows.append((what, way, total, *at, largest, ns / total, ns))
         rows.sort(key=lambda row: (-row[2], row[0], row[1]))
         columns = (Column(name, "text"), Column("handled in", "text"), Column("exits"))
-        columns += tuple(Column(c, "time", wide=c in ("mean", "total")) for c in ("p50", "p90", "p99", "max", "mean", "total"))
+        columns += tuple(
+            Column(c, "time", wide=c in ("mean", "total")) for c in ("p50", "p90", "p99", "max", "mean", "total")
+        )
         return Section(key, title, columns, tuple(rows), keys=2, notes=notes)
 
     def _latency(self) -> Section:
         groups = {what: steps for what, steps in self._timed(0).items() if what[0]}
-        notes = ("from kvm_exit to the next kvm_entry of the task, percentiles exact to 1 in 32; user space: KVM_RUN returned in between",)
+        notes = (
+            "from kvm_exit to the next kvm_entry of the task, percentiles exact to 1 in 32; user space: KVM_RUN returned in between",
+        )
         return self._times("latency", "Time from exit to entry, by kind of fault", "kind", groups, notes)
 
     def _exits(self) -> Section:
@@ -256,7 +277,9 @@ class _Maker:
             told = points[event].told_by
             numbers = {f: int(v) if v else None for f, v in zip(told, values.split(" "), strict=True)}
             rows[self._reading.meaning.word(Role.USER_EXIT, numbers)] += n
-        return Section("user_exits", "Returns to user space", (Column("reason", "text"), Column("returns")), tuple(_most(rows)))
+        return Section(
+            "user_exits", "Returns to user space", (Column("reason", "text"), Column("returns")), tuple(_most(rows))
+        )
 
     # -- where
 
@@ -267,7 +290,11 @@ class _Maker:
         why = self._why_by_frame()
         top = table.sort(["n", "frame"], descending=[True, False]).head(TOP)
         shift = self._reading.page_shift
-        rows = tuple((f << shift, n, n / self._faults, "; ".join(f"{w} {c}" for w, c in why[f].most_common(3)) or None) for f, n in top.iter_rows() if n > 1)
+        rows = tuple(
+            (f << shift, n, n / self._faults, "; ".join(f"{w} {c}" for w, c in why[f].most_common(3)) or None)
+            for f, n in top.iter_rows()
+            if n > 1
+        )
         notes = (*self._cut("hot"), f"{table.height} different frames faulted")
         columns = (Column("frame", "address"), Column("faults"), Column("share", "share"), Column("again, why", "text"))
         return Section("hot_frames", "Frames that fault most", columns, rows, notes=notes)
@@ -287,8 +314,17 @@ class _Maker:
             else:
                 ranges.append((block * size, size, Counter(counts[block])))
         ranges.sort(key=lambda r: (-r[2].total(), r[0]))
-        rows = tuple((start, length, kinds.total(), kinds.total() / self._faults, kinds.most_common(1)[0][0]) for start, length, kinds in ranges[:TOP])
-        columns = (Column("from", "address"), Column("size", "bytes"), Column("faults"), Column("share", "share"), Column("mostly", "text"))
+        rows = tuple(
+            (start, length, kinds.total(), kinds.total() / self._faults, kinds.most_common(1)[0][0])
+            for start, length, kinds in ranges[:TOP]
+        )
+        columns = (
+            Column("from", "address"),
+            Column("size", "bytes"),
+            Column("faults"),
+            Column("share", "share"),
+            Column("mostly", "text"),
+        )
         notes = (f"blocks of {size >> 20} MiB; neighbours of about the same density are one range",)
         return Section("hot_ranges", "Ranges that fault most", columns, rows, notes=notes)
 
@@ -297,15 +333,23 @@ class _Maker:
         if life is None or life.repeats is None:
             return
         shift = self._reading.page_shift
-        devices = {gpa >> shift for gpa, *_ in self._rows("mmio")} | {gpa >> shift for gpa, _ in self._rows("undecoded")}
+        devices = {gpa >> shift for gpa, *_ in self._rows("mmio")} | {
+            gpa >> shift for gpa, _ in self._rows("undecoded")
+        }
         named = {seen: reason(Seen(seen), self._known) for seen in life.repeats["seen"].unique()}
-        again = life.repeats.with_columns(
-            pl.col("seen").replace_strict(named, return_dtype=pl.String).alias("why")
-        ).with_columns(
-            pl.when(pl.col("frame").is_in(list(devices))).then(pl.lit(DEVICE.name)).otherwise("why").alias("why")
-        ).group_by("frame", "why").agg(pl.col("n").sum()).sort("frame", "why")
+        again = (
+            life.repeats.with_columns(pl.col("seen").replace_strict(named, return_dtype=pl.String).alias("why"))
+            .with_columns(
+                pl.when(pl.col("frame").is_in(list(devices))).then(pl.lit(DEVICE.name)).otherwise("why").alias("why")
+            )
+            .group_by("frame", "why")
+            .agg(pl.col("n").sum())
+            .sort("frame", "why")
+        )
         storm = pl.col("why").is_in([INVALIDATION, LIKELY]) & (pl.col("n") >= STORM)
-        again = again.with_columns(pl.when(storm & (pl.col("why") == INVALIDATION)).then(pl.lit(STORM_NAME)).otherwise("why").alias("why"))
+        again = again.with_columns(
+            pl.when(storm & (pl.col("why") == INVALIDATION)).then(pl.lit(STORM_NAME)).otherwise("why").alias("why")
+        )
         yield from again.select("frame", "why", "n").iter_rows()
 
     def _why_by_frame(self) -> dict[int, Counter[str]]:
@@ -323,7 +367,13 @@ class _Maker:
         about[STORM_NAME] = f"{about[INVALIDATION]}, {STORM} times or more on the frame"
         total = counts.total()
         rows = tuple((why, n, n / total, frames[why], about[why]) for why, n in _most(counts))
-        columns = (Column("likely reason", "text"), Column("faults"), Column("share", "share"), Column("frames"), Column("because", "text"))
+        columns = (
+            Column("likely reason", "text"),
+            Column("faults"),
+            Column("share", "share"),
+            Column("frames"),
+            Column("because", "text"),
+        )
         life = self._whole.life
         sampled = life is not None and life.frames.height >= FRAMES.cap
         notes = (f"of a sample of {FRAMES.cap} frames",) * sampled
@@ -334,8 +384,16 @@ class _Maker:
         for gpa, size, way, n in self._rows("mmio"):
             counts[gpa, size][min(int(way or 0), 2)] += n
         ranked = sorted(counts.items(), key=lambda c: (-(c[1][1] + c[1][2]), c[0]))
-        rows = tuple((gpa, size, reads, writes, unsatisfied) for (gpa, size), (unsatisfied, reads, writes) in ranked[: 2 * TOP])
-        columns = (Column("address", "address"), Column("bytes"), Column("reads"), Column("writes"), Column("reads left to user space"))
+        rows = tuple(
+            (gpa, size, reads, writes, unsatisfied) for (gpa, size), (unsatisfied, reads, writes) in ranked[: 2 * TOP]
+        )
+        columns = (
+            Column("address", "address"),
+            Column("bytes"),
+            Column("reads"),
+            Column("writes"),
+            Column("reads left to user space"),
+        )
         notes = (*self._cut("mmio"), f"{len(counts)} different addresses and sizes")
         return Section("mmio", "Device accesses by address and size", columns, rows, keys=2, notes=notes)
 
@@ -346,17 +404,30 @@ class _Maker:
         rows = Counter[tuple[str, int]]()
         meaning = self._reading.meaning
         early = set(meaning.names(Role.SPLIT))
-        names = {"split": "split: a table took its place", "joined": "formed: took the place of a table", "removed": "lost: taken away", "protected": "write-protected"}
+        names = {
+            "split": "split: a table took its place",
+            "joined": "formed: took the place of a table",
+            "removed": "lost: taken away",
+            "protected": "write-protected",
+        }
         for event, what, size, n in self._rows("entries"):
             if event in early:
                 word = {"split": "split ahead, all at once", "refused": "refused to split"}.get(str(what))
             else:
-                word = names.get(str(what)) or ("set for a fault" if event in meaning.names(Role.SET) and what == "all" else None)
+                word = names.get(str(what)) or (
+                    "set for a fault" if event in meaning.names(Role.SET) and what == "all" else None
+                )
             if word is not None and (int(size or 0) > page or "set" in word):
                 rows[word, size] += n
         columns = (Column("what", "text"), Column("size", "bytes"), Column("entries"))
         ranked = tuple((what, size, n) for (what, size), n in sorted(rows.items(), key=lambda r: (r[0][0], -r[0][1])))
-        notes = ("one that is split ahead is told by an event of its own, and counted a second time where a table took its place",) if any("ahead" in r[0] for r in ranked) else ()
+        notes = (
+            (
+                "one that is split ahead is told by an event of its own, and counted a second time where a table took its place",
+            )
+            if any("ahead" in r[0] for r in ranked)
+            else ()
+        )
         return Section("large_pages", "Entries set, and large ones lost", columns, ranked, keys=2, notes=notes)
 
     def _walks(self) -> Section:
@@ -367,7 +438,11 @@ class _Maker:
             rows.append(("faults on the guest's own walk", None, on_walk))
         for event, values, n in self._rows("walks"):
             point = meaning.points[str(event)][0]
-            detail = " ".join(f"{f} {v}" for f, v in zip(point.told_by, str(values).split(" "), strict=True)) if point.told_by else None
+            detail = (
+                " ".join(f"{f} {v}" for f, v in zip(point.told_by, str(values).split(" "), strict=True))
+                if point.told_by
+                else None
+            )
             rows.append((point.role.value if point.role else event, detail, n))
         columns = (Column("what", "text"), Column("of", "text"), Column("times"))
         return Section("walks", "Table walks", columns, tuple(rows), keys=2)
@@ -384,19 +459,31 @@ class _Maker:
             (meaning.points[str(e)][0].role.value, int(n), int(size) or None, int(largest) if size else None)  # type: ignore[union-attr]  # has a role
             for e, (n, size, largest) in sorted(counts.items(), key=lambda c: (-c[1][0], str(c[0])))
         )
-        columns = (Column("what", "text"), Column("events"), Column("in all", "bytes"), Column("largest below", "bytes"))
+        columns = (
+            Column("what", "text"),
+            Column("events"),
+            Column("in all", "bytes"),
+            Column("largest below", "bytes"),
+        )
         return Section("host", "What the host did to guest memory", columns, rows)
 
     def _lost(self) -> Section:
         start = self._whole.span[0] if self._whole.span else 0
         rows = tuple(
-            (str(gap.cpu), gap.events, gap.after - start if gap.after is not None else None, gap.before - start if gap.before is not None else None)
+            (
+                str(gap.cpu),
+                gap.events,
+                gap.after - start if gap.after is not None else None,
+                gap.before - start if gap.before is not None else None,
+            )
             for gap in self._source.lost[: 5 * TOP]
         )
         columns = (Column("cpu", "text"), Column("events"), Column("after", "time"), Column("before", "time"))
         total = sum(gap.events or 0 for gap in self._source.lost)
         unknown = sum(gap.events is None for gap in self._source.lost)
-        notes = (f"{total} events in {len(self._source.lost)} gaps" + (f", {unknown} of unknown size" if unknown else ""),)
+        notes = (
+            f"{total} events in {len(self._source.lost)} gaps" + (f", {unknown} of unknown size" if unknown else ""),
+        )
         return Section("lost", "Events that the kernel dropped", columns, rows, keys=3, notes=notes)
 
     # -- what is missing

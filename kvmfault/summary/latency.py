@@ -45,11 +45,17 @@ def pair(rows: pl.DataFrame) -> tuple[pl.DataFrame, Edges]:
     exits = exits[exits + 1 < len(first)]
     followed = (step[first[exits + 1]] == ENTRY) & (pid[first[exits + 1]] == pid[first[exits]])
     exits = exits[followed]
-    pairs = rows[first[exits]].with_columns(
-        rows["kind"].gather(pl.Series(np.where(fault[exits] < 0, 0, fault[exits]))).set(pl.Series(fault[exits] < 0), None),
-        pl.Series("user", user[exits] >= 0),
-        pl.Series("took", time[first[exits + 1]] - time[first[exits]]),
-    ).drop("pid", "place", "step", "time")
+    pairs = (
+        rows[first[exits]]
+        .with_columns(
+            rows["kind"]
+            .gather(pl.Series(np.where(fault[exits] < 0, 0, fault[exits])))
+            .set(pl.Series(fault[exits] < 0), None),
+            pl.Series("user", user[exits] >= 0),
+            pl.Series("took", time[first[exits + 1]] - time[first[exits]]),
+        )
+        .drop("pid", "place", "step", "time")
+    )
     needed = bound.copy()
     needed[np.r_[fault[fault >= 0], user[user >= 0]]] = True
     return pairs, _edges(rows, pid, (step == EXIT) | (step == ENTRY), needed)
@@ -63,9 +69,7 @@ def _last(which: NDArray[np.bool_], segment: NDArray[np.int64], count: int) -> N
     return last
 
 
-def _edges(
-    rows: pl.DataFrame, pid: NDArray[np.int32], bound: NDArray[np.bool_], needed: NDArray[np.bool_]
-) -> Edges:
+def _edges(rows: pl.DataFrame, pid: NDArray[np.int32], bound: NDArray[np.bool_], needed: NDArray[np.bool_]) -> Edges:
     if not len(rows):
         return Edges(rows, rows)
     before = np.cumsum(bound)
@@ -74,7 +78,7 @@ def _edges(
     at_start = np.repeat((before - bound)[task], counts)
     at_end = np.repeat(before[task + counts - 1], counts)
     head = (before - bound) == at_start  # no exit or entry of this task lies before
-    tail = (before == at_end)
+    tail = before == at_end
     return Edges(*(sample(rows.filter(pl.Series(needed & side)), _TASKS) for side in (head, tail)))
 
 

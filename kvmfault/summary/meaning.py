@@ -68,7 +68,9 @@ class Meaning:
         if (failed := known.get("errno", 0)) < 0:  # then the reason says nothing
             return f"error {errorcode.get(-failed, failed)}"
         parts = [point.words[name].name(known) if name in point.words else None for name in point.told_by]
-        return ", ".join(p for p, name in zip(parts, point.told_by, strict=True) if p and (p == parts[0] or known.get(name)))
+        return ", ".join(
+            p for p, name in zip(parts, point.told_by, strict=True) if p and (p == parts[0] or known.get(name))
+        )
 
 
 def registers(frame: pl.DataFrame, names: Iterable[str]) -> dict[str, U64Col]:

@@ -97,7 +97,9 @@ class Reading:
         place_scale = block_scale = 0
         memory: pl.DataFrame | None = None
         if faults is not None and faults.height:
-            memory = faults.filter("gpa_valid").with_columns((pl.col("gpa_page") // (1 << self.page_shift)).alias("frame"))
+            memory = faults.filter("gpa_valid").with_columns(
+                (pl.col("gpa_page") // (1 << self.page_shift)).alias("frame")
+            )
             counted, place_scale, block_scale = _fault_tables(faults, memory, time_scale, self.page_shift)
             tables.update(counted)
             if self.slots is not None:
@@ -161,7 +163,8 @@ class Reading:
             own = {"kind"} if step == latency.FAULT else set(told) if step == latency.EXIT else set()
             rows.append(
                 frame.select(
-                    pl.col(n).cast(kind, strict=False) if n in {"pid", "place", "time"} or (n in own and n in frame.columns)
+                    pl.col(n).cast(kind, strict=False)
+                    if n in {"pid", "place", "time"} or (n in own and n in frame.columns)
                     else pl.lit(step if n == "step" else None, kind).alias(n)
                     for n, kind in schema.items()
                 )
@@ -172,7 +175,12 @@ class Reading:
         if memory is None:
             memory = pl.DataFrame(schema={"frame": pl.UInt64, "place": pl.UInt64, "pid": pl.Int32, "was": pl.UInt16})
         else:
-            bits = (("is_translation", Seen.MISSING), ("is_permission", Seen.PERMISSION), ("is_access_flag", Seen.ACCESS_FLAG), ("is_write", Seen.WRITE))
+            bits = (
+                ("is_translation", Seen.MISSING),
+                ("is_permission", Seen.PERMISSION),
+                ("is_access_flag", Seen.ACCESS_FLAG),
+                ("is_write", Seen.WRITE),
+            )
             was = pl.sum_horizontal(pl.col(fact).cast(pl.UInt16) * int(bit) for fact, bit in bits)
             memory = memory.select("frame", "place", "pid", was.cast(pl.UInt16).alias("was"))
         parts: list[Changes] = []
@@ -180,7 +188,9 @@ class Reading:
             if point.change is not None:
                 have = registers(frame, _reads(point.change))
                 size = word_column(point.change.size, have)
-                order = np.where(size > 0, np.log2(np.maximum(size, 1).astype(np.float64)).astype(np.int64) - self.page_shift, 63)
+                order = np.where(
+                    size > 0, np.log2(np.maximum(size, 1).astype(np.float64)).astype(np.int64) - self.page_shift, 63
+                )
                 parts.append(
                     Changes(
                         np.maximum(order, 0),
@@ -196,7 +206,11 @@ class Reading:
         roles = (Role.UNMAP, Role.AGE, Role.CLEAR)
         assert len(roles) == len(EVER)
         ever = [
-            np.sort(np.concatenate([np.empty(0, np.uint64), *(f["place"].to_numpy() for _, _, f in self.meaning.frames(frames, role))]))
+            np.sort(
+                np.concatenate(
+                    [np.empty(0, np.uint64), *(f["place"].to_numpy() for _, _, f in self.meaning.frames(frames, role))]
+                )
+            )
             for role in roles
         ]
         return repeats.follow(memory, changes, ever)
@@ -240,7 +254,11 @@ def _sized(event: str, what: str, size: repeats.U64) -> pl.DataFrame:
 
 
 def _host(event: str, frame: pl.DataFrame) -> pl.DataFrame:
-    size = (frame["end"] - frame["start"]).to_numpy() if {"start", "end"} <= set(frame.columns) else np.zeros(frame.height, np.uint64)
+    size = (
+        (frame["end"] - frame["start"]).to_numpy()
+        if {"start", "end"} <= set(frame.columns)
+        else np.zeros(frame.height, np.uint64)
+    )
     size = np.where(size < (1 << 63), size, np.uint64(0))
     order = np.frexp(np.maximum(size, 1).astype(np.float64))[1] - 1
     rows = pl.DataFrame({"order": order.astype(np.uint8), "bytes": size})
@@ -286,7 +304,9 @@ def _fault_tables(
 
 def _common_scale(a: Partial, b: Partial, table: str, column: str, scale: str, cap: int) -> int:
     least = max(getattr(a, scale), getattr(b, scale))
-    values = [p.tables[table][column].to_numpy() >> np.uint64(least - getattr(p, scale)) for p in (a, b) if table in p.tables]
+    values = [
+        p.tables[table][column].to_numpy() >> np.uint64(least - getattr(p, scale)) for p in (a, b) if table in p.tables
+    ]
     return scale_of(np.concatenate(values), cap) + least if values else least
 
 

@@ -50,8 +50,10 @@ REASONS: Final = (
         "dirty logging",
         "a write to an entry that was writable and was write-protected since: the entry's change is recorded, or the "
         "entries are not and the fault before was a write too",
-        lambda s, k: bool(s & Seen.PERMISSION and s & Seen.WRITE)
-        and bool(s & Seen.PROTECTED or (not k.entries and s & Seen.WROTE)),
+        lambda s, k: (
+            bool(s & Seen.PERMISSION and s & Seen.WRITE)
+            and bool(s & Seen.PROTECTED or (not k.entries and s & Seen.WROTE))
+        ),
     ),
     Reason(
         "more rights",
@@ -60,7 +62,9 @@ REASONS: Final = (
     ),
     Reason(INVALIDATION, "the entry was recorded as taken away since", _has(Seen.MISSING, Seen.REMOVED)),
     Reason("large page split", "the large entry over the frame became a table since", _has(Seen.MISSING, Seen.SPLIT)),
-    Reason("table dropped", "the whole table was dropped since, as for a memslot change", _has(Seen.MISSING, Seen.CLEARED)),
+    Reason(
+        "table dropped", "the whole table was dropped since, as for a memslot change", _has(Seen.MISSING, Seen.CLEARED)
+    ),
     Reason(
         LIKELY,
         "the host unmapped memory of the process since; whether this frame's is not recorded",

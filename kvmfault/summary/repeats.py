@@ -116,9 +116,17 @@ def follow(faults: pl.DataFrame, changes: Changes, ever: Sequence[U64]) -> Life:
     again[1:] = frame[1:] == frame[:-1]
     second = np.flatnonzero(again)
     seen = _seen(
-        was[second - 1], was[second], place[second - 1], pid[second - 1] == pid[second], [before[b][second] for b in _BEFORE]
+        was[second - 1],
+        was[second],
+        place[second - 1],
+        pid[second - 1] == pid[second],
+        [before[b][second] for b in _BEFORE],
     )
-    repeats = pl.DataFrame({"frame": frame[second], "seen": seen}).group_by("frame", "seen").agg(pl.len().cast(pl.UInt64).alias("n"))
+    repeats = (
+        pl.DataFrame({"frame": frame[second], "seen": seen})
+        .group_by("frame", "seen")
+        .agg(pl.len().cast(pl.UInt64).alias("n"))
+    )
     first = np.flatnonzero(~again)
     last = np.r_[first[1:], len(frame)] - 1 if len(first) else first
     rows = pl.DataFrame(
@@ -187,14 +195,22 @@ def _before(frame: U64, place: U64, changes: Changes, which: NDArray[np.bool_]) 
 
 def _latest(place: U64, events: U64) -> U64:
     at = np.searchsorted(events, place)
-    return np.where(at > 0, events[np.maximum(at, 1) - 1], np.uint64(0)) if len(events) else np.zeros(len(place), np.uint64)
+    return (
+        np.where(at > 0, events[np.maximum(at, 1) - 1], np.uint64(0))
+        if len(events)
+        else np.zeros(len(place), np.uint64)
+    )
 
 
-def _seen(first: NDArray[np.uint16], second: NDArray[np.uint16], since: U64, same: NDArray[np.bool_], before: Sequence[U64]) -> NDArray[np.uint16]:
+def _seen(
+    first: NDArray[np.uint16], second: NDArray[np.uint16], since: U64, same: NDArray[np.bool_], before: Sequence[U64]
+) -> NDArray[np.uint16]:
     seen = second & _OF_FAULT
     seen |= np.where(first & Seen.WRITE, np.uint16(Seen.WROTE), np.uint16(0))
     seen |= np.where(same, np.uint16(Seen.SAME_TASK), np.uint16(0))
-    for bit, at in zip((Seen.REMOVED, Seen.PROTECTED, Seen.SPLIT, Seen.UNMAPPED, Seen.AGED, Seen.CLEARED), before, strict=True):
+    for bit, at in zip(
+        (Seen.REMOVED, Seen.PROTECTED, Seen.SPLIT, Seen.UNMAPPED, Seen.AGED, Seen.CLEARED), before, strict=True
+    ):
         seen |= np.where(at > since, np.uint16(bit), np.uint16(0))
     return seen
 
@@ -213,7 +229,10 @@ def join(a: Life, b: Life) -> Life:
     has_a, has_b = at["n"] > 0, at["n_b"] > 0
     pairs = np.flatnonzero(has_a & has_b)
     seen = _seen(
-        at["last_as"][pairs], at["first_as_b"][pairs], at["last"][pairs], at["last_pid"][pairs] == at["first_pid_b"][pairs],
+        at["last_as"][pairs],
+        at["first_as_b"][pairs],
+        at["last"][pairs],
+        at["last_pid"][pairs] == at["first_pid_b"][pairs],
         [before[name][pairs] for name in _BEFORE],
     )
     repeats = pl.DataFrame({"frame": at["frame"][pairs], "seen": seen, "n": np.ones(len(pairs), np.uint64)})

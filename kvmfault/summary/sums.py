@@ -68,7 +68,11 @@ def _hash(table: pl.DataFrame, keys: tuple[str, ...]) -> NDArray[np.uint64]:
     mixed = np.zeros(table.height, np.uint64)
     for key in keys:
         column = table[key]
-        mixed ^= _text(column) if column.dtype == pl.String else column.cast(pl.UInt64, strict=False, wrap_numerical=True).fill_null((1 << 64) - 1).to_numpy()
+        mixed ^= (
+            _text(column)
+            if column.dtype == pl.String
+            else column.cast(pl.UInt64, strict=False, wrap_numerical=True).fill_null((1 << 64) - 1).to_numpy()
+        )
         mixed += np.uint64(0x9E3779B97F4A7C15)
         mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
