@@ -89,19 +89,25 @@ class Pattern:
                     self.fields[name] = _ASSIGNED_KIND.get(kind, kind), all(name in u.fields for u in self._templates)
 
     @classmethod
+    def all_of(cls, points: Iterable[Tracepoint]) -> tuple[Pattern, ...]:
+        """A pattern for each way in which *points*, of one event, declare it."""
+        made = {str((p.templates, p.fields, p.words)): p for p in points}
+        return tuple(cls(*p.templates, assigned=p.fields, words=p.words) for p in made.values())
+
+    @classmethod
     def of(cls, points: Iterable[Tracepoint]) -> Pattern:
-        """The pattern of an event, as all *points* of that name declare it."""
-        known = list(dict.fromkeys(_Same(p) for p in points))
-        if len(known) == 1:
-            point = known[0].point
-            return cls(*point.templates, assigned=point.fields, words=point.words)
-        templates = {str(t): t for p in known for t in p.point.templates}
+        """One pattern for an event, as all *points* of that name declare it."""
+        known = list(points)
+        patterns = cls.all_of(known)
+        if len(patterns) == 1:
+            return patterns[0]
         # events of one name differ between architectures: every field may be missing
         specs: dict[str, str] = {}
-        for p in known:
-            for name, (kind, _) in cls(*p.point.templates, assigned=p.point.fields).fields.items():
+        for pattern in patterns:
+            for name, (kind, _) in pattern.fields.items():
                 specs.setdefault(name, f"{name}:{kind}?")
-        words = {name: w for p in known for name, w in p.point.words.items()}
+        templates = {str(t): t for p in known for t in p.templates}
+        words = {name: w for p in known for name, w in p.words.items()}
         return cls(*templates.values(), assigned=" ".join(specs.values()), words=words)
 
     def read(self, body: str) -> Fields | Misfit:
@@ -149,21 +155,6 @@ class Pattern:
 
 
 _ASSIGNED_KIND: Final = {"n": "i", "p": "w"}
-
-
-@dataclass(frozen=True, slots=True)
-class _Same:
-    # two declarations of one event are the same if they read the same, whatever they say of faults
-    point: Tracepoint
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and self._key() == other._key()
-
-    def __hash__(self) -> int:
-        return hash(self.point.fields)
-
-    def _key(self) -> tuple[object, ...]:
-        return self.point.templates, self.point.fields, self.point.words
 
 
 class _Template:

@@ -26,7 +26,7 @@ from typing import Final, Protocol, TypeAlias
 
 from kvmfault.errors import TraceError, UsageError
 from kvmfault.trace.pattern import Fields, Misfit, Pattern
-from kvmfault.trace.recording import RecordedEvent
+from kvmfault.trace.recording import Lost, RecordedEvent
 
 MAX_LINE: Final = 64 * 1024
 """Longer lines are dropped and counted as unreadable; the kernel's own limit is one page."""
@@ -87,6 +87,8 @@ class ReadStats:
     """Events that the kernel says it dropped, by CPU."""
     lost_unknown: int = 0
     """Marks of lost events without a number."""
+    gaps: list[Lost] = field(default_factory=list)
+    """When events were lost, by CPU: the first ten thousand times."""
     ticks: bool = False
     """A stamp had no point, so times are ticks of the recording's clock, not ns."""
     damage: str | None = None

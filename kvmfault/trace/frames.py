@@ -1,0 +1,175 @@
+"""Records to columns: the fields of all records of an event at once, by the offsets that its format gives."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, NamedTuple, TypeAlias
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from kvmfault.trace.formats import EventFormat, Field, Formats, Kind, Place
+from kvmfault.trace.ring import Gap, Index, Layout, U32Col, walk
+
+FIRST: Final = ("place", "time", "cpu", "pid")
+"""Columns that every frame begins with."""
+Column: TypeAlias = "NDArray[Any] | pl.Series"
+
+_NUMBERS: Final = {(n, signed): f"<{'i' if signed else 'u'}{n}" for n in (1, 2, 4, 8) for signed in (False, True)}
+
+
+class Rows(NamedTuple):
+    """The records of one event in a block: their numbers in it, and their columns (``pid`` and the event's own)."""
+
+    number: Index
+    columns: Mapping[str, Column]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to read of a recording, and how its pages are laid out. Can be sent to another process."""
+
+    layout: Layout
+    names: Mapping[int, str]
+    """Of every event, by common_type."""
+    wanted: Mapping[int, EventFormat]
+
+    @classmethod
+    def of(cls, layout: Layout, formats: Formats, wanted: Collection[str] | None) -> Plan:
+        """The events named in *wanted*, or all. Raises TraceError if the format of one cannot be read."""
+        chosen = {n: formats[name] for n, name in formats.names.items() if wanted is None or name in wanted}
+        return cls(layout, formats.names, chosen)
+
+
+@dataclass(slots=True)
+class Block:
+    """The records of consecutive pages of one CPU."""
+
+    cpu: int
+    time: NDArray[np.int64]
+    """Of every record."""
+    rows: dict[str, Rows]
+    """By event; only those wanted, and only where there are some."""
+    events: Counter[str]
+    """Every record, by event name."""
+    skipped: Counter[str]
+    misfits: Counter[str] = field(default_factory=Counter)
+    """Records shorter than their format."""
+    gaps: list[Gap] = field(default_factory=list)
+    damage: list[tuple[int, str]] = field(default_factory=list)
+    """Byte in the pages, what is wrong."""
+
+
+def read_pages(pages: bytes, cpu: int, plan: Plan) -> Block:
+    """The records of *pages*, whole pages but perhaps the last. A function of its arguments alone."""
+    cut = -len(pages) % plan.layout.page
+    words = np.frombuffer(pages + bytes(cut) if cut else pages, "<u4")
+    found = walk(words, plan.layout)
+    block = Block(cpu, found.time.view(np.int64), {}, Counter(), Counter(), gaps=found.gaps, damage=found.damage)
+    # Records of one event together, in the order they came: a radix sort, since the key has 16 bits.
+    order = np.argsort(found.kind, kind="stable")
+    counts = np.bincount(found.kind)
+    ends = np.cumsum(counts)
+    for kind in np.flatnonzero(counts):
+        number = int(counts[kind])
+        name = plan.names.get(int(kind), f"unknown-{kind}")
+        block.events[name] += number
+        event = plan.wanted.get(int(kind))
+        if event is None:
+            block.skipped[name] += number
+            continue
+        which = order[ends[kind] - number : ends[kind]]
+        size = found.size[which]
+        if (short := size < event.size).any():
+            block.misfits[name] += int(short.sum())
+            which, size = which[~short], size[~short]
+        if len(which):
+            block.rows[name] = Rows(which, columns_of(event, Records(words, found.word[which], size)))
+    return block
+
+
+class Records(NamedTuple):
+    """Records of one event: where each begins in *words*, and its size in bytes, never less than the format's."""
+
+    words: U32Col
+    at: Index
+    size: U32Col
+
+
+def columns_of(event: EventFormat, records: Records) -> dict[str, Column]:
+    """``pid`` and the fields of *event*, a value for each of *records*."""
+    columns: dict[str, Column] = {"pid": _number(records, event.pid, 4, signed=True).astype(np.int32)}
+    for f in event.fields:
+        name = f.name if f.name not in columns and f.name not in FIRST else f"{f.name}_"
+        columns[name] = _column(f, records)
+    return columns
+
+
+def _column(f: Field, records: Records) -> Column:
+    if f.kind is Kind.NUMBER:
+        return _number(records, f.offset, f.size, signed=f.signed)
+    text = f.kind is Kind.TEXT
+    dtype = pl.String if text else pl.Binary
+    values = _variable(f, records) if f.place is not Place.HERE or not f.size else _fixed(f, records)
+    return _distinct(values, (lambda b: b.split(b"\0", 1)[0].decode(errors="replace")) if text else bytes, dtype)
+
+
+def _number(records: Records, offset: int, size: int, *, signed: bool) -> NDArray[Any]:
+    # As 64 bits. Fields are aligned to their size, but a hostile format need not be.
+    words, at, _ = records
+    first, shift = divmod(offset, 4)
+    if size == 8 and not shift:
+        wide = np.empty((len(at), 2), "<u4")
+        wide[:, 0] = words.take(at + first, mode="clip")
+        wide[:, 1] = words.take(at + (first + 1), mode="clip")
+        return wide.view("<i8" if signed else "<u8").reshape(-1)
+    if shift + size > 4:
+        rows = np.ascontiguousarray(_bytes(records, offset, size))
+        return rows.view(_NUMBERS[size, signed]).reshape(-1).astype(np.int64 if signed else np.uint64)
+    word = words.take(at + first, mode="clip")
+    narrow = word if size == 4 else word.view(f"<u{size}")[shift // size :: 4 // size] if not shift % size else None
+    if narrow is None:
+        narrow = (word >> np.uint32(8 * shift)).astype(f"<u{size}")
+    return narrow.view(_NUMBERS[size, signed]).astype(np.int64 if signed else np.uint64)
+
+
+def _bytes(records: Records, offset: int, size: int) -> NDArray[np.uint8]:
+    # One row for each record.
+    words, at, _ = records
+    first, shift = divmod(offset, 4)
+    length = -(-(shift + size) // 4)
+    span = np.ndarray((len(words) - length + 1,), f"V{4 * length}", words, strides=(4,))
+    rows: NDArray[np.uint8] = span[at + first].view(np.uint8).reshape(-1, 4 * length)
+    return rows[:, shift : shift + size]
+
+
+def _fixed(f: Field, records: Records) -> list[bytes]:
+    rows = np.ascontiguousarray(_bytes(records, f.offset, f.size))
+    values: list[bytes] = rows.view(f"V{f.size}").reshape(-1).tolist()
+    return values
+
+
+def _variable(f: Field, records: Records) -> list[bytes | None]:
+    # None where the record says that the array lies outside it.
+    data = records.words.view(np.uint8).data
+    starts, sizes = (records.at * 4).tolist(), records.size.tolist()
+    if not f.size:
+        return [bytes(data[start + f.offset : start + size]) for start, size in zip(starts, sizes, strict=True)]
+    told = _number(records, f.offset, 4, signed=False).astype(np.int64)
+    froms = (told & 0xFFFF) + (f.offset + 4 if f.place is Place.AFTER else 0)
+    lengths = told >> 16
+    return [
+        bytes(data[start + at : start + at + n]) if at + n <= size else None
+        for start, size, at, n in zip(starts, sizes, froms.tolist(), lengths.tolist(), strict=True)
+    ]
+
+
+def _distinct(
+    values: Collection[bytes | None], make: Callable[[bytes], str | bytes], dtype: type[pl.DataType]
+) -> pl.Series:
+    # Few of them are distinct.
+    known = {value: None if value is None else make(value) for value in set(values)}
+    return pl.Series([known[value] for value in values], dtype=dtype)

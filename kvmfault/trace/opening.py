@@ -1,0 +1,25 @@
+"""Opens a recording of any kind, told by its first bytes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from kvmfault.errors import UsageError
+from kvmfault.trace import rawpages, tracedat
+from kvmfault.trace.binary import File
+from kvmfault.trace.recording import Recording
+
+
+def open_recording(source: str, *, formats: str | None = None, instance: str | None = None) -> Recording:
+    """The recording in the file or folder *source*.
+
+    *formats* is a folder of event formats, for raw pages; *instance* names a buffer of a trace.dat. Raises UsageError
+    if *source* cannot be opened, TraceError if nothing in it can be read.
+    """
+    path = Path(source)
+    if formats is not None or path.is_dir() or (path.is_file() and rawpages.is_raw(path)):
+        return rawpages.open_rawpages(source, formats)
+    first = File(source).upto(0, 16)
+    if first.startswith(tracedat.MAGIC):
+        return tracedat.open_tracedat(source, instance)
+    raise UsageError(f"{source}: not a recording that can be read")
