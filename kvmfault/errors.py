@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class KvmfaultError(Exception):
     """Base of all errors below. The command line prints its text and exits with status 2."""
@@ -51,3 +54,14 @@ class ModelError(KvmfaultError):
 
 class LiveError(KvmfaultError):
     """The KVM of this machine cannot be used, or answered what a script has no word for."""
+
+
+@contextmanager
+def needs(extra: str, what: str) -> Iterator[None]:
+    """Imports that only the *extra* brings go inside: without it, UsageError says what to install for *what*."""
+    try:
+        yield
+    except ModuleNotFoundError as e:
+        if (e.name or "").startswith("kvmfault"):
+            raise
+        raise UsageError(f"{what}: needs the extra '{extra}': pip install 'kvmfault[{extra}]'") from e

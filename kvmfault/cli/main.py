@@ -14,7 +14,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from kvmfault.errors import KvmfaultError
+from kvmfault.errors import KvmfaultError, needs
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 TargetArgument = Annotated[str, typer.Argument(metavar="TARGET", help="BACKEND[:FORMAT][@KERNEL]; see 'backend list'.")]
@@ -174,6 +174,40 @@ def compare_policies_command(
     finish(compare.policies(targets, everything=everything, json=json))
 
 
+def trace_summary_command(
+    recording: Annotated[str, typer.Argument(help="A recording of any kind.")],
+    slots: Annotated[str | None, typer.Option("--slots", help="Memslots: TOML, JSON or an aux recording.")] = None,
+    html: Annotated[
+        str | None, typer.Option("--html", metavar="OUT.html", help="Write a page with plots, too.")
+    ] = None,
+    json: JsonFlag = False,
+) -> None:
+    """Say what matters in a recording: faults, why frames fault again, times, devices, large pages, what is missing."""
+    with needs("trace", "trace summary"):
+        from kvmfault.cli import summary
+
+    finish(summary.run(recording, slots=slots, page=html, json=json))
+
+
+def compare_traces_command(
+    before: Annotated[str, typer.Argument(help="A recording of any kind.")],
+    after: Annotated[str, typer.Argument(help="Another one.")],
+    html: Annotated[
+        str | None, typer.Option("--html", metavar="OUT.html", help="Write a page with plots, too.")
+    ] = None,
+    fail_if_slower: Annotated[
+        float | None,
+        typer.Option(metavar="PERCENT", min=0, help="Status 1 if a percentile of a kind of fault has grown by more."),
+    ] = None,
+    json: JsonFlag = False,
+) -> None:
+    """Compare two recordings: faults, times, devices and large pages before and after, what changed most first."""
+    with needs("trace", "compare traces"):
+        from kvmfault.cli import summary
+
+    finish(summary.compare(before, after, page=html, limit=fail_if_slower, json=json))
+
+
 def finish(status: int) -> NoReturn:
     """End the command with *status*."""
     raise typer.Exit(status)
@@ -190,7 +224,11 @@ _COMMANDS: dict[str, Callable[..., None]] = {
 }
 _GROUPS: dict[str, tuple[str, dict[str, Callable[..., None]]]] = {
     "backend": ("The architectures that are installed.", {"list": backend_list_command}),
-    "compare": ("How targets differ.", {"policies": compare_policies_command}),
+    "compare": (
+        "How targets or recordings differ.",
+        {"policies": compare_policies_command, "traces": compare_traces_command},
+    ),
+    "trace": ("Recordings.", {"summary": trace_summary_command}),
 }
 
 

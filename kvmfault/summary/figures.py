@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
 
 import polars as pl
 
@@ -79,6 +79,7 @@ class Summary:
     """(number of the step, address, kind, faults); an address stands for ``place_step`` bytes."""
     histograms: tuple[Histogram, ...] = ()
     ticks: bool = False
+    damaged: bool = False
 
     def section(self, key: str) -> Section | None:
         """The table of that key."""
@@ -119,6 +120,7 @@ def figures(whole: Partial, reading: Reading, source: Source) -> Summary:
         map=tuple((s - start, p << frame, k, n) for s, p, k, n in shown.iter_rows()) if shown is not None else (),
         histograms=tuple(make.histograms()),
         ticks=source.meta.ticks,
+        damaged=source.damage is not None,
     )
 
 
@@ -169,7 +171,7 @@ class _Maker:
         yield self._host()
         yield self._lost()
 
-    def _rows(self, name: str) -> Iterable[tuple[Cell, ...]]:
+    def _rows(self, name: str) -> Iterable[tuple[Any, ...]]:
         table = self._whole.tables.get(name)
         return () if table is None else table.iter_rows()
 
@@ -301,7 +303,7 @@ class _Maker:
 
     def _ranges(self) -> Section:
         size = 1 << (BLOCK + self._whole.block_scale)
-        if BLOCK < self._reading.page_shift:
+        if self._reading.page_shift > BLOCK:
             size = 1 << (self._reading.page_shift + self._whole.block_scale)
         counts: dict[int, Counter[Cell]] = defaultdict(Counter)
         for block, kind, n in self._rows("ranges"):
@@ -468,7 +470,8 @@ class _Maker:
         return Section("host", "What the host did to guest memory", columns, rows)
 
     def _lost(self) -> Section:
-        start = self._whole.span[0] if self._whole.span else 0
+        times = [t for gap in self._source.lost for t in (gap.after, gap.before) if t is not None]
+        start = min([*times, *(self._whole.span or ())], default=0)
         rows = tuple(
             (
                 str(gap.cpu),
