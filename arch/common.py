@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from kvmfault.contract.tracepoints import Printed, Role, Tracepoint, Tracepoints, Words, words
+from kvmfault.contract.tracepoints import Role, Tracepoint, Tracepoints, Words, words
 
 _REASONS: Final = (
     "UNKNOWN EXCEPTION IO HYPERCALL DEBUG HLT MMIO IRQ_WINDOW_OPEN SHUTDOWN FAIL_ENTRY INTR SET_TPR TPR_ACCESS"
@@ -31,13 +31,14 @@ COMMON: Final[Tracepoints] = {
     "kvm_age_hva": Tracepoint(Role.AGE, ("mmu notifier age hva: {start:x} -- {end:x}",)),
     "kvm_test_age_hva": Tracepoint(Role.TEST_AGE, ("mmu notifier test age hva: {hva:x}",)),
     "kvm_set_spte_hva": Tracepoint(None, (_NEW_PAGE_OF_HVA,)),
-    # with an errno the text prints that instead of the reason; "restart" is EINTR
+    # with an errno the kernel prints that instead of the reason ("restart" is EINTR); trace-cmd prints the reason all
+    # the same, so a reason does not tell that there was none
     "kvm_userspace_exit": Tracepoint(
         Role.USER_EXIT,
         (
             "reason restart ({errno:n})",
             "reason error ({errno:n})",
-            Printed("reason {:w} ({reason:d})", {"errno": 0}),
+            "reason {:w} ({reason:d})",
         ),
         "reason:d errno:i",
         {"reason": USER_EXITS},

@@ -93,12 +93,12 @@ class Noting(BoundPath):
 
     def resolve(self, vm: Ports, fault: MmioFault) -> Outcome:
         """As ever, noted."""
-        return self.run(vm, fault).outcome
+        return self.handle(vm, fault).outcome
 
-    def run(self, vm: Ports, fault: MmioFault) -> Run:
+    def handle(self, vm: Ports, fault: MmioFault) -> Run:
         """As ever, noted."""
         self.joint = self.concluded = ""
-        self.last = self.handle(vm, fault)
+        self.last = super().handle(vm, fault)
         return self.last
 
     def decided(self, case: str) -> Decided:

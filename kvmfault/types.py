@@ -25,6 +25,12 @@ Errno: TypeAlias = Annotated[int, "errno"]
 """A positive error number, spelled by its name."""
 Size: TypeAlias = Annotated[int, "bytes"]
 """A power of two of bytes, at least 4K, spelled as 2M."""
+AddressBits: TypeAlias = Annotated[int, range(16, 65)]
+"""Width of addresses: no less than a page of 64K, no more than a register. (Settings accept what the range has.)"""
+WalkLevel: TypeAlias = Annotated[int, range(-2, 4)]
+"""Level of a walk of the guest's first stage; those above level 0 are for addresses of more than 48 bits."""
 
+EHWPOISON: Final = 133
+"""Linux's number; Python's errno has no name for it."""
 U64: Final = (1 << 64) - 1
 """All ones in 64 bits: the width of every register word of the model."""

@@ -289,6 +289,30 @@ def test_tables_come_and_go(fmt: Stage2Format) -> None:
 
 
 @EVERY_FORMAT
+def test_tables_that_a_fetch_made_stay_when_they_are_empty(fmt: Stage2Format) -> None:
+    page, sizes = 1 << fmt.page_shift, [1 << level.shift for level in fmt.levels[:-1]]
+
+    def made(table: Stage2) -> list[int]:
+        return [size for size in sizes if table.made_for_fetch(Gpa(BASE), size)]
+
+    table = Stage2(fmt, split_blocks=False)
+    empty = table.key()
+    table.grow_for_fetch(Gpa(BASE))
+    put(table, BASE, page, R)
+    fork = table.fork()
+    for one in (table, fork):
+        one.unmap(Gpa(BASE), Gpa(BASE + page))
+        assert (one.tables(), list(one.entries()), made(one)) == (len(fmt.levels), [], sizes)
+        assert one.key() != empty
+    put(table, BASE, page, R)
+    table.unmap(Gpa(BASE), Gpa(BASE + page), tables=True)
+    assert (table.tables(), table.key(), made(table), made(fork)) == (1, empty, [], sizes)
+    put(table, BASE, page, R)
+    table.grow_for_fetch(Gpa(BASE))  # nothing is new
+    assert made(table) == []
+
+
+@EVERY_FORMAT
 def test_sizes_that_no_leaf_has(fmt: Stage2Format) -> None:
     page = 1 << fmt.page_shift
     small, block = block_sizes(fmt)[:2]

@@ -8,9 +8,8 @@ import pytest
 
 from kvmfault.contract.outcome import Exit, Reason
 from kvmfault.machine.prefault import PrefaultAnswer
-from kvmfault.machine.state import EHWPOISON
 from kvmfault.machine.vm import Vm
-from kvmfault.types import Gfn, Gpa, Hva
+from kvmfault.types import EHWPOISON, Gfn, Gpa, Hva
 from tests.worlds import GPA, HVA, leaf, with_apic_page, world
 
 K, M2, U64 = 4096, 2 << 20, 1 << 64
@@ -161,7 +160,7 @@ def test_private_frames_are_asked_for_as_private() -> None:
     assert vm.prefault(GPA, 2 * K) == PrefaultAnswer(0, GPA + 2 * K, 0)
     vm.poison_memfd(5, 0)
     got = vm.prefault(GPA, K)
-    assert (got.errno, got.gpa) == (133, GPA)
+    assert (got.errno, got.gpa) == (EHWPOISON, GPA)
     assert isinstance(got.exit, Exit)
     assert got.exit.reason is Reason.MEMORY_FAULT
 

@@ -10,9 +10,8 @@ import pytest
 from kvmfault.contract.outcome import Exit, MemoryFault, Reason
 from kvmfault.errors import ModelError
 from kvmfault.machine.guest import Ended
-from kvmfault.machine.state import EHWPOISON
 from kvmfault.machine.vm import Vm
-from kvmfault.types import Gfn, Gpa
+from kvmfault.types import EHWPOISON, Gfn, Gpa
 from tests.worlds import GPA, HVA, leaf
 
 K, M2, U64 = 4096, 2 << 20, 1 << 64

@@ -53,11 +53,17 @@ def test_every_record_is_as_trace_cmd_reports_it(path: Path) -> None:
     assert places.to_list() == list(range(1, sum(ours.values()) + 1))
 
 
-@pytest.mark.parametrize("path", recordings("*/*/trace.dat"))
+@pytest.mark.parametrize("path", recordings("*/*/counts.txt"))
 def test_counts(path: Path) -> None:
+    binary = path.with_name("trace.dat")
+    if not binary.exists():  # raw pages, or perf.data
+        return
     _, stats = whole(open_recording(str(path)))
     counts = path.with_name("counts.txt").read_text().split()
-    assert stats.events == {name: int(n) for n, name in zip(counts[::2], counts[1::2], strict=True)}
+    told = {name: int(n) for n, name in zip(counts[::2], counts[1::2], strict=True)}
+    if "tracing_mark_write" in told:  # as text shows the event `print`
+        told["print"] = told.pop("tracing_mark_write")
+    assert stats.events == told
 
 
 @pytest.mark.parametrize(

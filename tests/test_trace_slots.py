@@ -109,6 +109,23 @@ def test_a_wrong_list_is_said_in_one_line(content: str, message: str, tmp_path: 
     assert str(error.value) == f"{path}{message}"
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[1]", ": the file expected keys with values, found [1]"),
+        ('"x"', ": the file expected keys with values, found 'x'"),
+        ('{"slot": [1]}', ": slot[0] expected keys with values, found 1"),
+        ("// slots\n{}", ":1:1: not JSON: Expecting value"),
+    ],
+)
+def test_a_file_that_is_called_json_is_read_as_json(content: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "s.JSON"
+    path.write_text(content)
+    with pytest.raises(UsageError) as error:
+        read_slots(path)
+    assert str(error.value) == f"{path}{message}"
+
+
 def test_the_same_id_in_two_address_spaces() -> None:
     source = read_slots(io.BytesIO(TOML.replace("id = 3", "id = 0").encode()))
     assert [c.slot for c in source.changes] == [0, 1 << 16]

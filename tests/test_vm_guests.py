@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -127,6 +128,43 @@ def test_a_page_that_is_not_waited_for() -> None:
     assert type(waits.access(GPA).outcome).__name__ == "Fixed"
 
 
+def translated(target: str, **facts: bool) -> Vm:
+    """A VM whose vCPU runs on addresses that TABLES translate; the host has put the memory behind them away."""
+    vm = world(target, "anon", **facts)
+    vm.invalidate(vm.host.evict(Hva(HVA + 0x3000)))
+    if target != "x86-shadow":
+        return vm.run_nested(TABLES)
+    vm.guest_tables = TABLES
+    return vm
+
+
+@pytest.mark.parametrize("target", ["x86-ept", "x86-npt", "x86-shadow"])
+def test_a_page_that_arrives_is_mapped_where_it_was_asked_for_and_as_it_was_asked_for(target: str) -> None:
+    vm = translated(target, async_delivery=True)
+    assert vm.access(L2 + 0x3000, write=True).ended is Ended.WAITS
+    (waiting,) = vm.vcpu.deferred.waiting
+    assert (waiting.gfn, waiting.fault.is_write, waiting.fault.is_prefetch) == (Gfn((GPA >> 12) + 3), True, True)
+    arrived = vm.page_ready()
+    assert arrived is not None
+    assert type(arrived.outcome).__name__ == "Fixed"
+    assert [entry.gpa for entry in vm.table.entries()] == [L2 + 0x3000]
+    assert vm.access(L2 + 0x3000, write=True).faults == ()
+    halted = translated(target)
+    done = halted.access(L2 + 0x3000, write=True)
+    assert (done.ended, len(done.faults), halted.vcpu.deferred.waiting) == (Ended.DONE, 1, ())
+
+
+def test_a_page_that_arrives_when_the_vcpu_runs_on_another_table_is_not_mapped() -> None:
+    vm = translated("x86-ept", async_delivery=True)
+    vm.access(L2 + 0x3000)
+    assert vm.run_own().page_ready() is None
+    assert (vm.vcpu.deferred.waiting, list(vm.table.entries())) == ((), [])
+    flat = translated("x86-shadow", async_delivery=True)
+    flat.access(L2 + 0x3000)
+    assert flat.with_facts(guest_paging=False).page_ready() is None
+    assert (flat.vcpu.deferred.waiting, list(flat.table.entries())) == ((), [])
+
+
 @pytest.mark.parametrize("target", ["x86-ept", "x86-npt"])
 def test_a_block_does_not_take_the_place_of_pages_made_for_code(target: str) -> None:
     vm = world(target, "thp", small_exec=True)
@@ -165,6 +203,82 @@ def test_where_no_entry_is_none_grants_anything() -> None:
     absent = GuestTables((GuestEntry(address=L2, size=4096, end=WalkEnd.MISSING),))
     told = [world("x86-ept").run_nested(t).access(L2).outcome for t in (absent, GuestTables())]
     assert [t.syndrome for t in told if isinstance(t, Inject)] == [0x181, 0x181]
+
+
+FETCHED, OTHER = GPA + 0x3000, GPA + 0x5000
+"""Two pages of one block."""
+
+
+def sizes(vm: Vm, gpa: int, *, fetch: bool = False) -> list[int]:
+    return [f.progress.size for f in vm.access(gpa, write=not fetch, fetch=fetch).faults]
+
+
+def with_a_small_page(vm: Vm) -> Vm:
+    """The VM with a table page at GPA that was made because the writes to a frame were tracked for a while."""
+    vm.track_writes(Gfn(OTHER >> 12))
+    vm.access(GPA, write=True)
+    vm.unprotect(Gfn(OTHER >> 12))
+    return vm
+
+
+def fetched(vm: Vm) -> Vm:
+    assert sizes(vm, FETCHED, fetch=True) == [4096]
+    return vm
+
+
+def slot_deleted(vm: Vm) -> Vm:
+    return vm.add_memslot(1, gpa=GPA + G, size=M2, hva=HVA).remove_memslot(1)
+
+
+def dropped(vm: Vm) -> Vm:
+    vm.drop(FETCHED >> 12, (FETCHED >> 12) + 1)
+    vm.flush_stale()
+    return vm
+
+
+def logged_for_a_while(vm: Vm) -> Vm:
+    vm.add_memslot(0, gpa=GPA, size=G, hva=HVA, log_dirty=True)
+    return vm.add_memslot(0, gpa=GPA, size=G, hva=HVA)
+
+
+def nested(vm: Vm) -> Vm:
+    return vm.run_nested(GuestTables((GuestEntry(address=GPA, size=M2, gpa=Gpa(GPA)),)))
+
+
+@pytest.mark.parametrize("target", ["x86-ept", "x86-npt"])
+@pytest.mark.parametrize(
+    ("history", "size"),
+    [
+        ((with_a_small_page,), M2),  # a table page made for another reason gives way
+        ((fetched,), 4096),
+        ((fetched, dropped), 4096),  # KVM keeps table pages that become empty
+        ((fetched, slot_deleted), M2),  # all tables go
+        ((fetched, slot_deleted, with_a_small_page), M2),
+        ((fetched, logged_for_a_while), M2),  # what could be a block is zapped with its table page
+        ((fetched, logged_for_a_while, with_a_small_page), M2),
+        ((with_a_small_page, fetched), M2),  # the fetch did not make the table page
+        ((fetched, nested, with_a_small_page), M2),  # it made one of another table
+        ((nested, fetched), 4096),
+        ((Vm.fork, fetched, Vm.fork), 4096),
+    ],
+    ids=lambda value: "-".join(f.__name__ for f in value) if isinstance(value, tuple) else "",
+)
+def test_what_a_fetch_made_small_stays_so_as_long_as_its_table_page(
+    target: str, history: tuple[Callable[[Vm], Vm], ...], size: int
+) -> None:
+    vm = world(target, "thp", small_exec=True)
+    for event in history:
+        vm = event(vm)
+    assert sizes(vm, OTHER) == [size]
+
+
+def test_what_was_mapped_in_tables_that_are_gone_is_forgotten() -> None:
+    vm = world("x86-ept").run_nested(TABLES)
+    vm.access(L2)
+    slot_deleted(vm)
+    vm.run_nested(GuestTables((GuestEntry(address=L2, size=4096, gpa=Gpa(GPA + M2)),))).access(L2)
+    vm.invalidate(vm.host.migrate(Hva(HVA)))  # behind what was mapped there before
+    assert vm.table.leaf(Gpa(L2)) is not None
 
 
 @pytest.mark.parametrize("target", ["arm64", "arm64@6.12"])

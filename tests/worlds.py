@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Final, Self
 
 from kvmfault.contract.access import Access, Cause
+from kvmfault.contract.fault import MmioFault
 from kvmfault.contract.format import Memory, block_sizes
 from kvmfault.contract.outcome import Signal
 from kvmfault.contract.ports import (
@@ -94,7 +95,7 @@ class Watched(Vm):
             return Pin(None, answer)
         return super().pin(slot, gfn, hva, write=write, nowait=nowait, interruptible=interruptible)
 
-    def defer(self, gfn: Gfn, *, queue: bool) -> bool:
+    def defer(self, fault: MmioFault, gfn: Gfn, *, queue: bool) -> bool:
         answer = self._at("defer")  # "known": it is being fetched already
         return answer == "known" or (queue and answer is True)
 

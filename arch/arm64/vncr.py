@@ -32,15 +32,14 @@ from kvmfault.contract.values import RegisterPage
 from kvmfault.errors import ModelError
 from kvmfault.path import commit, lookup, resolve
 from kvmfault.path.run import BoundPath, Locked, Run, Step
-from kvmfault.types import U64, Gpa, Pfn
+from kvmfault.types import EHWPOISON, U64, Gpa, Pfn
 
 _SIGN: Final = 48
 """VNCR_EL2 holds address bits 52:12; bit 48 is the sign of the virtual address."""
 _LEVEL_0: Final = min(PERMISSION)
-_EHWPOISON: Final = 133
-_GUESTS_FAULT: Final = frozenset({EFAULT, EIO, _EHWPOISON, EINVAL, ENOENT, EACCES})
+_GUESTS_FAULT: Final = frozenset({EFAULT, EIO, EHWPOISON, EINVAL, ENOENT, EACCES})
 """Errors of the walk that the guest is told; the other ones end in a resume."""
-_FOR_VMM: Final = frozenset({ENOMEM, EFAULT, EIO, _EHWPOISON})
+_FOR_VMM: Final = frozenset({ENOMEM, EFAULT, EIO, EHWPOISON})
 """Errors of guest_memfd that user space is told."""
 _is_of_class: Final = holds(ESR_EL2["EC"].is_(DABT_CUR))
 _is_register_page: Final = holds(ESR_EL2["VNCR"].is_set)

@@ -153,6 +153,13 @@ def nested_entry(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
     return None
 
 
+def _walk_nested(vm: Ports, fault: MmioFault) -> tuple[Gpa, GuestTranslation | GuestWalkFault] | None:
+    # a nested guest's address, and what its hypervisor's tables say of it
+    address = _nested_address(fault) if vm.facts.nested else None
+    guest = vm.walk_guest(address) if address is not None else None
+    return None if address is None or guest is None else (address, guest)
+
+
 def _translated(vm: Ports, at: Progress, address: Gpa, guest: GuestTranslation) -> None:
     at.guest = guest
     at.at = Gpa(address & -(1 << vm.page_shift))
@@ -163,12 +170,10 @@ def walk_ept(*, later: bool) -> Joint:
 
     def walk_nested_ept(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
         """Kernel: the EPT build of FNAME(walk_addr) and FNAME(page_fault); nested_ept_inject_page_fault."""
-        if not vm.facts.nested:
+        walked = _walk_nested(vm, fault)
+        if walked is None:
             return None
-        address = _nested_address(fault)
-        guest = vm.walk_guest(address) if address is not None else None
-        if address is None or guest is None:
-            return None
+        address, guest = walked
         if isinstance(guest, GuestWalkFault):
             if _walk_code(guest) & RSVD:
                 return _reflect(fault, "ept_misconfig", address, 0, "the nested guest's own EPT is misconfigured")
@@ -207,12 +212,10 @@ def walk_npt(*, later: bool) -> Joint:
 
     def walk_nested_npt(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
         """Kernel: the 64-bit build of FNAME(walk_addr) and FNAME(page_fault); nested_svm_inject_npf_exit."""
-        if not vm.facts.nested:
+        walked = _walk_nested(vm, fault)
+        if walked is None:
             return None
-        address = _nested_address(fault)
-        guest = vm.walk_guest(address) if address is not None else None
-        if address is None or guest is None:
-            return None
+        address, guest = walked
         access = fault.syndrome & (WRITE | USER | FETCH)
         if isinstance(guest, GuestWalkFault):
             code, why = _walk_code(guest), _MISSING

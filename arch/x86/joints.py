@@ -163,7 +163,7 @@ def can_defer(facts: VmFacts) -> bool:
 def async_page_fault(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
     """Let the guest run something else while the page is read in. A read-only slot is never queued: the address for
     that is asked for with write semantics. (__kvm_faultin_pfn, kvm_arch_setup_async_pf, kvm_setup_async_pf)"""
-    if at.slot is None or not can_defer(vm.facts) or not vm.defer(at.gfn, queue=not at.slot.readonly):
+    if at.slot is None or not can_defer(vm.facts) or not vm.defer(fault, at.gfn, queue=not at.slot.readonly):
         return None
     return Retry("the page is fetched in the background")
 

@@ -112,8 +112,9 @@ _X86: Final[Tracepoints] = {
         (
             Printed(_INSN, {"failed": 0}),
             Printed(_INSN + " failed", {"failed": 1}),
-            Printed("{csbase:x}:{rip:x}: {insn:b}", {"failed": 0}),  # the plugin of trace-cmd, without a disassembler
-            Printed("{csbase:x}:{rip:x}: {insn:b} FAIL", {"failed": 1}),
+            # the plugin of trace-cmd, without a disassembler; of an empty instruction it prints the one before
+            Printed("{csbase:x}:{rip:x}: {:b}", {"failed": 0}),
+            Printed("{csbase:x}:{rip:x}: {:b} FAIL", {"failed": 1}),
         ),
         "rip:x csbase:x len:d insn:b flags:x failed:d",
         {"flags": words("flags", real=0, prot16=1, vm16=3, prot32=5, prot64=9)},

@@ -103,7 +103,10 @@ def prove_command(
 
 def replay_command(
     recording: Annotated[
-        str, typer.Argument(help="Text form of a trace (tracefs, trace-cmd report, .gz); - for stdin.")
+        str,
+        typer.Argument(
+            help="trace.dat, perf.data, raw pages, or text (tracefs, report, perf script, .gz); - for stdin."
+        ),
     ],
     backend: Annotated[
         list[str] | None, typer.Option("--backend", metavar="TARGET", help="Where to replay it; may be repeated.")
@@ -208,6 +211,25 @@ def compare_traces_command(
     finish(summary.compare(before, after, page=html, limit=fail_if_slower, json=json))
 
 
+def trace_convert_command(
+    recording: Annotated[
+        str, typer.Argument(metavar="IN", help="trace.dat, a folder of raw pages, or a recording in text form.")
+    ],
+    out: Annotated[str, typer.Argument(metavar="OUT.parquet", help="What to write; replaced if it is there.")],
+    formats: Annotated[
+        str | None, typer.Option("--formats", metavar="DIR", help="Event formats of the boot that raw pages are from.")
+    ] = None,
+    instance: Annotated[
+        str | None, typer.Option("--instance", metavar="NAME", help="A buffer of a trace.dat other than the top one.")
+    ] = None,
+    json: JsonFlag = False,
+) -> None:
+    """Write a recording's events as one Parquet table, in bounded memory; status 1 if the recording is damaged."""
+    from kvmfault.cli import convert
+
+    finish(convert.run(recording, out, formats, instance, json=json))
+
+
 def finish(status: int) -> NoReturn:
     """End the command with *status*."""
     raise typer.Exit(status)
@@ -228,7 +250,10 @@ _GROUPS: dict[str, tuple[str, dict[str, Callable[..., None]]]] = {
         "How targets or recordings differ.",
         {"policies": compare_policies_command, "traces": compare_traces_command},
     ),
-    "trace": ("Recordings.", {"summary": trace_summary_command}),
+    "trace": (
+        "Recordings of what KVM does.",
+        {"convert": trace_convert_command, "summary": trace_summary_command},
+    ),
 }
 
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
+from kvmfault.cli.progress import progress
 from kvmfault.cli.render import columns, to_json
 from kvmfault.contract.format import size_text
 from kvmfault.errors import UsageError
@@ -21,26 +19,9 @@ def run(
 ) -> int:
     """Replay and print; status 1 if an outcome contradicts the recording."""
     known = read_slots(slots) if slots is not None else None
-    console = Console(stderr=True)
-    bar = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    )
     size = Path(recording).stat().st_size if recording != "-" and Path(recording).is_file() else None
-    with bar:
-        passes = {name: bar.add_task(name, total=size) for name in ("survey", "replay")}
-        report = replay(
-            recording,
-            targets,
-            known,
-            settings=settings,
-            strict=strict,
-            progress=lambda n, b: bar.update(passes[n], completed=b),
-        )
+    with progress({"survey": size, "replay": size}) as done:
+        report = replay(recording, targets, known, settings=settings, strict=strict, progress=done)
     if known is not None and not known.timed:  # written by hand: what the kernel refuses is a mistake in it
         refused = report.results[0].first_refused
         if refused:
@@ -72,7 +53,7 @@ def render(report: Report) -> str:
         if result.lost:
             told = ", ".join(f"{name} ({count})" for name, count in result.lost.most_common())
             parts.append(f"not carried over to {result.target.name}: {told}")
-        parts += [f"line {f.line}: {outcome_text(f.outcome)}: {f.why}" for f in result.unexplained]
+        parts += [f"{report.unit} {f.line}: {outcome_text(f.outcome)}: {f.why}" for f in result.unexplained]
     if report.inference is not None:
         c = report.inference
         true = c.matched + c.missed

@@ -5,9 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
+from kvmfault.cli.progress import progress
 from kvmfault.cli.render import columns, to_json
 from kvmfault.contract.target import backend
 from kvmfault.live.device import Device
@@ -17,20 +15,13 @@ from kvmfault.live.sequences import STANDING
 
 def run(target: str | None, device: str, randoms: int, seed: int, *, json: bool) -> int:
     """Compare and print; status 1 if an answer differs."""
-    console = Console(stderr=True)
-    bar = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    )
     with Device(device) as opened:
         check = SelfCheck(opened, backend(target) if target is not None else None)
-        with bar:
-            work = bar.track(check.sequences(randoms, seed), total=check.count(randoms), description="sequences")
-            done = [check.check(*one) for one in work]
+        done: list[Checked] = []
+        with progress({"sequences": check.count(randoms)}) as report:
+            for sequence in check.sequences(randoms, seed):
+                done.append(check.check(*sequence))
+                report("sequences", len(done))
     if json:
         head = {"target": check.target.name, "kernel": os.uname().release, "device": device}
         print(to_json({**head, "checked": [_as_data(c) for c in done]}))

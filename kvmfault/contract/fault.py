@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Protocol, cast
 
 from kvmfault.types import Gpa, Gva
 
@@ -152,3 +153,20 @@ class MmioFault(PageFault, Protocol):
     def mmio_ordered(self) -> bool:
         """Acquire or release semantics."""
         ...
+
+
+def prefetched(fault: MmioFault) -> MmioFault:
+    """The same fault, for whose page nobody waits."""
+    return cast(MmioFault, _Prefetched(fault))
+
+
+@dataclass(frozen=True, slots=True)
+class _Prefetched:
+    of: MmioFault
+
+    @property
+    def is_prefetch(self) -> bool:
+        return True
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.of, name)

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import NamedTuple, Protocol
+from typing import Annotated, NamedTuple, Protocol
 
+from kvmfault.contract.fault import MmioFault
 from kvmfault.contract.format import Memory, Stage2Format
 from kvmfault.contract.outcome import MmioAccess, Signal
-from kvmfault.types import Gfn, Gpa, Hva, Pfn
+from kvmfault.types import AddressBits, Gfn, Gpa, Hva, Pfn, WalkLevel
 from kvmfault.vm.area import Pin, PinError
 from kvmfault.vm.guest_tables import GuestTranslation, GuestWalkFault, WalkEnd
 from kvmfault.vm.memslot import Memslot
@@ -160,11 +161,11 @@ class VmFacts:
     """The CPU logs the addresses whose dirty bits it sets (PML): dirty logging clears those instead of protecting."""
     mmio_caching: bool = True
     """MMIO may be kept in the table."""
-    ipa_limit_bits: int = 48
+    ipa_limit_bits: AddressBits = 48
     """Guest-physical addresses of more bits do not exist on this host."""
-    table_bits: int = 48
+    table_bits: AddressBits = 48
     """Guest-physical addresses of more bits are outside this VM's table."""
-    max_gfn: int = (1 << 36) - 1
+    max_gfn: Annotated[int, range(1 << 52)] = (1 << 36) - 1
     """Largest frame that can be remembered as MMIO."""
     big_endian: bool = False
     """The vCPU's data accesses are big-endian."""
@@ -184,7 +185,7 @@ class VmFacts:
     """The CPU may report a fault of the guest's first stage as one of the second (erratum 834220)."""
     retranslation_fails: bool = False
     """Translating a faulting address again finds a fault of the guest's own, so that the guest just resumes."""
-    guest_bits: int = 64
+    guest_bits: Annotated[int, range(32, 65, 32)] = 64
     """Width of the guest kernel's registers; with 32 an injected abort has the short form."""
     long_descriptors: bool = True
     """A 32-bit guest's tables have descriptors of 64 bits (LPAE)."""
@@ -196,7 +197,7 @@ class VmFacts:
     """A nested guest's external aborts go to its hypervisor (HCR_EL2.TGE or TEA, or masked with HCRX_EL2.TMEA)."""
     aborts_as_serror: bool = False
     """External aborts are taken at the SError vector (SCTLR2_ELx.EASE)."""
-    walk_level: int | None = 3
+    walk_level: WalkLevel | None = 3
     """Level of the guest's own first-stage walk at which walking again finds the access; None: it finds nothing."""
     nested: bool = False
     """The vCPU runs a guest of its own guest."""
@@ -268,8 +269,8 @@ class Ports(VmView, Protocol):
         """Obtain the page of *gfn* from the slot's guest_memfd. (kvm_gmem_get_pfn)"""
         ...
 
-    def defer(self, gfn: Gfn, *, queue: bool) -> bool:
-        """Whether the page is being fetched in the background, so that the fault may be retried later.
+    def defer(self, fault: MmioFault, gfn: Gfn, *, queue: bool) -> bool:
+        """Whether the page of *fault* is being fetched in the background, so that it may be retried later.
 
         *queue*: begin to, if it is not. (kvm_find_async_pf_gfn, kvm_arch_setup_async_pf)
         """
@@ -307,12 +308,12 @@ class Ports(VmView, Protocol):
         """Add permissions to the leaf over *gpa*, whose memory type stays; an int is a positive errno."""
         ...
 
-    def made_small(self, gpa: Gpa, size: int) -> None:
-        """A page was mapped where a block of *size* fits, because code may not run from the block."""
+    def grow_for_fetch(self, gpa: Gpa) -> None:
+        """Make the table pages that a page at *gpa* needs, for a fetch that may have no block; new ones are marked."""
         ...
 
     def fetched_small(self, gpa: Gpa, size: int) -> bool:
-        """The table page under *gpa* that stands for a block of *size* was made so. (sp->nx_huge_page_disallowed)"""
+        """The table page under *gpa* that stands for a block of *size* is marked so. (sp->nx_huge_page_disallowed)"""
         ...
 
     def map_mmio(self, at: Gpa, gpa: Gpa, prot: int) -> MapResult:

@@ -11,13 +11,13 @@ from difflib import get_close_matches
 from enum import Enum
 from errno import errorcode
 from types import NoneType, UnionType
-from typing import Final, TypeGuard, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Final, TypeGuard, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from kvmfault.contract.format import size_text
 from kvmfault.contract.policy import Policy
 from kvmfault.contract.ports import VmFacts
 from kvmfault.errors import UsageError
-from kvmfault.types import U64, Errno, Size
+from kvmfault.types import Errno, Size
 
 Record = TypeVar("Record", Policy, VmFacts)
 
@@ -25,6 +25,7 @@ _TRUTHS: Final = {"yes": True, "true": True, "no": False, "false": False}
 _UNITS: Final = {"k": 10, "m": 20, "g": 30, "t": 40}
 _ERRNOS: Final = {name.lower(): number for number, name in errorcode.items()}
 _LARGEST: Final = 1 << 52
+_ANY: Final = range(1 << 64)
 SHOWN: Final = 60
 """Characters of a wrong value that a message repeats."""
 
@@ -51,7 +52,7 @@ def parse_setting(text: str) -> tuple[str, object]:
         raise _unknown(key, known)
     hint = known[member]
     try:
-        found = _read(hint, value.lower().replace("-", "_"))
+        found = _read(hint, value.lower())
     except ValueError:
         raise _misfit(member, value, hint) from None
     if not _accepts(hint, found):
@@ -127,9 +128,10 @@ def _read(hint: object, text: str) -> object:
 
 
 def _one_of(choices: Mapping[str, object], text: str) -> object:
-    if text not in choices:
+    word = text.replace("-", "_")
+    if word not in choices:
         raise ValueError(text)
-    return choices[text]
+    return choices[word]
 
 
 def _parts(text: str) -> list[str]:
@@ -168,7 +170,13 @@ def _accepts(hint: object, value: object) -> bool:
         return False
     if hint == Size:
         return 4096 <= value <= _LARGEST and not value & (value - 1)
-    return value in errorcode if hint == Errno else 0 <= value <= U64
+    return value in errorcode if hint == Errno else value in _numbers(hint)
+
+
+def _numbers(hint: object) -> range:
+    # what a number may be: as its type declares, or 64 bits
+    told = get_args(hint)[1:] if get_origin(hint) is Annotated else ()
+    return next((arg for arg in told if isinstance(arg, range)), _ANY)
 
 
 def _spell(hint: object, value: object) -> str:
@@ -216,7 +224,10 @@ def _allowed(hint: object) -> str:
         return "yes or no"
     if isinstance(hint, type) and issubclass(hint, Enum):
         return "one of: " + ", ".join(choice.name.lower() for choice in hint)
-    return "a number, decimal or 0x..., below 2^64"
+    numbers = _numbers(hint)
+    if numbers.step > 1:
+        return "one of: " + ", ".join(map(str, numbers))
+    return f"a number, decimal or 0x..., from {numbers[0]} to {spell_int(hint, numbers[-1])}"
 
 
 def _is_optional(hint: object) -> bool:

@@ -112,11 +112,11 @@ class DirtyLogging(Surroundings):
         """
         was, now = old is not None and old.logs_dirty, new is not None and new.logs_dirty
         if old is not None and was and not now:
-            self.log.stop(old.as_id << 16 | old.id)
+            self.log.stop(old.number)
             if new is not None and not new.readonly:
                 self.recover_blocks(new)
         if new is not None and now and not was:
-            self.log.start(new.as_id << 16 | new.id, new.npages)
+            self.log.start(new.number, new.npages)
             if old is not None and not new.readonly and not self.log.initially_set:
                 if self.facts.eager_split:
                     self.own_table.split(*self.bytes_of(new.base_gfn, new.end_gfn))
@@ -144,7 +144,7 @@ class DirtyLogging(Surroundings):
         for leaf in list(self.own_table.in_range(*self.bytes_of(slot.base_gfn, slot.end_gfn))):
             gfn = Gfn(leaf.gpa >> self.page_shift)
             if self.format.kind(leaf.desc, leaf.shift) is Kind.LEAF and self._may_be_block(slot, gfn, leaf.shift):
-                self.own_table.unmap(leaf.gpa, Gpa(leaf.gpa + (1 << leaf.shift)))
+                self.own_table.unmap(leaf.gpa, Gpa(leaf.gpa + (1 << leaf.shift)), tables=True)
         self.flush_stale()
 
     def _may_be_block(self, slot: Memslot, gfn: Gfn, shift: int) -> bool:

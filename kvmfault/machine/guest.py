@@ -161,8 +161,10 @@ class Guest(Emulator):
             faults.append(run)
             entered = False
             if isinstance(run.outcome, Emulate):
-                run = self._walked_by_emulator(run, at, gpa + size, wanted)
-                faults += [run] * (run is not faults[-1])
+                missing = self._missed_by_emulator(at, gpa + size, wanted)
+                if missing is not None:
+                    run = missing
+                    faults.append(run)
             ended = self._ended(run, gpa, size, wanted, data)
             if ended is not None:
                 return replace(ended, faults=tuple(faults), pfns=tuple(pfns))
@@ -170,14 +172,14 @@ class Guest(Emulator):
                 return AccessRun(ended=Ended.STUCK, faults=tuple(faults), pfns=tuple(pfns))
         return AccessRun(ended=Ended.DONE, faults=tuple(faults), pfns=tuple(pfns))
 
-    def _walked_by_emulator(self, run: Run, at: int, end: int, wanted: Access) -> Run:
+    def _missed_by_emulator(self, at: int, end: int, wanted: Access) -> Run | None:
         # the emulator walks the guest's tables for the other pages too, and gives the guest the fault of the first
-        # that they do not map (emulator_read_write, inject_emulated_exception)
+        # that they do not map (emulator_read_write, inject_emulated_exception); None: they map all
         page = 1 << self.page_shift
         for other in range((at & -page) + page, end, page):
             if isinstance(self.walk_guest(Gpa(other)), GuestWalkFault):
                 return self.handle(self.target.encode(self._as_access(wanted, other, (Cause.MISSING, page))).fault)
-        return run
+        return None
 
     def _as_access(self, wanted: Access, at: int, met: tuple[Cause, int]) -> Access:
         gva = wanted.gva if wanted.gva is not None else at
@@ -233,20 +235,23 @@ class Guest(Emulator):
     def page_ready(self, gfn: Gfn | None = None) -> Run | None:
         """Page *gfn*, or the oldest that the vCPU did not wait for, has arrived: its fault is handled as a prefetch.
 
-        None: nothing is outstanding, or user space has yet to supply it. Kernel: kvm_check_async_pf_completion,
-        kvm_arch_async_page_ready.
+        None: nothing is outstanding, user space has yet to supply it, or the vCPU does not run on the table where it
+        faulted, and nothing is mapped. Kernel: kvm_check_async_pf_completion, kvm_arch_async_page_ready.
         """
-        outstanding = self.vcpu.deferred.waiting
-        done = self.vcpu.deferred.find(gfn) if gfn is not None else outstanding[0] if outstanding else None
-        if done is None:
+        deferred = self.vcpu.deferred
+        done = deferred.oldest if gfn is None else deferred.find(gfn)
+        if done is None or self._has_to_wait(done.gfn):
             return None
-        slot = self.find_slot(done.gfn)
-        if slot is not None and self.host.pin(slot.hva_of(done.gfn), write=True).error is PinError.WAITS:
-            return None
-        self.vcpu.deferred = self.vcpu.deferred.ready(done)
-        address = Gpa(done.gfn << self.page_shift)
-        arrived = Access(gpa=address, gva=Gva(address), offset=0, cause=Cause.MISSING, final=True, prefetch=True)
-        return self.handle(self.target.encode(arrived).fault)
+        self.vcpu.deferred = deferred.ready(done)
+        return self.handle(done.fault) if done.shadowed is self.shadowed else None
+
+    def _has_to_wait(self, gfn: Gfn) -> bool:
+        # who fetches the page waits for user space (async_pf_execute, with write semantics)
+        slot = self.find_slot(gfn)
+        if slot is None:
+            return False
+        pin = self.pin(slot, gfn, slot.hva_of(gfn), write=True, nowait=False, interruptible=False)
+        return pin.error is PinError.WAITS
 
     def _ended(self, run: Run, gpa: Gpa, size: int, wanted: Access, data: int) -> AccessRun | None:
         # None: the guest tries again
@@ -261,8 +266,10 @@ class Guest(Emulator):
             case Retry() if run.steps[-1].name == "wait":
                 # the page is fetched in the background: the guest was told, and runs something else; or its vCPU is
                 # halted until the page is there, and who fetches it may wait for user space
-                arrived = None if self.facts.async_delivery else self.page_ready(run.progress.gfn)
-                return AccessRun(ended=Ended.WAITS) if arrived is None else None
+                gfn = run.progress.gfn
+                if not self.facts.async_delivery:
+                    self.page_ready(gfn)
+                return AccessRun(ended=Ended.WAITS) if self.vcpu.deferred.find(gfn) is not None else None
             case Retry():
                 return None
             case Emulate():

@@ -219,6 +219,27 @@ class Stage2:
         table.children[index] = child
         return child
 
+    def grow_for_fetch(self, gpa: Gpa) -> None:
+        """Make the table pages that mapping a page at *gpa* needs, and note that a fetch needed those that are new."""
+        first_new = self._next_hpa
+        self._descend(gpa, self.format.page_shift)
+        for _, table in self._way(gpa):
+            table.for_fetch |= table.hpa >= first_new
+
+    def made_for_fetch(self, gpa: Gpa, size: int) -> bool:
+        """Whether the table page under *gpa* that stands for a block of *size* was made by ``grow_for_fetch``."""
+        return any(table.for_fetch for shift, table in self._way(gpa) if 1 << shift == size)
+
+    def _way(self, gpa: Gpa) -> Iterator[tuple[int, TablePage]]:
+        # the tables below the root that translate gpa, each with the shift of the entry that points to it
+        table = self._root
+        for shift, mask in self._levels:
+            child = table.children.get(gpa >> shift & mask)
+            if child is None:
+                return
+            yield shift, child
+            table = child
+
     def _update(self, found: Found, desc: int) -> None:
         table, index = self._descend(found.gpa, found.shift)
         table.entries[index] = desc
@@ -264,20 +285,23 @@ class Stage2:
 
     # What invalidation and logging do to a range; a block that is only partly inside is affected whole.
 
-    def unmap(self, start: Gpa, end: Gpa) -> Removed:
-        """Drop every entry that maps an address in ``[start, end)``, and tables left empty."""
+    def unmap(self, start: Gpa, end: Gpa, *, tables: bool = False) -> Removed:
+        """Drop every entry that maps an address in ``[start, end)``, and tables left empty.
+
+        Empty tables that a fetch made only go with *tables*: blocks may not take their place. (tdp_mmu_zap_leafs)
+        """
         found = list(self.in_range(start, end))
         for entry in found:
             table, index = self._descend(entry.gpa, entry.shift)
             del table.entries[index]
             if not table.entries:
-                self._drop_empty(entry.gpa)
+                self._drop_empty(entry.gpa, tables)
         leaves = [e for e in found if self.format.kind(e.desc, e.shift) is Kind.LEAF]
         for entry in leaves:
             self._note_stale(entry.gpa, entry.shift)
         return Removed(len(leaves), sum(1 << e.shift for e in leaves))
 
-    def _drop_empty(self, gpa: Gpa) -> None:
+    def _drop_empty(self, gpa: Gpa, for_fetch: bool) -> None:
         # every table on the way belongs to this fork: _descend was there
         way: list[tuple[TablePage, int]] = []
         table: TablePage | None = self._root
@@ -287,7 +311,7 @@ class Stage2:
             way.append((table, gpa >> shift & mask))
             table = table.children.get(way[-1][1])
         for (above, index), (below, _) in zip(way[-2::-1], way[:0:-1], strict=True):
-            if below.entries:
+            if below.entries or (below.for_fetch and not for_fetch):
                 break
             del above.entries[index], above.children[index]
 
@@ -389,4 +413,11 @@ class Stage2:
 
     def key(self) -> Hashable:
         """All entries, hashable. Addresses of table pages take no part: they are an accident of order."""
-        return frozenset(self.entries())
+        return frozenset(self.entries()), frozenset(self._for_fetch(self._root, 0, 0))
+
+    def _for_fetch(self, table: TablePage, depth: int, base: int) -> Iterator[tuple[int, int]]:
+        shift, _ = self._levels[depth]
+        for index, child in table.children.items():
+            if child.for_fetch:
+                yield shift, base | index << shift
+            yield from self._for_fetch(child, depth + 1, base | index << shift)

@@ -8,10 +8,7 @@ from typing import Final, NamedTuple, Self
 
 from kvmfault.contract.accessors import Gap
 from kvmfault.contract.outcome import Signal
-from kvmfault.contract.ports import (
-    Area,
-    VmFacts,
-)
+from kvmfault.contract.ports import Area, VmFacts
 from kvmfault.contract.target import Target
 from kvmfault.contract.values import SmallerOverBlock, Userfault
 from kvmfault.errors import ModelError
@@ -31,8 +28,6 @@ from kvmfault.vm.memslots import Memslots
 
 MAX_VCPUS: Final = 64
 _ALL: Final = Gpa(1 << 64)
-EHWPOISON: Final = 133
-"""Linux's number; Python's errno has no name for it."""
 MEMFD_MEMORY: Final = range(1 << 46, 1 << 48)
 """Host-physical addresses of guest_memfds: away from all others of the model, and every format has room for them."""
 
@@ -74,8 +69,6 @@ class State:
         that a nested guest's hypervisor made; None: not given."""
         self.reverse: CowSet[ReverseMap] = CowSet()
         """What guest tables translate: where it is mapped, and what it is."""
-        self.fetched_blocks: CowSet[tuple[int, int]] = CowSet()
-        """Blocks (address, size) whose table page was made because a fetch may not have the block."""
         self.log = DirtyLog()
         """Pages written in logged slots since they were last collected, unless the vCPUs have rings."""
         self.private = FrameSet()
@@ -119,6 +112,11 @@ class State:
         """All vCPUs, the first one also before it was used."""
         return self.vcpus or (self.vcpu,)
 
+    @property
+    def shadowed(self) -> bool:
+        """The vCPUs run on a table that shadows one of the guest's. (not root_role.direct)"""
+        return self.table is not self.own_table or (self._virtual and self.facts.guest_paging)
+
     # Copies.
 
     def fork(self) -> Self:
@@ -131,7 +129,7 @@ class State:
         new.own_table = self.own_table.fork()
         new.shadow_table = self.shadow_table.fork() if self.shadow_table is not None else None
         new.table = new.own_table if self.table is self.own_table else (new.shadow_table or new.own_table)
-        new.fetched_blocks, new.reverse = self.fetched_blocks.fork(), self.reverse.fork()
+        new.reverse = self.reverse.fork()
         new.log, new.private, new.tracked = self.log.fork(), self.private.fork(), self.tracked.fork()
         new.userfault = {slot: pages.fork() for slot, pages in self.userfault.items()}
         new.vcpus = tuple(vcpu.fork() for vcpu in self.vcpus)
@@ -152,7 +150,6 @@ class State:
             self.shadow_table.key() if self.shadow_table is not None else None,
             self.table is self.own_table,
             self.guest_tables,
-            self.fetched_blocks.key(),
             self.reverse.key(),
             self.log.key(),
             self.private.key(),
@@ -216,6 +213,13 @@ class State:
         for entry in [e for e in self.reverse if e.gpa < last and first < e.gpa + e.size]:
             self.reverse.discard(entry)
 
+    def clear_tables(self) -> None:
+        """Retire every table with all that it maps. The caller flushes. (kvm_mmu_zap_all_fast)"""
+        for table in (self.own_table, self.shadow_table):
+            if table is not None:
+                table.clear()
+        self.reverse.take()
+
     def run_nested(self, tables: GuestTables) -> Self:
         """The vCPUs run a guest of the guest from here on, whose hypervisor made these second-stage *tables*."""
         if self.shadow_table is None:
@@ -237,9 +241,13 @@ class State:
         """Addresses of frames ``[start, end)``."""
         return Gpa(start << self.page_shift), Gpa(end << self.page_shift)
 
+    def take_stale(self) -> list[tuple[Gpa, Gpa]]:
+        """Addresses ``[start, end)`` that TLBs translate wrongly since changes of the tables; not told again."""
+        shadow = self.shadow_table.take_stale() if self.shadow_table is not None else []
+        return self.own_table.take_stale() + shadow
+
     def flush_stale(self) -> None:
-        """Flush from every TLB what changes of the table made wrong. (kvm_flush_remote_tlbs_range)"""
-        for table in (self.own_table, self.shadow_table):
-            for start, end in table.take_stale() if table is not None else ():
-                for vcpu in self.every_vcpu():
-                    vcpu.tlb.flush(start, end)
+        """Flush from every TLB what changes of the tables made wrong. (kvm_flush_remote_tlbs_range)"""
+        for start, end in self.take_stale():
+            for vcpu in self.every_vcpu():
+                vcpu.tlb.flush(start, end)

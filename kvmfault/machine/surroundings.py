@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from errno import ENOENT
 
+from kvmfault.contract.fault import MmioFault
 from kvmfault.contract.format import Kind, Memory
 from kvmfault.contract.outcome import ZERO_REGISTER, MmioAccess, Signal
 from kvmfault.contract.ports import (
@@ -19,8 +20,8 @@ from kvmfault.contract.ports import (
     Repair,
 )
 from kvmfault.errors import ModelError
-from kvmfault.machine.state import EHWPOISON, MEMFD_MEMORY, ReverseMap, State
-from kvmfault.types import Gfn, Gpa, Hva, Pfn
+from kvmfault.machine.state import MEMFD_MEMORY, ReverseMap, State
+from kvmfault.types import EHWPOISON, Gfn, Gpa, Hva, Pfn
 from kvmfault.vm.area import AreaKind
 from kvmfault.vm.dirty import RingEntry
 from kvmfault.vm.memslots import UPDATING
@@ -48,7 +49,7 @@ class Surroundings(State):
 
     def userfault_wanted(self, slot: Memslot, gfn: Gfn) -> bool:
         """See Ports."""
-        pages = self.userfault.get(slot.as_id << 16 | slot.id)
+        pages = self.userfault.get(slot.number)
         return pages is not None and gfn - slot.base_gfn in pages
 
     def find_leaf(self, gpa: Gpa) -> Leaf | None:
@@ -165,20 +166,20 @@ class Surroundings(State):
             raise ModelError(f"the model has {len(MEMFD_MEMORY):#x} bytes for all guest_memfds together")
         return first
 
-    def defer(self, gfn: Gfn, *, queue: bool) -> bool:
+    def defer(self, fault: MmioFault, gfn: Gfn, *, queue: bool) -> bool:
         """See Ports. What arrives is handled by ``Guest.page_ready``."""
         vcpu = self.vcpu
         if queue and vcpu.deferred.find(gfn) is None:
-            vcpu.deferred = vcpu.deferred.queue(gfn, gfn << self.page_shift)
+            vcpu.deferred = vcpu.deferred.queue(gfn, fault, shadowed=self.shadowed)
         return vcpu.deferred.find(gfn) is not None
 
-    def made_small(self, gpa: Gpa, size: int) -> None:
+    def grow_for_fetch(self, gpa: Gpa) -> None:
         """See Ports."""
-        self.fetched_blocks.add((gpa & -size, size))
+        self.table.grow_for_fetch(gpa)
 
     def fetched_small(self, gpa: Gpa, size: int) -> bool:
         """See Ports."""
-        return (gpa & -size, size) in self.fetched_blocks and self.table.walk(gpa).shift < size.bit_length() - 1
+        return self.table.made_for_fetch(gpa, size)
 
     def lock(self) -> None:
         """See Ports: one vCPU at a time."""
@@ -227,7 +228,7 @@ class Surroundings(State):
     def mark_dirty(self, slot: Memslot, gfn: Gfn, pfn: Pfn) -> None:
         """See Ports. (mark_page_dirty_in_slot)"""
         if slot.logs_dirty:
-            number, page = slot.as_id << 16 | slot.id, gfn - slot.base_gfn
+            number, page = slot.number, gfn - slot.base_gfn
             if self.log.ring_entries:
                 self.vcpu.push(RingEntry(number, page), self.log.ring_entries)
             else:

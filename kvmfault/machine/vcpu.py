@@ -7,8 +7,8 @@ from collections.abc import Hashable
 
 from kvmfault.contract.outcome import ZERO_REGISTER
 from kvmfault.errors import ModelError
+from kvmfault.machine.async_pf import AsyncPageFaults
 from kvmfault.machine.tlb import Tlb
-from kvmfault.vm.async_pf import AsyncPageFaults
 from kvmfault.vm.dirty import RingEntry
 from kvmfault.vm.memslot import Memslot, SlotSet
 from kvmfault.vm.mmio_cache import MmioCache

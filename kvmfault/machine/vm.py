@@ -105,9 +105,7 @@ class Vm(PrivateMemory, Prefaulting):
     def _flush_changing(self, flush: SlotFlush) -> None:
         old, _ = self.slots.changing
         if flush is SlotFlush.TABLE:
-            for table in (self.own_table, self.shadow_table):
-                if table is not None:
-                    table.clear()
+            self.clear_tables()
         elif old is not None:
             self.drop(old.base_gfn, old.end_gfn)
         self.flush_stale()
@@ -116,8 +114,7 @@ class Vm(PrivateMemory, Prefaulting):
         """After a memslot change: with the userfault flag every page of the slot is asked for again."""
         was, now = old is not None and old.userfault, new is not None and new.userfault
         if old is not None and not now and (was or new is None):
-            number = old.as_id << 16 | old.id
-            self.userfault = {slot: pages for slot, pages in self.userfault.items() if slot != number}
+            self.userfault = {slot: pages for slot, pages in self.userfault.items() if slot != old.number}
         if new is not None and now and not was:
             self.drop(new.base_gfn, new.end_gfn)
             self.flush_stale()

@@ -117,10 +117,13 @@ def install(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
     if slot is None:
         at.answer = mapped(at, vm.map_mmio(at.at, at.gpa, at.prot))
         return at.answer
-    if at.size > 1 << vm.page_shift and vm.facts.small_exec and at.policy.exec_grant is _ALL_EXEC:
-        at.prot &= ~X
-    prot = at.prot
     policy = at.policy
+    if vm.facts.small_exec and policy.exec_grant is _ALL_EXEC:
+        if at.size > 1 << vm.page_shift:
+            at.prot &= ~X
+        if fault.is_exec:
+            vm.grow_for_fetch(at.at)
+    prot = at.prot
     with_entry = policy.dirty_mark is _WITH_ENTRY
     if with_entry and at.logged and prot & W:
         vm.mark_dirty(slot, at.gfn, at.pfn)
@@ -139,8 +142,6 @@ def install(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
         )
     if at.protected and fault.is_write and result in (_FIXED, MapResult.UNCHANGED):
         result = MapResult.WRITE_PROTECTED
-    if at.wanted > at.size and result is _FIXED:
-        vm.made_small(at.at, at.wanted)
     at.answer = fixed(at.size, prot) if result is _FIXED else mapped(at, result)
     return at.answer if with_entry else None
 

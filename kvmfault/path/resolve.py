@@ -21,7 +21,7 @@ from kvmfault.contract.values import (
     UnknownArea,
 )
 from kvmfault.path.lookup import USERFAULT_FLAG, become_mmio, memory_fault
-from kvmfault.types import Gfn, Gpa, Hva
+from kvmfault.types import EHWPOISON, Gfn, Gpa, Hva
 
 _PAGE_ON_WRITE = LoggedSize.PAGE_ON_WRITE
 _PRIVATE_ACCESS = MemfdSource.PRIVATE_ACCESS
@@ -30,7 +30,6 @@ _UNLESS_LOGGED, _NEVER = ReadMaps.UNLESS_LOGGED, ReadMaps.NEVER
 _ALL_EXEC = ExecGrant.ALWAYS
 _BY_AREA = DeviceMemory.BY_AREA
 _LOST = NestedFetch.LOST
-_EHWPOISON = 133
 _DEVICE, _NONCACHEABLE = Memory.DEVICE, Memory.NONCACHEABLE
 
 
@@ -203,7 +202,7 @@ def judge_pfn(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
         case Reaction.EINTR:
             return Error(EINTR, why)
         case Reaction.POISONED:
-            return Error(_EHWPOISON, why)
+            return Error(EHWPOISON, why)
         case Reaction.INTR:
             return Exit(Reason.INTR, errno=EINTR, why=why)
         case Reaction.EMULATE:

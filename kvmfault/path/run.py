@@ -146,7 +146,7 @@ PATH: Final[tuple[Step | Locked, ...]] = (
 @dataclass(frozen=True, slots=True)
 class Run:
     """One fault handled. *machinery*: the outcome of the fault machinery, None if it was never reached; *outcome*:
-    that of the exit handler, after the joint ``conclude``. *steps* is empty without a recorder."""
+    that of the exit handler, after the joint ``conclude``."""
 
     outcome: Outcome
     machinery: Outcome | None
@@ -212,25 +212,12 @@ class BoundPath:
             steps.append(record(step.name, before, vars(at), outcome, settled))
             if outcome is not None:
                 break
-        return self._end(vm, fault, at, outcome, steps)
-
-    def run(self, vm: Ports, fault: MmioFault) -> Run:
-        """The same as ``handle`` without the record."""
-        at = Progress(self.policy, self.joints)
-        outcome = None
-        for function in self._functions:
-            outcome = function(vm, fault, at)
-            if outcome is not None:
-                break
-        return self._end(vm, fault, at, outcome, [])
-
-    def _end(self, vm: Ports, fault: MmioFault, at: Progress, outcome: Outcome | None, steps: list[StepRecord]) -> Run:
         if at.held:
             vm.release(at.pfn)
         machinery = final = outcome if outcome is not None else _FELL_THROUGH
         for conclude in self._conclude:
             final = conclude(vm, fault, at, final)
-        if steps and final != machinery:
+        if final != machinery:
             steps.append(record("conclude", {}, {}, final, ""))
         return Run(final, machinery if at.looked_up else None, tuple(steps), at)
 

@@ -18,7 +18,7 @@ from kvmfault.contract.shapes import Raw
 from kvmfault.contract.target import Target, backend, backends
 from kvmfault.errors import TraceError, UsageError
 from kvmfault.replay.machine import ReplayTarget
-from kvmfault.trace.assemble import Assembler, AssembleStats, assemble
+from kvmfault.trace.assemble import Assembler, AssembleStats, assemble, opened
 from kvmfault.trace.events import (
     AgeEvent,
     EntryEvent,
@@ -43,6 +43,8 @@ class Report:
 
     recording: str
     own: Target
+    unit: str = "line"
+    """What the places of findings number: a line of text, or a record."""
     kinds: Counter[str] = field(default_factory=Counter)
     """Faults by cause and access."""
     read: ReadStats = field(default_factory=ReadStats)
@@ -82,15 +84,16 @@ def replay(
     """
     named = [backend(t).with_settings(settings) for t in targets]
     with _seekable(source) as path:
-        own, inferred, no_memory = _survey(path, source, named, strict=strict, progress=progress)
+        found = Opened(path, source_name(source))
+        own, inferred, no_memory = _survey(found, named, strict=strict, progress=progress)
         if own not in named:
             own = own.with_settings(settings)
         chosen = [own, *(t for t in named if t is not own)]
-        report = Report(source_name(source), own, slots=slots or inferred, no_memory=no_memory)
+        report = Report(found.name, own, found.unit, slots=slots or inferred, no_memory=no_memory)
         if slots is not None:
             report.inference = compare_slots(inferred, slots, page_size=1 << own.format.page_shift)
         report.results = [ReplayTarget(t, own) for t in chosen]
-        _run(path, report, _assembler(named), strict=strict, progress=progress)
+        _run(found, report, _assembler(named), strict=strict, progress=progress)
     _remark(report)
     if own not in named:
         page = size_text(1 << own.format.page_shift)
@@ -100,13 +103,28 @@ def replay(
     return report
 
 
+class Opened:
+    """A recording of any kind, opened to be read twice; errors call it *name*."""
+
+    def __init__(self, path: str, name: str) -> None:
+        self.path = path
+        self.name = name
+        self.recording = opened(path)
+        self.unit = "line" if self.recording is None else "record"
+        self.page_size = self.recording.meta.page_size if self.recording is not None else None
+
+    def events(self, assembler: Assembler, stats: ReadStats, *, strict: bool) -> Iterator[Event]:
+        """The neutral events, in order."""
+        return assemble(self.path, assembler, recording=self.recording, stats=stats, strict=strict)
+
+
 def _survey(
-    path: str, source: str, chosen: list[Target], *, strict: bool, progress: Progress | None
+    source: Opened, chosen: list[Target], *, strict: bool, progress: Progress | None
 ) -> tuple[Target, SlotSource, frozenset[int]]:
     # the first pass: whose faults these are, which memory they need, and where the host had none
     assembler = _assembler(chosen)
     stats = ReadStats()
-    events = _watched(assemble(path, assembler, stats=stats, strict=strict), stats, progress, "survey")
+    events = _watched(source.events(assembler, stats, strict=strict), stats, progress, "survey")
     decoders = {name: _named(name, chosen) or backend(name) for name in backends()}
     highest = 0
 
@@ -116,14 +134,14 @@ def _survey(
         highest = max(highest, fault.kvm_get_fault_gpa() or 0)
         return fault
 
-    page = 1 << max((t.format.page_shift for t in chosen), default=12)
+    page = max((1 << t.format.page_shift for t in chosen), default=source.page_size or 4096)
     failed: set[int] = set()
     inferred = infer_slots(_noting_failures(events, failed), decode, page_size=page)
     counted = assembler.stats.faults
     if not counted:
-        raise TraceError(_no_faults(assembler.stats, stats), path=source_name(source), line=1)
+        raise TraceError(_no_faults(assembler.stats, stats, source.unit), path=source.name)
     own = counted.most_common(1)[0][0]
-    return _named(own, chosen) or _wide_enough(backend(own), highest), inferred, frozenset(failed)
+    return _named(own, chosen) or _fitting(backend(own), source.page_size, highest), inferred, frozenset(failed)
 
 
 def _noting_failures(events: Iterable[Event], failed: set[int]) -> Iterator[Event]:
@@ -141,20 +159,22 @@ def _noting_failures(events: Iterable[Event], failed: set[int]) -> Iterator[Even
         yield event
 
 
-def _wide_enough(target: Target, gpa: int) -> Target:
-    # nobody named the format: the first with this page size whose table reaches the highest address
+def _fitting(target: Target, page_size: int | None, gpa: int) -> Target:
+    # nobody named the format: the first with the host's pages, if they are known, whose table reaches the highest
+    # address
+    page_shift = target.format.page_shift if page_size is None else page_size.bit_length() - 1
     for name, fmt in target.backend.formats.items():
-        if fmt.page_shift == target.format.page_shift and gpa >> fmt.gpa_bits == 0:
+        if fmt.page_shift == page_shift and gpa >> fmt.gpa_bits == 0:
             return backend(f"{target.backend.name}:{name}@{target.kernel}")
     return target
 
 
-def _no_faults(made: AssembleStats, read: ReadStats) -> str:
+def _no_faults(made: AssembleStats, read: ReadStats, unit: str) -> str:
     if made.unclaimed:
         name, count = made.unclaimed.most_common(1)[0]
         return (
             f"{count} {name} events, but no exit before them tells how their error code is encoded: "
-            f"say what they are with --backend (first at line {made.unclaimed_lines[0]})"
+            f"say what they are with --backend (first at {unit} {made.unclaimed_lines[0]})"
         )
     seen = ", ".join(name for name, _ in read.events.most_common(4)) or "none"
     return f"no guest fault in this recording; events: {seen}"
@@ -168,12 +188,12 @@ def _assembler(chosen: Sequence[Target]) -> Assembler:
     return Assembler(backends().values(), told=chosen[0].backend.name if chosen else None)
 
 
-def _run(path: str, report: Report, assembler: Assembler, *, strict: bool, progress: Progress | None) -> None:
+def _run(source: Opened, report: Report, assembler: Assembler, *, strict: bool, progress: Progress | None) -> None:
     report.assembled = assembler.stats
     waiting = iter(report.slots.changes)
     change = next(waiting, None)
     own = report.own
-    read = assemble(path, assembler, stats=report.read, strict=strict)
+    read = source.events(assembler, report.read, strict=strict)
     for event in _watched(read, report.read, progress, "replay"):
         while change is not None and (not report.slots.timed or change.time <= event.time):
             _apply(report, change)
@@ -237,11 +257,12 @@ def _remark(report: Report) -> None:
     if read.unreadable:
         notes.append(f"{read.unreadable} lines could not be read, first at line {read.unreadable_lines[0]}")
     if read.misfits:
-        notes.append(f"{sum(read.misfits.values())} events read differently, first at line {read.misfit_lines[0]}")
+        where = f", first at line {read.misfit_lines[0]}" if read.misfit_lines else ""
+        notes.append(f"{sum(read.misfits.values())} events read differently{where}")
     if read.damage:
         notes.append(f"the file is damaged: {read.damage}")
     if made.unclaimed:
-        where = f"first at line {made.unclaimed_lines[0]}"
+        where = f"first at {report.unit} {made.unclaimed_lines[0]}"
         notes.append(f"{sum(made.unclaimed.values())} faults of unknown encoding were not replayed, {where}")
     if made.without_address:
         notes.append(f"{made.without_address} faults had no address in the recording and were not replayed")
@@ -264,9 +285,9 @@ def _watched(events: Iterable[Event], stats: ReadStats, progress: Progress | Non
 @contextmanager
 def _seekable(source: str) -> Generator[str]:
     # two passes need a file; standard input and pipes are kept in a temporary one
-    if source != "-" and (not Path(source).exists() or Path(source).is_dir()):
-        raise UsageError(f"{source}: {'a directory' if Path(source).is_dir() else 'no such file'}")
-    if source != "-" and Path(source).is_file():
+    if source != "-" and not Path(source).exists():
+        raise UsageError(f"{source}: no such file")
+    if source != "-" and (Path(source).is_file() or Path(source).is_dir()):
         yield source
         return
     with tempfile.NamedTemporaryFile(prefix="kvmfault-") as kept:
@@ -276,4 +297,6 @@ def _seekable(source: str) -> Generator[str]:
         try:
             yield kept.name
         except TraceError as e:
-            raise TraceError(e.message, path=source_name(source), line=e.line, column=e.column) from None
+            raise TraceError(
+                e.message, path=source_name(source), line=e.line, column=e.column, offset=e.offset
+            ) from None

@@ -8,9 +8,8 @@ from typing import Annotated, Final, Literal, TypeAlias
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
-from kvmfault.machine.state import EHWPOISON
 from kvmfault.trace.document import between
-from kvmfault.types import U64
+from kvmfault.types import EHWPOISON, U64
 
 PAGE: Final = 4096
 """Bytes of a page where a file says "4K" and means one: the host's page may be larger."""

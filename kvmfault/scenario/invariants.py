@@ -65,7 +65,7 @@ def _frame(vm: World, leaf: Found, gpa: Gpa) -> Pfn:
 
 
 def _dirty(vm: World, slot: Memslot, pages: range) -> bool:
-    number, base = slot.as_id << 16 | slot.id, slot.base_gfn
+    number, base = slot.number, slot.base_gfn
     if vm.log.ring_entries:
         marked = {e.offset for vcpu in vm.every_vcpu() for e in vcpu.ring if e.slot == number}
         return all(g - base in marked for g in pages)

@@ -22,7 +22,7 @@ from kvmfault.scenario.world import Misuse, Subject, World
 from kvmfault.types import U64, Gfn, Gpa, Hva
 from kvmfault.vm.area import HvaRange
 from kvmfault.vm.dirty import LogAnswer
-from kvmfault.vm.memslot import MemslotFlag
+from kvmfault.vm.memslot import MemslotFlag, slot_number
 from kvmfault.vm.memslot_request import NO_FILE, MemslotRequest
 
 MOST_WORK: Final = 100_000
@@ -286,7 +286,7 @@ class Runner:
 
     def _slot(self, event: events.SetSlot | events.DeleteSlot) -> Result:
         vm = self.world
-        number = event.id | event.as_id << 16
+        number = slot_number(event.as_id, event.id)
         old = vm.slots.by_id(event.id, event.as_id) if event.as_id < vm.caps.nr_address_spaces else None
         if isinstance(event, events.DeleteSlot):
             request = MemslotRequest(slot=number, gpa=Gpa(0), size=0, hva=Hva(0))
@@ -331,7 +331,9 @@ class Runner:
         self._charge(len(bitmap) // 16 if bitmap is not None else 1)
         self._charge_split()
         answer: LogAnswer = self.world.get_dirty_log(event.slot)
-        return replace(_answered(answer.errno), pages=None if answer.errno else _runs(answer.pages))
+        return replace(
+            _answered(answer.errno), pages=None if answer.errno else tuple((r.start, r.stop - 1) for r in answer.runs)
+        )
 
     def _clear(self, event: events.ClearLog) -> Result:
         self._charge(event.count)
@@ -357,13 +359,3 @@ def _emulated(event: events.Access, value: int) -> int:
     if event.sign_extend and value >> bits - 1:
         value |= U64 << bits & U64
     return value if event.wide else value & (1 << 32) - 1
-
-
-def _runs(pages: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
-    runs: list[tuple[int, int]] = []
-    for page in pages:
-        if runs and runs[-1][1] == page - 1:
-            runs[-1] = (runs[-1][0], page)
-        else:
-            runs.append((page, page))
-    return tuple(runs)

@@ -20,6 +20,7 @@ from kvmfault.types import Gfn, Gpa, Hva, Pfn
 from kvmfault.vm.caps import HostCaps
 from kvmfault.vm.dirty import INITIALLY_SET, MANUAL_PROTECT
 from kvmfault.vm.guest_tables import GuestEntry, GuestTables, WalkEnd
+from kvmfault.vm.memslot import slot_number
 
 
 class Misuse(ModelError):
@@ -72,7 +73,7 @@ class World(Vm):
     def flush_stale(self) -> None:
         """See Surroundings."""
         if self.forgetful:
-            self.table.take_stale()
+            self.take_stale()
         else:
             super().flush_stale()
 
@@ -152,7 +153,7 @@ class World(Vm):
         if slot.memory != "none":
             self.back(hva, slot.size, slot.memory)
         self.add_memslot(
-            (number if slot.id is None else slot.id) | slot.as_id << 16,
+            slot_number(slot.as_id, number if slot.id is None else slot.id),
             gpa=slot.gpa,
             size=slot.size,
             hva=hva,

@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final
 
 from kvmfault.contract.backend import Backend
 from kvmfault.contract.tracepoints import Fields, Role, Tracepoint
+from kvmfault.errors import needs
 from kvmfault.trace.claims import Claim
 from kvmfault.trace.events import (
     AgeEvent,
@@ -25,8 +27,8 @@ from kvmfault.trace.events import (
     UserspaceExitEvent,
 )
 from kvmfault.trace.pattern import Pattern
-from kvmfault.trace.recording import RecordedEvent
-from kvmfault.trace.text import ReadStats, Source, text_rows
+from kvmfault.trace.recording import RecordedEvent, Recording
+from kvmfault.trace.text import ReadStats, Source, is_text, text_rows
 from kvmfault.types import Gpa, Hva
 
 _UNSATISFIED: Final = 0
@@ -167,12 +169,35 @@ class Assembler:
             self.stats.without_address += 1
 
 
+def opened(source: Source) -> Recording | None:
+    """The recording *source* if it is binary, whose rows come from its columns; None: text, read line by line.
+
+    Raises UsageError if it cannot be opened or the extra that reads it is missing, and TraceError.
+    """
+    if not isinstance(source, str | Path) or str(source) == "-" or is_text(source):
+        return None
+    with needs("trace", str(source)):
+        from kvmfault.trace.opening import open_recording
+    return open_recording(str(source))
+
+
 def assemble(
-    source: Source, assembler: Assembler, *, stats: ReadStats | None = None, strict: bool = False
+    source: Source,
+    assembler: Assembler,
+    *,
+    recording: Recording | None = None,
+    stats: ReadStats | None = None,
+    strict: bool = False,
 ) -> Iterator[Event]:
-    """The neutral events of a recording, in its order. With *strict*, text that does not read as declared raises
-    TraceError; otherwise it is counted in *stats*."""
-    for event in text_rows(source, assembler.patterns, bare=assembler.bare, stats=stats, strict=strict):
+    """The neutral events of *recording*, or of the text *source*, in their order. With *strict*, text that does not
+    read as declared raises TraceError; otherwise it is counted in *stats*."""
+    if recording is None:
+        rows = text_rows(source, assembler.patterns, bare=assembler.bare, stats=stats, strict=strict)
+    else:
+        from kvmfault.trace.rows import events
+
+        rows = events(recording, assembler.patterns.keys(), stats=stats)
+    for event in rows:
         yield from assembler.feed(event)
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 
 from kvmfault.errors import TraceError, UsageError
 
-LARGEST_TEXT = 1 << 26
+WINDOW: Final = 1 << 18
+LARGEST_TEXT: Final = 1 << 26
 """Bytes of a text inside a file; no format or table of names is larger."""
 
 
@@ -24,13 +25,18 @@ class Bytes(Protocol):
 
 
 class File:
-    """A file. Raises UsageError if it cannot be opened or read."""
+    """A file, not held open: small reads come from the window around the last one.
+
+    Raises UsageError if it cannot be opened or read.
+    """
 
     def __init__(self, path: str) -> None:
         self.path = path
+        self._at = 0
+        self._window = b""
         try:
-            self._file = Path(path).open("rb")  # noqa: SIM115  open as long as this is
-            self.size = self._file.seek(0, 2)
+            self.size = Path(path).stat().st_size
+            self.upto(0, 1)
         except OSError as e:
             raise UsageError(f"{path}: {e.strerror or e}") from e
 
@@ -42,9 +48,18 @@ class File:
 
     def upto(self, offset: int, size: int) -> bytes:
         """At most *size* bytes."""
+        start = offset - self._at
+        if start < 0 or start + size > len(self._window):
+            if size >= WINDOW:
+                return self._read(offset, size)
+            self._at, self._window, start = offset, self._read(offset, WINDOW), 0
+        return self._window[start : start + size]
+
+    def _read(self, offset: int, size: int) -> bytes:
         try:
-            self._file.seek(min(offset, self.size))
-            return self._file.read(size)
+            with Path(self.path).open("rb", buffering=0) as file:
+                file.seek(min(offset, self.size))
+                return file.read(size)
         except OSError as e:
             raise UsageError(f"{self.path}: {e.strerror or e}") from e
 

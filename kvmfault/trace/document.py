@@ -27,12 +27,14 @@ Location = tuple[int | str, ...]
 
 
 def parse(path: str, text: str, *, what: str) -> object:
-    """The content of *text*: JSON if it begins with a brace, else TOML. *what* it should be, for the message.
+    """The content of *text*: JSON if the file is called so or it begins with a brace, else TOML.
 
+    *what*: what it should be, for the message.
     Raises UsageError with the line and column.
     """
+    is_json = path.lower().endswith(".json") or text.lstrip().startswith("{")
     try:
-        parsed: object = json.loads(text) if text.lstrip().startswith("{") else tomllib.loads(text)
+        parsed: object = json.loads(text) if is_json else tomllib.loads(text)
     except json.JSONDecodeError as e:
         raise UsageError(f"{path}:{e.lineno}:{e.colno}: not JSON: {e.msg}") from e
     except tomllib.TOMLDecodeError as e:
@@ -70,6 +72,8 @@ def wrong(
             message = "is missing"
         case "extra_forbidden":
             message = "is no key here"
+        case "model_type":
+            message = f"expected keys with values, found {_show(found['input'])}"
         case _:
             message = f"{message[:1].lower()}{message[1:]}, found {_show(found['input'])}"
     return UsageError(f"{path}{line_of(text, loc)}: {key_of(loc)} {message}"[:_TOO_LONG])

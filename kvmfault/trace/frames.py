@@ -18,6 +18,8 @@ FIRST: Final = ("place", "time", "cpu", "pid")
 """Columns that every frame begins with."""
 Column: TypeAlias = "NDArray[Any] | pl.Series"
 
+_FIXED: Final = 64
+"""Bytes of an array up to which it is compared as numbers."""
 _NUMBERS: Final = {(n, signed): f"<{'i' if signed else 'u'}{n}" for n in (1, 2, 4, 8) for signed in (False, True)}
 
 
@@ -111,10 +113,16 @@ def columns_of(event: EventFormat, records: Records) -> dict[str, Column]:
 def _column(f: Field, records: Records) -> Column:
     if f.kind is Kind.NUMBER:
         return _number(records, f.offset, f.size, signed=f.signed)
-    text = f.kind is Kind.TEXT
-    dtype = pl.String if text else pl.Binary
-    values = _variable(f, records) if f.place is not Place.HERE or not f.size else _fixed(f, records)
-    return _distinct(values, (lambda b: b.split(b"\0", 1)[0].decode(errors="replace")) if text else bytes, dtype)
+    dtype, make = (pl.String, _text) if f.kind is Kind.TEXT else (pl.Binary, bytes)
+    if f.place is Place.HERE and 0 < f.size <= _FIXED:
+        return _fixed(f, records, make, dtype)
+    values = _variable(f, records)
+    known = {value: None if value is None else make(value) for value in set(values)}
+    return pl.Series([known[value] for value in values], dtype=dtype)
+
+
+def _text(value: bytes) -> str:
+    return value.split(b"\0", 1)[0].decode(errors="replace")
 
 
 def _number(records: Records, offset: int, size: int, *, signed: bool) -> NDArray[Any]:
@@ -146,18 +154,25 @@ def _bytes(records: Records, offset: int, size: int) -> NDArray[np.uint8]:
     return rows[:, shift : shift + size]
 
 
-def _fixed(f: Field, records: Records) -> list[bytes]:
-    rows = np.ascontiguousarray(_bytes(records, f.offset, f.size))
-    values: list[bytes] = rows.view(f"V{f.size}").reshape(-1).tolist()
-    return values
+def _fixed(f: Field, records: Records, make: Callable[[bytes], str | bytes], dtype: type[pl.DataType]) -> pl.Series:
+    # Few are distinct: found as numbers, made once each.
+    rows = _bytes(records, f.offset, f.size)
+    wide = np.zeros((len(rows), -(-f.size // 8)), "<u8")
+    wide.view(np.uint8)[:, : f.size] = rows
+    keys = pl.DataFrame({f"k{n}": np.ascontiguousarray(wide[:, n]) for n in range(wide.shape[1])})
+    known = keys.unique()
+    values = [make(row.tobytes()[: f.size]) for row in known.to_numpy()]
+    known = known.with_columns(pl.Series("value", values, dtype=dtype))
+    return keys.join(known, on=keys.columns, how="left", maintain_order="left")["value"]
 
 
 def _variable(f: Field, records: Records) -> list[bytes | None]:
     # None where the record says that the array lies outside it.
     data = records.words.view(np.uint8).data
     starts, sizes = (records.at * 4).tolist(), records.size.tolist()
-    if not f.size:
-        return [bytes(data[start + f.offset : start + size]) for start, size in zip(starts, sizes, strict=True)]
+    if f.place is Place.HERE:
+        ends = sizes if not f.size else [f.offset + f.size] * len(sizes)
+        return [bytes(data[start + f.offset : start + end]) for start, end in zip(starts, ends, strict=True)]
     told = _number(records, f.offset, 4, signed=False).astype(np.int64)
     froms = (told & 0xFFFF) + (f.offset + 4 if f.place is Place.AFTER else 0)
     lengths = told >> 16
@@ -165,11 +180,3 @@ def _variable(f: Field, records: Records) -> list[bytes | None]:
         bytes(data[start + at : start + at + n]) if at + n <= size else None
         for start, size, at, n in zip(starts, sizes, froms.tolist(), lengths.tolist(), strict=True)
     ]
-
-
-def _distinct(
-    values: Collection[bytes | None], make: Callable[[bytes], str | bytes], dtype: type[pl.DataType]
-) -> pl.Series:
-    # Few of them are distinct.
-    known = {value: None if value is None else make(value) for value in set(values)}
-    return pl.Series([known[value] for value in values], dtype=dtype)

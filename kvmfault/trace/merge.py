@@ -18,9 +18,9 @@ from kvmfault.trace.recording import Frames, Lost, Meta
 from kvmfault.trace.ring import I64Col, Layout, U64Col
 from kvmfault.trace.text import ReadStats
 
-AT_ONCE: Final = 1 << 24
+AT_ONCE: Final = 1 << 23
 """Bytes of pages that are columns at one time, of all CPUs together, or a little more."""
-_SMALLEST: Final = 1 << 18
+_SMALLEST: Final = 1 << 16
 _GAPS: Final = 10_000
 """Windows of lost events that are listed; all are counted."""
 
@@ -45,6 +45,10 @@ class RingRecording:
         self._streams = sorted(streams, key=lambda s: s.cpu)
         self._clock = clock or Clock()
         self._damage = damage
+
+    def of_interest(self) -> frozenset[str]:
+        """See `Formats.of_interest`."""
+        return self.formats.of_interest()
 
     def frames(self, wanted: Collection[str] | None = None, *, stats: ReadStats | None = None) -> Iterator[Frames]:
         """See `Recording.frames`."""
@@ -201,9 +205,8 @@ def _take(cpu: _Cpu, bound: int, *, inclusive: bool) -> Iterator[_Piece]:
 
 
 def _frames(pieces: list[_Piece], place: int) -> dict[str, pl.DataFrame]:
-    places = _places([p.key[p.start : p.stop] for p in pieces], place)
-    parts: dict[str, list[pl.DataFrame]] = {}
-    for piece, numbers in zip(pieces, places, strict=True):
+    parts: dict[str, list[dict[str, Column]]] = {}
+    for piece, numbers in zip(pieces, _places([p.key[p.start : p.stop] for p in pieces], place), strict=True):
         for name, rows in piece.block.rows.items():
             some = slice(*np.searchsorted(rows.number, (piece.start, piece.stop)))
             if some.start < some.stop:
@@ -214,8 +217,20 @@ def _frames(pieces: list[_Piece], place: int) -> dict[str, pl.DataFrame]:
                     "cpu": np.full(len(number), piece.block.cpu, np.uint16),
                 }
                 columns.update((key, column[some]) for key, column in rows.columns.items())
-                parts.setdefault(name, []).append(pl.DataFrame(columns))
-    return {name: some[0] if len(some) == 1 else pl.concat(some).sort("place") for name, some in parts.items()}
+                parts.setdefault(name, []).append(columns)
+    return {name: pl.DataFrame(some[0] if len(some) == 1 else _woven(some)) for name, some in parts.items()}
+
+
+def _woven(parts: list[dict[str, Column]]) -> dict[str, Column]:
+    # One after the other would not be in order of place.
+    order = np.argsort(np.concatenate([part["place"] for part in parts]), kind="stable")
+    woven: dict[str, Column] = {}
+    for key in parts[0]:
+        columns = [part[key] for part in parts]
+        series = [column for column in columns if isinstance(column, pl.Series)]
+        arrays = [column for column in columns if not isinstance(column, pl.Series)]
+        woven[key] = pl.concat(series).gather(order) if series else np.concatenate(arrays).take(order)
+    return woven
 
 
 def _places(keys: list[I64Col], place: int) -> list[U64Col]:

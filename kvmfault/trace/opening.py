@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from kvmfault.errors import UsageError
+from kvmfault.contract.target import backends
 from kvmfault.trace import rawpages, tracedat
 from kvmfault.trace.binary import File
 from kvmfault.trace.recording import Recording
+from kvmfault.trace.textframes import TextRecording
 
 
 def open_recording(source: str, *, formats: str | None = None, instance: str | None = None) -> Recording:
@@ -22,4 +23,4 @@ def open_recording(source: str, *, formats: str | None = None, instance: str | N
     first = File(source).upto(0, 16)
     if first.startswith(tracedat.MAGIC):
         return tracedat.open_tracedat(source, instance)
-    raise UsageError(f"{source}: not a recording that can be read")
+    return TextRecording(source, [backend.tracepoints for backend in backends().values()])

@@ -29,9 +29,6 @@ _MISSED_STORED: Final = 1 << 30
 _STAMP_TOP: Final = np.uint64(0xF8 << 56)
 """An absolute stamp has 59 bits; the rest is the page's."""
 
-_STEP: Final = np.array([0, *range(2, 30), 0, 2, 2], np.int64)
-"""Words from one header to the next; 0: it takes a closer look."""
-
 
 class Layout(NamedTuple):
     """How pages of a recording are laid out, in bytes."""
@@ -90,9 +87,8 @@ def _headers(words: U32Col, start: Index, end: Index, damage: list[tuple[int, st
     while len(at):
         mark[at] = True
         kind = words.take(at, mode="clip") & np.uint32(31)
-        step = _STEP.take(kind, mode="clip")
-        if not step.all():
-            odd = np.flatnonzero(step == 0)
+        step = kind.astype(np.int64) + 1
+        if (odd := _is_odd(kind)).any():
             step[odd] = _odd_steps(words, at[odd], end[odd], damage)
         at += step
         running = at < end
@@ -101,16 +97,22 @@ def _headers(words: U32Col, start: Index, end: Index, damage: list[tuple[int, st
     return np.flatnonzero(mark)
 
 
+def _is_odd(kind: U32Col) -> NDArray[np.bool_]:
+    # Not 1..28: no plain record of that many words.
+    return kind - np.uint32(1) > _PADDING - 2
+
+
 def _odd_steps(words: U32Col, at: Index, end: Index, damage: list[tuple[int, str]]) -> Index:
     # A length follows the header of large records, and of padding unless nothing comes after it.
     header = words[at]
-    last = (header & np.uint32(31) == _PADDING) & (header >> np.uint32(5) == 0)
-    cut = ~last & (at + 1 >= end)
+    kind = header & np.uint32(31)
+    last = (kind == _PADDING) & (header >> np.uint32(5) == 0)
+    told = (kind == _LONG) | ((kind == _PADDING) & ~last)
     length = words.take(at + 1, mode="clip").astype(np.int64)
-    small = ~last & ~cut & (length < 4)
-    damage += [(int(where) * 4, "a record without a length") for where in at[cut | small]]
-    step = 1 + (length + 3 >> 2)
-    step[last | cut | small] = len(words)
+    bad = told & ((at + 1 >= end) | (length < 4))
+    damage += [(int(where) * 4, "a record without a length") for where in at[bad]]
+    step = np.where(told, 1 + (length + 3 >> 2), 2)
+    step[last | bad] = len(words)
     return step
 
 
@@ -119,59 +121,53 @@ def _records(
 ) -> Walked:
     header = words.take(at)
     kind = header & np.uint32(31)
+    odd = np.flatnonzero(_is_odd(kind))  # few
+    odd_kind, told = kind[odd], words.take(at[odd] + 1, mode="clip")
     first = np.searchsorted(at, np.append(base, len(words)))
-    counts = np.diff(first)
-    after = words.take(at + 1, mode="clip")
     delta = (header >> np.uint32(5)).astype(np.uint64)
-    extended = np.flatnonzero(kind == _TIME_EXTEND)
-    delta[extended] += after[extended].astype(np.uint64) << np.uint64(27)
-    stamps = np.flatnonzero(kind == _TIME_STAMP)
-    time = _times(words, base, first, counts, delta, stamps, after)
+    extend = odd_kind == _TIME_EXTEND
+    delta[odd[extend]] += told[extend].astype(np.uint64) << np.uint64(27)
+    stamp = odd_kind == _TIME_STAMP
+    time = _times(words, base, first, delta, odd[stamp], told[stamp])
 
-    long = kind == _LONG
     size = kind << np.uint32(2)
     word = at + 1
-    if long.any():
-        size[long] = after[long] - np.uint32(4)
-        word[long] += 1
-    keep = kind < _PADDING
-    over = keep & (word + ((size.astype(np.int64) + 3) >> 2) > np.repeat(end, counts))
-    short = keep & ~over & (size < 8)  # no room for what every event begins with
-    long_cut = long & (after < 4)
-    for n in np.flatnonzero((over | short) & ~long_cut):
-        damage += [(int(at[n]) * 4, f"no room for a record of {size[n]} bytes")]
-    keep &= ~(over | short | long_cut)
-    gaps = _gaps(words, base, end, commit, layout, np.append(0, np.cumsum(keep))[first[:-1]])
-    if not keep.all():
-        time, word, size = time[keep], word[keep], size[keep]
+    long = odd_kind == _LONG
+    size[odd[long]] = told[long] - np.uint32(4)
+    word[odd[long]] += 1
+    # Only the last record of a page can reach over its end; none may lack what every event begins with.
+    ends = first[1:][np.diff(first) > 0] - 1
+    over = word[ends] + (size[ends].astype(np.int64) + 3 >> 2) > end[np.diff(first) > 0]
+    wrong = np.union1d(ends[over & (kind[ends] < _PADDING)], np.flatnonzero(size < 8))
+    wrong = wrong[kind[wrong] < _PADDING]
+    known = {where for where, _ in damage}
+    damage += [(w, f"no room for a record of {size[n]} bytes") for n in wrong if (w := int(at[n]) * 4) not in known]
     damage.sort()
-    return Walked(time, words.take(word).astype(np.uint16), word, size, gaps, damage)
+    drop = np.union1d(odd[odd_kind >= _PADDING], wrong)
+    gaps = _gaps(words, base, end, commit, layout, first[:-1] - np.searchsorted(drop, first[:-1]))
+    if len(drop):
+        keep = np.ones(len(at), np.bool_)
+        keep[drop] = False
+        time, word, size = time[keep], word[keep], size[keep]
+    return Walked(time, words.take(word, mode="clip").astype(np.uint16), word, size, gaps, damage)
 
 
-def _times(
-    words: U32Col, base: Index, first: Index, counts: Index, delta: U64Col, stamps: Index, after: U32Col
-) -> U64Col:
+def _times(words: U32Col, base: Index, first: Index, delta: U64Col, stamps: Index, told: U32Col) -> U64Col:
     # Each record adds its delta to the time of the one before; pages and absolute stamps begin anew.
     begins = words.take(base).astype(np.uint64) | words.take(base + 1).astype(np.uint64) << np.uint64(32)
-    if not len(stamps):
-        total = np.cumsum(delta)
-        before = np.append(np.uint64(0), total)[first[:-1]]
-        total += np.repeat(begins - before, counts)
-        return total
     page = np.searchsorted(first, stamps, side="right") - 1
     top = begins[page] & _STAMP_TOP
-    absolute = (after[stamps].astype(np.uint64) << np.uint64(27)) + delta[stamps] | top
+    absolute = (told.astype(np.uint64) << np.uint64(27)) + delta[stamps] | top
     delta[stamps] = 0
     total = np.cumsum(delta)
     where = np.concatenate([first[:-1], stamps])
     value = np.concatenate([begins - np.append(np.uint64(0), total)[first[:-1]], absolute - total[stamps]])
     order = np.argsort(where, kind="stable")  # a page that begins with a stamp: the stamp holds
-    lengths = np.diff(np.append(where[order], len(delta)))
-    time: U64Col = total + np.repeat(value[order], lengths)
-    wrapped = np.flatnonzero((top != 0) & (stamps > 0) & (time[stamps] < time[stamps - 1]) & (stamps > first[page]))
-    for n in wrapped:  # the 59 bits of the stamp went round on this page
-        time[stamps[n] : first[page[n] + 1]] += np.uint64(1 << 59)
-    return time
+    total += np.repeat(value[order], np.diff(np.append(where[order], len(delta))))
+    wrapped = (top != 0) & (stamps > first[page]) & (total[stamps] < total[stamps - 1])
+    for n in np.flatnonzero(wrapped):  # the 59 bits of the stamp went round on this page
+        total[stamps[n] : first[page[n] + 1]] += np.uint64(1 << 59)
+    return total
 
 
 def _gaps(words: U32Col, base: Index, end: Index, commit: U32Col, layout: Layout, before: Index) -> list[Gap]:

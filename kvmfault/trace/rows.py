@@ -18,6 +18,12 @@ _AT_ONCE: Final = 1 << 15
 """Rows of a frame that are Python objects at one time."""
 
 
+def of_interest(recording: Recording) -> Collection[str] | None:
+    """What to ask `Recording.frames` for to learn of faults: KVM's events and probes; None, all, if it cannot tell."""
+    choose = getattr(recording, "of_interest", None)
+    return None if choose is None else choose()
+
+
 def events(
     recording: Recording, wanted: Collection[str] | None = None, *, stats: ReadStats | None = None
 ) -> Iterator[RecordedEvent]:

@@ -35,7 +35,7 @@ from kvmfault.trace.pattern import Pattern
 from kvmfault.trace.slots import SlotSource, place
 from kvmfault.trace.text import ReadStats, Source, looks_recorded, open_bytes, read_fields, source_name
 from kvmfault.types import U64, Gpa, Hva
-from kvmfault.vm.memslot import NR_SLOTS, MemslotFlag
+from kvmfault.vm.memslot import NR_SLOTS, MemslotFlag, slot_number
 
 _MAX_LIST: Final = 4 << 20
 _PATTERNS: Final = {
@@ -118,7 +118,7 @@ def _read_list(path: str, content: bytes) -> SlotSource:
             0,
             0,
             "",
-            s.as_id << 16 | s.id,
+            slot_number(s.as_id, s.id),
             _flags(s),
             Gpa(s.gpa),
             s.size,

@@ -248,6 +248,19 @@ def looks_recorded(content: bytes) -> bool:
     return any(line.startswith(("# tracer:", "cpus=")) or any(form(line) for form in _FORMS) for line in lines)
 
 
+def is_text(path: str | Path) -> bool:
+    """Whether the file *path* is text, or gzip, which text may be in: there is no NUL at its beginning, as there is in
+    any binary recording. Raises `UsageError` if it cannot be opened."""
+    if Path(path).is_dir():
+        return False
+    try:
+        with Path(path).open("rb") as file:
+            first = file.read(64)
+    except OSError as e:
+        raise UsageError(f"{path}: {e.strerror or e}") from e
+    return first.startswith(b"\x1f\x8b") or b"\0" not in first
+
+
 def source_name(source: Source) -> str:
     """How errors name *source*."""
     if isinstance(source, str | Path):

@@ -15,8 +15,8 @@ from typing import Final, TypeAlias
 import polars as pl
 
 from kvmfault.contract.tracepoints import Tracepoint, Tracepoints
-from kvmfault.trace.pattern import Fields, Misfit, Pattern, Value
 from kvmfault.trace.frames import FIRST
+from kvmfault.trace.pattern import Fields, Misfit, Pattern, Value
 from kvmfault.trace.recording import Frames, Meta
 from kvmfault.trace.text import ReadStats, Source, TextEvent, misread, read_text, source_name
 
@@ -30,7 +30,7 @@ _DECIMAL: Final = re.compile(r"-?\d{1,20}")
 _TYPES: Final[Mapping[str, type[pl.DataType]]] = {
     "x": pl.UInt64, "d": pl.UInt64, "i": pl.Int64, "w": pl.String, "b": pl.Binary,
 }  # fmt: skip
-_LIMITS: Final = {pl.UInt64: (0, 1 << 64), pl.Int64: (-1 << 63, 1 << 63)}
+_LIMITS: Final[Mapping[type[pl.DataType], tuple[int, int]]] = {pl.UInt64: (0, 1 << 64), pl.Int64: (-1 << 63, 1 << 63)}
 _Row: TypeAlias = tuple[TextEvent, Mapping[str, Value]]
 
 
@@ -164,7 +164,7 @@ class _Rows:
             for key, value in row.items():
                 if key in seen or len(seen) < _MOST_FIELDS:
                     seen.setdefault(key, set()).add(type(value))
-        number = {int: pl.UInt64, _Decimal: pl.Int64}
+        number: dict[type, type[pl.DataType]] = {int: pl.UInt64, _Decimal: pl.Int64}
         return [(key, number.get(next(iter(t)), pl.String) if len(t) == 1 else pl.String) for key, t in seen.items()]
 
 

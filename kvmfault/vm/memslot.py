@@ -20,6 +20,11 @@ MAX_SLOT_PAGES: Final = (1 << 31) - 1
 _BUCKETS: Final = 128
 
 
+def slot_number(as_id: int, slot_id: int) -> int:
+    """A slot as the ioctls name it: id in bits 15:0, address space in bits 31:16."""
+    return as_id << 16 | slot_id
+
+
 class MemslotFlag(IntFlag):
     """Flags of a slot. Bits 0-15 belong to the ioctl, bits 16 and up to the kernel (KVM_MEM_*, KVM_MEMSLOT_INVALID)."""
 
@@ -57,6 +62,8 @@ class Memslot:
     gmem: GmemBinding | None = None
     end_gfn: Gfn = field(init=False, repr=False, compare=False)
     """First frame behind the slot."""
+    number: int = field(init=False, repr=False, compare=False)
+    """Id and address space in one: see ``slot_number``."""
     readonly: bool = field(init=False, repr=False, compare=False)
     logs_dirty: bool = field(init=False, repr=False, compare=False)
     userfault: bool = field(init=False, repr=False, compare=False)
@@ -65,6 +72,7 @@ class Memslot:
     def __post_init__(self) -> None:
         put = object.__setattr__
         put(self, "end_gfn", Gfn(self.base_gfn + self.npages))
+        put(self, "number", slot_number(self.as_id, self.id))
         put(self, "readonly", bool(self.flags & MemslotFlag.READONLY))
         put(self, "logs_dirty", bool(self.flags & MemslotFlag.LOG_DIRTY))
         put(self, "userfault", bool(self.flags & MemslotFlag.USERFAULT))

@@ -6,6 +6,7 @@ against this and not against a VM. Every answer is the dullest one; an adapter o
 
 from __future__ import annotations
 
+from kvmfault.contract.fault import MmioFault
 from kvmfault.contract.format import Memory, Stage2Format
 from kvmfault.contract.outcome import MmioAccess, Signal
 from kvmfault.contract.ports import (
@@ -70,7 +71,7 @@ class ScriptedPorts:
     def pin_memfd(self, slot: Memslot, gfn: Gfn) -> Pin:
         return Pin(Pfn(gfn), writable=True)
 
-    def defer(self, gfn: Gfn, *, queue: bool) -> bool:
+    def defer(self, fault: MmioFault, gfn: Gfn, *, queue: bool) -> bool:
         return False
 
     def mapping_size(self, hva: Hva) -> int:
@@ -96,7 +97,7 @@ class ScriptedPorts:
     def relax(self, gpa: Gpa, prot: int, memory: Memory) -> MapResult | int:
         return MapResult.FIXED
 
-    def made_small(self, gpa: Gpa, size: int) -> None:
+    def grow_for_fetch(self, gpa: Gpa) -> None:
         pass
 
     def fetched_small(self, gpa: Gpa, size: int) -> bool:

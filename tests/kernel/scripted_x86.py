@@ -8,6 +8,7 @@ from errno import EIO
 from typing import Final
 
 from arch.x86.joints import APIC_ACCESS_PAGE
+from kvmfault.contract.fault import MmioFault
 from kvmfault.contract.format import Memory, Stage2Format, W
 from kvmfault.contract.outcome import Signal
 from kvmfault.contract.ports import (
@@ -170,7 +171,7 @@ class X86Ports(ScriptedPorts):
             return Pin(None, PinError.FAULT, errno=errno)
         return Pin(Pfn(gfn + 0x100000), writable=True, max_size=1 << 12)
 
-    def defer(self, gfn: Gfn, *, queue: bool) -> bool:
+    def defer(self, fault: MmioFault, gfn: Gfn, *, queue: bool) -> bool:
         if not self.keys.get("apf"):
             return False
         if self.keys.get("apfdup"):

@@ -91,7 +91,7 @@ def run(script: Mapping[str, int], path: BoundPath | None = None) -> dict[str, i
         KVM=KVM["PRIVATE"].mask if said["private"] else 0,
     )
     vm = SizePorts(_TARGET.format, said)
-    at = (path or bind(_TARGET)).run(vm, fault).progress
+    at = (path or bind(_TARGET)).handle(vm, fault).progress
     mapped, pfn = vm.mapped
     return {
         "req": level(at.wanted or size(1)),

@@ -62,7 +62,7 @@ def run(script: Mapping[str, int], path: BoundPath | None = None) -> dict[str, o
     prefetch = bool(script.get("prefetch", 0))
     fault = _TARGET.decode(**npf_registers(script["err"], prefetch=prefetch), EXITINFO2=GFN << 12)
     vm = X86Ports(_TARGET.format, script)
-    done = (path or bind(_TARGET)).run(vm, fault)
+    done = (path or bind(_TARGET)).handle(vm, fault)
     outcome = done.outcome
     emulated = isinstance(outcome, Emulate) and not prefetch
     if emulated:

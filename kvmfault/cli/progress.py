@@ -1,0 +1,22 @@
+"""Progress bars for work that takes long: on stderr, and only where that is a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+
+@contextmanager
+def progress(totals: Mapping[str, int | None]) -> Iterator[Callable[[str, int], None]]:
+    """A bar for each name in *totals*, gone when the work is done. Call what it gives with a name and how much is done.
+
+    A total counts bytes, items or whatever the calls count; None: not known.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+        tasks = {name: bars.add_task(name, total=total) for name, total in totals.items()}
+        yield lambda name, done: bars.update(tasks[name], completed=done)

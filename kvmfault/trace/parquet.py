@@ -1,0 +1,265 @@
+"""One Parquet file of many events: every row group holds the rows of one event, and nothing for columns of others.
+
+A table of all events side by side is mostly holes. Writers that are given it spend their time on them; here a hole is
+one small page for a whole row group, and the columns need not be known before the end. A reader sees one table, and
+one that asks for an event skips the row groups of the others by the statistics of the column ``event``.
+The format: the specification of Apache Parquet (parquet.thrift); pages of version 1, compressed with zstd.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import IO, Any, Final, NamedTuple
+
+import numpy as np
+import polars as pl
+import zstandard
+from numpy.typing import NDArray
+
+from kvmfault.trace.thrift import I8, I64, Items, Struct, struct, structs, varint
+
+_MAGIC: Final = b"PAR1"
+_LEVEL: Final = 1
+_ROWS: Final = 1 << 18
+"""Rows of an event that make a row group."""
+_HELD: Final = 1 << 26
+"""Bytes that wait for their row group to fill; above it the largest is written as it is."""
+
+# Numbers of the format.
+_BOOLEAN, _INT32, _INT64, _DOUBLE, _BYTE_ARRAY = 0, 1, 2, 5, 6
+_PLAIN, _RLE, _DICTIONARY = 0, 3, 8
+_ZSTD: Final = 6
+_DATA_PAGE, _DICTIONARY_PAGE = 0, 2
+
+
+class _Type(NamedTuple):
+    # How a column is stored: physical type, what its values are in the file, converted and logical type.
+    physical: int
+    stored: str
+    converted: int | None = None
+    logical: Struct | None = None
+    suffix: str = ""
+
+
+def _integer(bits: int, *, signed: bool, suffix: str = "") -> _Type:
+    wide = bits == 64
+    converted = {8: 11, 16: 12, 32: 13, 64: 14}[bits] + (4 if signed else 0)
+    logical = struct((10, struct((1, I8(bits)), (2, signed))))
+    return _Type(_INT64 if wide else _INT32, "<i8" if wide else "<i4", converted, logical, suffix)
+
+
+_TYPES: Final[Mapping[type[pl.DataType], _Type]] = {
+    pl.UInt64: _integer(64, signed=False),
+    pl.Int64: _integer(64, signed=True, suffix="_signed"),
+    pl.UInt32: _integer(32, signed=False, suffix="_32"),
+    pl.Int32: _integer(32, signed=True, suffix="_signed_32"),
+    pl.UInt16: _integer(16, signed=False, suffix="_16"),
+    pl.UInt8: _integer(8, signed=False, suffix="_8"),
+    pl.Boolean: _Type(_BOOLEAN, "", suffix="_flag"),
+    pl.Float64: _Type(_DOUBLE, "<f8", suffix="_real"),
+    pl.String: _Type(_BYTE_ARRAY, "", 0, struct((1, struct())), suffix="_text"),
+    pl.Binary: _Type(_BYTE_ARRAY, "", suffix="_bytes"),
+}
+
+
+class _Key(NamedTuple):
+    # A column of the file: two events may have fields of one name and of different types.
+    name: str
+    dtype: type[pl.DataType]
+
+
+class _Chunk(NamedTuple):
+    # A column of a row group, as it was written.
+    at: int
+    dictionary: int | None
+    stored: int
+    full: int
+    statistics: Struct
+
+
+class _Group(NamedTuple):
+    event: str
+    rows: int
+    chunks: dict[_Key, _Chunk]
+
+
+class ParquetWriter:
+    """Writes frames of events to an open binary file; ``close`` must be called for it to be a Parquet file."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._at = 0
+        self._groups: list[_Group] = []
+        self._keys: dict[_Key, None] = {_Key("event", pl.String): None}
+        self._waiting: dict[str, list[pl.DataFrame]] = {}
+        self._sizes: dict[str, int] = {}
+        self._compress = zstandard.ZstdCompressor(level=_LEVEL).compress
+        self._put(_MAGIC)
+
+    def write(self, event: str, frame: pl.DataFrame) -> None:
+        """Rows of one event; the frames of an event must have the same columns."""
+        waiting = self._waiting.setdefault(event, [])
+        waiting.append(frame)
+        self._sizes[event] = self._sizes.get(event, 0) + int(frame.estimated_size())
+        if sum(map(len, waiting)) >= _ROWS:
+            self._flush(event)
+        elif sum(self._sizes.values()) > _HELD:
+            self._flush(max(self._sizes, key=lambda name: self._sizes[name]))
+
+    def columns(self) -> dict[str, list[str]]:
+        """Write what waits. The columns of each event, by the names that the file gives them."""
+        for event in list(self._waiting):
+            self._flush(event)
+        names = self._names()
+        return {group.event: [names[key] for key in group.chunks] for group in self._groups}
+
+    def close(self, metadata: Mapping[str, str]) -> None:
+        """Write what waits, the holes, and the footer with *metadata*."""
+        self.columns()
+        names = self._names()
+        keys = list(self._keys)
+        groups = [self._row_group(group, keys, names) for group in self._groups]
+        schema = [struct((4, "events"), (5, len(keys))), *(_element(key, names[key]) for key in keys)]
+        pairs = [struct((1, name), (2, value)) for name, value in metadata.items()]
+        footer = struct(
+            (1, 2),
+            (2, structs(schema)),
+            (3, I64(sum(group.rows for group in self._groups))),
+            (4, structs(groups)),
+            (5, structs(pairs)),
+            (6, "kvmfault"),
+            (7, structs(struct((1, struct())) for _ in keys)),  # statistics are in the order of the type
+        )
+        self._put(footer + len(footer).to_bytes(4, "little") + _MAGIC)
+
+    def _put(self, data: bytes) -> int:
+        at = self._at
+        self._file.write(data)
+        self._at += len(data)
+        return at
+
+    def _flush(self, event: str) -> None:
+        frame = pl.concat(self._waiting.pop(event))
+        del self._sizes[event]
+        for start in range(0, len(frame), _ROWS * 2):
+            some = frame.slice(start, _ROWS * 2)
+            chunks = {_Key("event", pl.String): self._constant(event, len(some))}
+            for series in some:
+                chunks[_Key(series.name, series.dtype.base_type())] = self._chunk(series)
+            self._keys.update(dict.fromkeys(chunks))
+            self._groups.append(_Group(event, len(some), chunks))
+
+    def _chunk(self, series: pl.Series) -> _Chunk:
+        kind = _TYPES[series.dtype.base_type()]
+        valid = series.is_not_null().to_numpy() if series.null_count() else None
+        levels = _levels(len(series), valid)
+        present = series.drop_nulls() if valid is not None else series
+        if kind.physical == _BYTE_ARRAY:
+            return self._coded(present, len(series), levels)
+        if kind.physical == _BOOLEAN:
+            values = np.packbits(present.to_numpy(), bitorder="little")
+        else:
+            values = np.ascontiguousarray(present.to_numpy()).astype(kind.stored, copy=False)
+        statistics = _statistics(present, len(series) - len(present), kind)
+        return self._pages(None, (levels, values), len(series), _PLAIN, statistics)
+
+    def _coded(self, present: pl.Series, rows: int, levels: bytes) -> _Chunk:
+        # Text and bytes: the distinct values once, then their numbers, as 8, 16 or 32 bits each.
+        known = present.unique(maintain_order=True)
+        codes = pl.DataFrame({"v": known, "n": np.arange(len(known), dtype=np.uint32)})
+        numbers = pl.DataFrame({"v": present}).join(codes, on="v", how="left", maintain_order="left")["n"].to_numpy()
+        encoded = [v.encode() if isinstance(v, str) else v for v in known]
+        return self._numbered(encoded, numbers, rows, levels)
+
+    def _constant(self, value: str, rows: int) -> _Chunk:
+        # One run: all are number 0.
+        statistics = struct((3, I64(0)), (5, value), (6, value))
+        run = b"\x08" + varint(rows << 1) + b"\0"
+        return self._pages([value.encode()], (_levels(rows, None), run), rows, _DICTIONARY, statistics)
+
+    def _numbered(self, values: list[bytes], numbers: NDArray[Any], rows: int, levels: bytes) -> _Chunk:
+        width = 8 if len(values) <= 1 << 8 else 16 if len(values) <= 1 << 16 else 32
+        packed = numbers.astype(f"<u{width // 8}").tobytes() + bytes(-len(numbers) % 8 * width // 8)
+        run = bytes([width]) + varint(-(-len(numbers) // 8) << 1 | 1) + packed
+        statistics = struct((3, I64(rows - len(numbers))))
+        return self._pages(values, (levels, run), rows, _DICTIONARY, statistics)
+
+    def _pages(
+        self, values: list[bytes] | None, data: tuple[Any, ...], rows: int, encoding: int, statistics: Struct
+    ) -> _Chunk:
+        dictionary, full, start = None, 0, self._at
+        if values is not None:
+            plain = b"".join(len(v).to_bytes(4, "little") + v for v in values)
+            dictionary = start
+            full += self._page(plain, _DICTIONARY_PAGE, (7, struct((1, len(values)), (2, _PLAIN))))
+        at = self._at
+        header = struct((1, rows), (2, encoding), (3, _RLE), (4, _RLE))
+        full += self._page(b"".join(data), _DATA_PAGE, (5, header))
+        return _Chunk(at, dictionary, self._at - start, full, statistics)
+
+    def _page(self, data: bytes, kind: int, header: tuple[int, Struct]) -> int:
+        stored = self._compress(data)
+        head = struct((1, kind), (2, len(data)), (3, len(stored)), header)
+        self._put(head)
+        self._put(stored)
+        return len(head) + len(data)
+
+    def _row_group(self, group: _Group, keys: list[_Key], names: Mapping[_Key, str]) -> Struct:
+        columns, stored, full = [], 0, 0
+        for key in keys:
+            chunk = group.chunks.get(key) or self._hole(group.rows)
+            columns.append(_column(key, names[key], chunk, group.rows))
+            stored, full = stored + chunk.stored, full + chunk.full
+        return struct((1, structs(columns)), (2, I64(full)), (3, I64(group.rows)), (6, I64(stored)))
+
+    def _hole(self, rows: int) -> _Chunk:
+        run = varint(rows << 1) + b"\0"
+        return self._pages(None, (len(run).to_bytes(4, "little"), run), rows, _PLAIN, struct((3, I64(rows))))
+
+    def _names(self) -> dict[_Key, str]:
+        # The type most events have keeps the name; another one says what it is.
+        users = {key: sum(key in group.chunks for group in self._groups) for key in self._keys}
+        names: dict[_Key, str] = {}
+        for key in sorted(self._keys, key=lambda k: -users[k]):
+            taken = names.values()
+            names[key] = key.name if key.name not in taken else key.name + _TYPES[key.dtype].suffix
+        return names
+
+
+def _levels(rows: int, valid: NDArray[np.bool_] | None) -> bytes:
+    # Which rows have a value: one run of ones, or a bit each.
+    if valid is None:
+        run = varint(rows << 1) + b"\1"
+    else:
+        run = varint(-(-rows // 8) << 1 | 1) + np.packbits(valid, bitorder="little").tobytes()
+    return len(run).to_bytes(4, "little") + run
+
+
+def _statistics(present: pl.Series, nulls: int, kind: _Type) -> Struct:
+    if not len(present) or not kind.stored:
+        return struct((3, I64(nulls)))
+    values = present.to_numpy()
+    low, high = (np.array([v]).astype(kind.stored).tobytes() for v in (values.min(), values.max()))
+    return struct((3, I64(nulls)), (5, high), (6, low))
+
+
+def _element(key: _Key, name: str) -> Struct:
+    kind = _TYPES[key.dtype]
+    return struct((1, kind.physical), (3, 1), (4, name), (6, kind.converted), (10, kind.logical))
+
+
+def _column(key: _Key, name: str, chunk: _Chunk, rows: int) -> Struct:
+    encodings = Items([_PLAIN, _RLE, _DICTIONARY] if chunk.dictionary is not None else [_PLAIN, _RLE])
+    meta = struct(
+        (1, _TYPES[key.dtype].physical),
+        (2, encodings),
+        (3, Items([name])),
+        (4, _ZSTD),
+        (5, I64(rows)),
+        (6, I64(chunk.full)),
+        (7, I64(chunk.stored)),
+        (9, I64(chunk.at)),
+        (11, None if chunk.dictionary is None else I64(chunk.dictionary)),
+        (12, chunk.statistics),
+    )
+    return struct((2, I64(0)), (3, meta))
