@@ -23,6 +23,13 @@ SettingOption = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Another policy or VM fact than the target's; may be repeated."),
 ]
 
+FormatsOption = Annotated[
+    str | None, typer.Option("--formats", metavar="DIR", help="Event formats of the boot that raw pages are from.")
+]
+InstanceOption = Annotated[
+    str | None, typer.Option("--instance", metavar="NAME", help="A buffer of a trace.dat other than the top one.")
+]
+
 
 def decode_command(
     target: TargetArgument,
@@ -180,6 +187,8 @@ def compare_policies_command(
 def trace_summary_command(
     recording: Annotated[str, typer.Argument(help="A recording of any kind.")],
     slots: Annotated[str | None, typer.Option("--slots", help="Memslots: TOML, JSON or an aux recording.")] = None,
+    formats: FormatsOption = None,
+    instance: InstanceOption = None,
     html: Annotated[
         str | None, typer.Option("--html", metavar="OUT.html", help="Write a page with plots, too.")
     ] = None,
@@ -189,7 +198,7 @@ def trace_summary_command(
     with needs("trace", "trace summary"):
         from kvmfault.cli import summary
 
-    finish(summary.run(recording, slots=slots, page=html, json=json))
+    finish(summary.run(recording, slots=slots, formats=formats, instance=instance, page=html, json=json))
 
 
 def compare_traces_command(
@@ -216,12 +225,8 @@ def trace_convert_command(
         str, typer.Argument(metavar="IN", help="trace.dat, a folder of raw pages, or a recording in text form.")
     ],
     out: Annotated[str, typer.Argument(metavar="OUT.parquet", help="What to write; replaced if it is there.")],
-    formats: Annotated[
-        str | None, typer.Option("--formats", metavar="DIR", help="Event formats of the boot that raw pages are from.")
-    ] = None,
-    instance: Annotated[
-        str | None, typer.Option("--instance", metavar="NAME", help="A buffer of a trace.dat other than the top one.")
-    ] = None,
+    formats: FormatsOption = None,
+    instance: InstanceOption = None,
     json: JsonFlag = False,
 ) -> None:
     """Write a recording's events as one Parquet table, in bounded memory; status 1 if the recording is damaged."""

@@ -23,10 +23,12 @@ NARROW = 110
 """Columns of a terminal below which the figures that matter less are left out."""
 
 
-def run(path: str, *, slots: str | None, page: str | None, json: bool) -> int:
+def run(
+    path: str, *, slots: str | None, formats: str | None, instance: str | None, page: str | None, json: bool
+) -> int:
     """Summarise and print; status 1 if the file is damaged."""
     write = _writer(page)
-    summary = _summarised(path, slots)
+    summary = _summarised(path, slots, formats, instance)
     write(summary)
     print(to_json(as_data(summary))) if json else _show(_tables(summary))
     return 1 if summary.damaged else 0
@@ -35,7 +37,7 @@ def run(path: str, *, slots: str | None, page: str | None, json: bool) -> int:
 def compare(before: str, after: str, *, page: str | None, limit: float | None, json: bool) -> int:
     """Compare and print; status 1 if something is slower by more than *limit* percent."""
     write = _writer(page)
-    found = compared(_summarised(before, None), _summarised(after, None))
+    found = compared(_summarised(before), _summarised(after))
     if limit is not None and (found.before.ticks or found.after.ticks):
         raise UsageError(f"{before}, {after}: times are ticks, which --fail-if-slower cannot compare")
     slower = found.slower(limit) if limit is not None else []
@@ -62,7 +64,9 @@ def _writer(path: str | None) -> Callable[[Summary | Comparison], object]:
     return write
 
 
-def _summarised(path: str, slots: str | None) -> Summary:
+def _summarised(
+    path: str, slots: str | None = None, formats: str | None = None, instance: str | None = None
+) -> Summary:
     known = read_slots(slots) if slots is not None else None
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
@@ -70,7 +74,7 @@ def _summarised(path: str, slots: str | None) -> Summary:
     size = Path(path).stat().st_size if Path(path).is_file() else None
     with bar:
         task = bar.add_task("read", total=size)
-        return summarise(path, slots=known, progress=lambda done: bar.update(task, completed=done))
+        return summarise(path, formats=formats, instance=instance, slots=known, progress=lambda done: bar.update(task, completed=done))
 
 
 def _show(parts: Iterator[Table | Text]) -> None:
@@ -118,9 +122,6 @@ def _table(section: Section, *, ticks: bool) -> Iterator[Table | Text]:
         box=None,
         pad_edge=False,
         padding=(0, 2, 0, 0),
-        title=section.title,
-        title_justify="left",
-        title_style="bold",
         header_style="dim",
         collapse_padding=True,
     )

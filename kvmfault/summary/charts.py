@@ -88,6 +88,10 @@ def _data(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> alt.Inlin
     return alt.InlineData(values="\n".join(lines), format=alt.CsvDataFormat(type="tsv", parse=parse))
 
 
+def _tip(field: str, title: str) -> alt.Tooltip:
+    return alt.Tooltip(field, title=title)
+
+
 def _when(summary: Summary, steps: int) -> str:
     return text(steps * summary.step, "time", ticks=summary.ticks)
 
@@ -115,28 +119,56 @@ def _map(summary: Summary, colours: Mapping[str, str]) -> Plot:
             kinds[kind if kind in colours else OTHER] += n
         when, place = at
         return (
-            f"{when * step / unit:.6g}", f"{(when + 1) * step / unit:.6g}", row[place], row[place] + 1, kinds.most_common(1)[0][0],
-            kinds.total(), f"{place * size:#x} + {size_text(size)}", ", ".join(f"{n} {k}" for k, n in cells[at].most_common(4)),
-        )  # fmt: skip
+            f"{when * step / unit:.6g}",
+            f"{(when + 1) * step / unit:.6g}",
+            row[place],
+            row[place] + 1,
+            kinds.most_common(1)[0][0],
+            kinds.total(),
+            f"{place * size:#x} + {size_text(size)}",
+            ", ".join(f"{n} {k}" for k, n in cells[at].most_common(4)),
+        )
 
-    rects = alt.Chart(_data(("x", "x2", "y", "y2", "kind", "n", "where", "all"), (line(at) for at in sorted(cells)))).mark_rect(strokeWidth=0).encode(
-        x=axis,
-        x2="x2:Q",
-        y=alt.Y("y:Q", title=None, scale=alt.Scale(domain=[0, max(row.values()) + 1], nice=False),
-                axis=alt.Axis(values=[*labels], labelExpr=f"{dumps({str(y): label for y, label in labels.items()})}[datum.value]", labelOverlap="greedy", grid=False, labelLimit=140)),
-        y2="y2:Q",
-        color=_colour(colours),
-        opacity=alt.Opacity("n:Q", scale=alt.Scale(type="log", range=[0.6, 1]), legend=None),
-        tooltip=[alt.Tooltip("where:N", title="guest memory"), alt.Tooltip("x:Q", title=f"from, {name}"), alt.Tooltip("n:Q", title="faults"), alt.Tooltip("all:N", title="of these")],
-    )  # fmt: skip
-    holes = alt.Chart(_data(("y", "range"), gaps)).mark_rule(strokeDash=[2, 3], opacity=0.6).encode(
-        y="y:Q", tooltip=[alt.Tooltip("range:N", title="no faults in")]
-    )  # fmt: skip
+    data = _data(("x", "x2", "y", "y2", "kind", "n", "where", "all"), (line(at) for at in sorted(cells)))
+    rects = (
+        alt.Chart(data)
+        .mark_rect(strokeWidth=0)
+        .encode(
+            x=axis,
+            x2="x2:Q",
+            y=alt.Y(
+                "y:Q",
+                title=None,
+                scale=alt.Scale(domain=[0, max(row.values()) + 1], nice=False),
+                axis=alt.Axis(
+                    values=[*labels],
+                    labelExpr=f"{dumps(labels)}[datum.value]",
+                    labelOverlap="greedy",
+                    grid=False,
+                    labelLimit=140,
+                ),
+            ),
+            y2="y2:Q",
+            color=_colour(colours),
+            opacity=alt.Opacity("n:Q", scale=alt.Scale(type="log", range=[0.6, 1]), legend=None),
+            tooltip=[
+                _tip("where:N", "guest memory"),
+                _tip("x:Q", f"from, {name}"),
+                _tip("n:Q", "faults"),
+                _tip("all:N", "of these"),
+            ],
+        )
+    )
+    holes = (
+        alt.Chart(_data(("y", "range"), gaps))
+        .mark_rule(strokeDash=[2, 3], opacity=0.6)
+        .encode(y="y:Q", tooltip=[_tip("range:N", "no faults in")])
+    )
     chart = alt.layer(holes, rects) if gaps else rects
     tall = min(max((max(row.values()) + 1) * _ROW, _TALL[0]), _TALL[1])
     about = (
-        f"Each cell is {size_text(size)} of guest memory for {_when(summary, factor)}, in the colour of the kind that is most frequent there, "
-        f"stronger for more faults. Memory without faults is left out: a dashed line stands for it."
+        f"Each cell is {size_text(size)} of guest memory for {_when(summary, factor)}, in the colour of the kind that "
+        "is most frequent there, stronger for more faults. Memory without faults is left out: a dashed line stands for it."
     )
     return Plot("map", "Faults by address and time", about, _spec(chart, tall))
 
@@ -181,12 +213,18 @@ def _rate(summary: Summary, colours: Mapping[str, str]) -> Plot:
             (f"{s * summary.step / unit:.6g}", f"{(s + 1) * summary.step / unit:.6g}", below[s], below[s] + n, k, n)
         )
         below[s] += n
-    chart = alt.Chart(_data(("x", "x2", "y", "y2", "kind", "n"), rows)).mark_rect(strokeWidth=0).encode(
-        x=axis, x2="x2:Q",
-        y=alt.Y("y:Q", title=f"faults in {_when(summary, 1)}", axis=alt.Axis(tickMinStep=1)), y2="y2:Q",
-        color=_colour(colours),
-        tooltip=[alt.Tooltip("kind:N"), alt.Tooltip("x:Q", title=f"from, {name}"), alt.Tooltip("n:Q", title="faults")],
-    )  # fmt: skip
+    chart = (
+        alt.Chart(_data(("x", "x2", "y", "y2", "kind", "n"), rows))
+        .mark_rect(strokeWidth=0)
+        .encode(
+            x=axis,
+            x2="x2:Q",
+            y=alt.Y("y:Q", title=f"faults in {_when(summary, 1)}", axis=alt.Axis(tickMinStep=1)),
+            y2="y2:Q",
+            color=_colour(colours),
+            tooltip=[alt.Tooltip("kind:N"), _tip("x:Q", f"from, {name}"), _tip("n:Q", "faults")],
+        )
+    )
     return Plot(
         "rate", "Faults over time", f"Faults in each {_when(summary, 1)} of the recording, by kind.", _spec(chart, 200)
     )
@@ -228,12 +266,29 @@ def _took(
     # twice as wide as what there is at least: one step is no plot
     domain = [min(float(row[0]) for row in rows) / 1.5, max(float(row[1]) for row in rows) * 1.5]
     figure = "share" if several else "n"
-    chart = alt.Chart(_data(("x", "x2", "n", "share", "kind"), rows)).mark_rect(strokeWidth=0, opacity=0.6 if several else 1).encode(
-        x=alt.X("x:Q", title=f"{unit_name} from exit to entry", scale=alt.Scale(type="log", nice=False, domain=domain), axis=alt.Axis(tickCount=5, grid=False, format="~s")), x2="x2:Q",
-        y=alt.Y(f"{figure}:Q", title="%" if several else None, axis=alt.Axis(tickCount=4)), y2=alt.datum(0),
-        color=_colour(colours) if several else alt.value(colours["exits"]),
-        tooltip=[alt.Tooltip("x:Q", title=f"from, {unit_name}"), alt.Tooltip("x2:Q", title="below"), alt.Tooltip("n:Q", title="exits"), alt.Tooltip("share:Q", title="%")],
-    )  # fmt: skip
+    data = _data(("x", "x2", "n", "share", "kind"), rows)
+    chart = (
+        alt.Chart(data)
+        .mark_rect(strokeWidth=0, opacity=0.6 if several else 1)
+        .encode(
+            x=alt.X(
+                "x:Q",
+                title=f"{unit_name} from exit to entry",
+                scale=alt.Scale(type="log", nice=False, domain=domain),
+                axis=alt.Axis(tickCount=5, grid=False, format="~s"),
+            ),
+            x2="x2:Q",
+            y=alt.Y(f"{figure}:Q", title="%" if several else None, axis=alt.Axis(tickCount=4)),
+            y2=alt.datum(0),
+            color=_colour(colours) if several else alt.value(colours["exits"]),
+            tooltip=[
+                _tip("x:Q", f"from, {unit_name}"),
+                _tip("x2:Q", "below"),
+                _tip("n:Q", "exits"),
+                _tip("share:Q", "%"),
+            ],
+        )
+    )
     totals = [f"{sum(n for *_, n in steps):,}" + f" {which}" * several for which, steps in parts.items()]
     about = f"Exits by the time that they took: {', '.join(totals)}."
     return Plot(f"took{number}", name, about, _spec(chart, 130))

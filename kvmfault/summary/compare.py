@@ -14,9 +14,9 @@ from kvmfault.summary.words import text
 ENOUGH: Final = 100
 """Exits of a kind, in both recordings, whose percentiles are worth a verdict."""
 _COUNTED: Final = {
-    "kinds": "faults", "causes": "faults", "accesses": "faults", "levels": "faults", "slots": "faults", "repeats": "faults",
-    "mmio": "reads", "large_pages": "entries", "user_exits": "returns", "host": "events", "walks": "times",
-    "hot_ranges": "faults",
+    "kinds": "faults", "causes": "faults", "accesses": "faults", "levels": "faults", "slots": "faults",
+    "repeats": "faults", "mmio": "reads", "large_pages": "entries", "user_exits": "returns", "host": "events",
+    "walks": "times", "hot_ranges": "faults",
 }  # fmt: skip
 _PERCENTILES: Final = ("p50", "p90", "p99")
 
@@ -60,9 +60,7 @@ def _counts(a: Summary, b: Summary) -> Iterator[Section]:
         one = a.section(key) or b.section(key)
         if one is None:
             continue
-        named = [c for c in one.columns[: one.keys]]
-        if key == "hot_ranges":
-            named = list(one.columns[:2])
+        named = list(one.columns[: one.keys])
         counts: dict[tuple[Cell, ...], list[int]] = defaultdict(lambda: [0, 0])
         for side, summary in enumerate((a, b)):
             section = summary.section(key)

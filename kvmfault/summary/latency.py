@@ -75,9 +75,9 @@ def _edges(rows: pl.DataFrame, pid: NDArray[np.int32], bound: NDArray[np.bool_],
     before = np.cumsum(bound)
     task = np.flatnonzero(np.r_[True, pid[1:] != pid[:-1]])
     counts = np.diff(np.r_[task, len(rows)])
-    at_start = np.repeat((before - bound)[task], counts)
+    at_start: NDArray[np.int64] = np.repeat((before - bound)[task], counts)
     at_end = np.repeat(before[task + counts - 1], counts)
-    head = (before - bound) == at_start  # no exit or entry of this task lies before
+    head: NDArray[np.bool_] = (before - bound) == at_start  # no exit or entry of this task lies before
     tail = before == at_end
     return Edges(*(sample(rows.filter(pl.Series(needed & side)), _TASKS) for side in (head, tail)))
 
@@ -96,7 +96,8 @@ def bucket(took: NDArray[np.int64]) -> NDArray[np.uint16]:
     high = np.frexp(value.astype(np.float64))[1]  # bits of the number; a rounding up is mended below
     high = high - ((np.uint64(1) << np.minimum(np.maximum(high - 1, 0), 63).astype(np.uint64)) > value)
     drop = np.maximum(high - 6, 0)
-    return ((drop << 5) + (value >> drop.astype(np.uint64)).astype(np.int64)).astype(np.uint16)
+    number: NDArray[np.int64] = (drop << 5) + (value >> drop.astype(np.uint64)).astype(np.int64)
+    return number.astype(np.uint16)
 
 
 def bounds(number: int) -> tuple[int, int]:

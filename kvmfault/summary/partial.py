@@ -201,8 +201,14 @@ class Reading:
                         pred_column(point.change.split, have),
                     )
                 )
-        empty = Changes(*(np.empty(0, kind) for kind in (np.int64, np.uint64, np.uint64, np.bool_, np.bool_, np.bool_)))
-        changes = Changes(*(np.concatenate(columns) for columns in zip(empty, *parts, strict=True)))
+        changes = Changes(
+            np.concatenate([np.empty(0, np.int64), *(p.order for p in parts)]),
+            *(np.concatenate([np.empty(0, np.uint64), *(getattr(p, n) for p in parts)]) for n in ("frame", "place")),
+            *(
+                np.concatenate([np.empty(0, np.bool_), *(getattr(p, n) for p in parts)])
+                for n in ("removed", "protected", "split")
+            ),
+        )
         roles = (Role.UNMAP, Role.AGE, Role.CLEAR)
         assert len(roles) == len(EVER)
         ever = [
@@ -219,6 +225,8 @@ class Reading:
         meaning, tables = self.meaning, dict[str, pl.DataFrame | None]()
         for _, _, frame in meaning.frames(frames, Role.MMIO):
             tables["mmio"] = _count(frame, "gpa", "len", "type")
+        for _, _, frame in meaning.frames(frames, Role.UNDECODED):
+            tables["undecoded"] = _count(frame.rename({"ipa": "gpa"}, strict=False), "gpa")
         parts = {role: [] for role in ("user", "walks", "host", "entries")}  # type: dict[str, list[pl.DataFrame]]
         for name, point, frame in meaning.frames(frames, Role.USER_EXIT, Role.WALK, Role.WALK_STEP, Role.WALK_FAILED):
             told = [pl.col(f).cast(pl.String).fill_null("") for f in point.told_by]
@@ -307,7 +315,8 @@ def _common_scale(a: Partial, b: Partial, table: str, column: str, scale: str, c
     values = [
         p.tables[table][column].to_numpy() >> np.uint64(least - getattr(p, scale)) for p in (a, b) if table in p.tables
     ]
-    return scale_of(np.concatenate(values), cap) + least if values else least
+    more: int = scale_of(np.concatenate(values), cap) if values else 0
+    return least + more
 
 
 def _rescaled(p: Partial, time_scale: int, place_scale: int, block_scale: int) -> dict[str, pl.DataFrame]:

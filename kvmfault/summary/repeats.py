@@ -212,7 +212,7 @@ def _seen(
         (Seen.REMOVED, Seen.PROTECTED, Seen.SPLIT, Seen.UNMAPPED, Seen.AGED, Seen.CLEARED), before, strict=True
     ):
         seen |= np.where(at > since, np.uint16(bit), np.uint16(0))
-    return seen
+    return seen.astype(np.uint16)
 
 
 def join(a: Life, b: Life) -> Life:

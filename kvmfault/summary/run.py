@@ -8,10 +8,12 @@ from typing import Final
 from kvmfault.contract.target import backends
 from kvmfault.contract.tracepoints import Role
 from kvmfault.summary.faults_tmp import Faults
-from kvmfault.summary.figures import Source, Summary, figures
+from kvmfault.summary.figures import Summary
+from kvmfault.summary.given import Source
 from kvmfault.summary.meaning import Meaning
 from kvmfault.summary.partial import Reading, Whole
 from kvmfault.summary.slots import slots_of
+from kvmfault.summary.telling import tell
 from kvmfault.trace.opening import open_recording
 from kvmfault.trace.slots import SlotSource
 from kvmfault.trace.text import ReadStats
@@ -21,13 +23,19 @@ PAGE: Final = 4096
 
 
 def summarise(
-    path: str, *, slots: SlotSource | None = None, progress: Callable[[int], object] = lambda _: None
+    path: str,
+    *,
+    formats: str | None = None,
+    instance: str | None = None,
+    slots: SlotSource | None = None,
+    progress: Callable[[int], object] = lambda _: None,
 ) -> Summary:
-    """What matters in the recording *path*. *progress* is told the bytes read so far.
+    """What matters in the recording *path*; *formats* and *instance* as for `open_recording`. *progress* is told the
+    bytes read so far.
 
     Raises UsageError or TraceError where nothing can be read; damage behind that is told in the summary.
     """
-    recording = open_recording(path)
+    recording = open_recording(path, formats=formats, instance=instance)
     meaning = Meaning.of(backends().values())
     reading = Reading(
         meaning, (recording.meta.page_size or PAGE).bit_length() - 1, slots_of(slots) if slots is not None else None
@@ -37,4 +45,4 @@ def summarise(
         whole.add(reading.summarise(frames, faults.of(frames)))
         progress(stats.bytes)
     source = Source(path, recording.meta, stats.events, stats.gaps, stats.damage, faults.unclaimed)
-    return figures(whole.done(), reading, source)
+    return tell(whole.done(), reading, source)
