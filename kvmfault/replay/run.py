@@ -252,8 +252,9 @@ def _remark(report: Report) -> None:
     if report.slots.made_up and report.host_events:
         text = f"{report.host_events} unmappings and agings of host memory were not replayed"
         notes.append(f"{text}: the slots' user addresses are not known")
-    if read.lost or read.lost_unknown:
-        notes.append(f"the kernel lost {sum(read.lost.values()) or 'some'} events of this recording")
+    if read.lost or read.lost_unknown or read.overwritten:
+        count = sum(read.lost.values()) + read.overwritten
+        notes.append(f"the kernel lost {count or 'some'} events of this recording")
     if read.unreadable:
         notes.append(f"{read.unreadable} lines could not be read, first at line {read.unreadable_lines[0]}")
     if read.misfits:

@@ -87,6 +87,8 @@ class ReadStats:
     """Events that the kernel says it dropped, by CPU."""
     lost_unknown: int = 0
     """Marks of lost events without a number."""
+    overwritten: int = 0
+    """Events that tracefs says were written over before it printed the rest; it does not tell the CPU."""
     gaps: list[Lost] = field(default_factory=list)
     """When events were lost, by CPU: the first ten thousand times."""
     ticks: bool = False
@@ -112,6 +114,9 @@ _FORMS: Final = tuple(
 )
 _QUIET: Final = re.compile(r"(?:\S{1,255}: )?(?:#|cpus=\d|CPU \d+ is empty|version = )|\s+=> ").match
 _LOST: Final = re.compile(r"(?:\S{1,255}: )?CPU:(\d{1,6}) \[(?:LOST )?(?:(\d{1,20}) )?EVENTS(?: DROPPED)?\]").match
+_ENTRIES: Final = re.compile(r"# entries-in-buffer/entries-written: (\d{1,19})/(\d{1,19})\s").match
+_GAPS: Final = 10_000
+_CPUS: Final = 1 << 13
 _EXPECTED: Final = "'task-pid [cpu] flags seconds: event: text' of tracefs, trace-cmd report or perf script"
 _BINARY: Final = {
     b"\x17\x08\x44tracing": "a binary trace.dat: give the output of `trace-cmd report -R` instead",
@@ -136,6 +141,7 @@ def read_text(
     path = source_name(source)
     match, header = _FORMS[0], False
     events, skipped, number = stats.events, stats.skipped, 0
+    losses = _Losses(stats)
     for line in _lines(source, stats):
         number += 1
         if (m := match(line)) is None or len(line) > MAX_LINE:
@@ -145,7 +151,7 @@ def read_text(
                 continue
             match = next((form for form in _FORMS if form(line)), match)
             if (m := match(line)) is None:
-                if _header(line, stats):
+                if losses.read(line) or _QUIET(line):
                     header = True
                 elif line and not line.isspace():
                     _unreadable(path, line, stats, strict=strict)
@@ -154,6 +160,7 @@ def read_text(
                 continue
         fraction, name = m[5], m[6]
         events[name] += 1
+        losses.passed(int(m[3]), m[4], fraction)
         if fraction is None:
             stats.ticks = True
         if wanted is not None and name not in wanted:
@@ -161,6 +168,7 @@ def read_text(
             continue
         stats.lines = number
         yield _event(m, number, line)
+    losses.end()
     stats.lines = number
     if not events and (stats.unreadable or not header):
         found = stats.damage or (f"{number} lines that are not" if number else "nothing")
@@ -177,7 +185,7 @@ def parse_line(line: str, number: int = 0) -> TextEvent | None:
 
 def _event(m: re.Match[str], number: int, line: str) -> TextEvent:
     comm, pid, cpu, seconds, fraction, name = m.groups()
-    time = int(seconds if fraction is None else seconds + fraction.ljust(9, "0"))
+    time = _time(seconds, fraction)
     return TextEvent(number, comm.strip(" "), int(pid), int(cpu), time, name, m.end() + 1, line[m.end() :].rstrip())
 
 
@@ -268,14 +276,49 @@ def source_name(source: Source) -> str:
     return str(getattr(source, "name", "<stream>"))
 
 
-def _header(line: str, stats: ReadStats) -> bool:
-    if m := _LOST(line):
-        if m[2]:
-            stats.lost[int(m[1])] += int(m[2])
+class _Losses:
+    # Which CPU lost how many events, and between which of its events.
+    def __init__(self, stats: ReadStats) -> None:
+        self._stats = stats
+        self._last: dict[int, tuple[str, str | None]] = {}
+        self._open: list[tuple[int, int | None, int | None]] = []
+
+    def read(self, line: str) -> bool:
+        """Whether *line* tells of a loss."""
+        if m := _ENTRIES(line):
+            self._stats.overwritten += max(int(m[2]) - int(m[1]), 0)
+            return True
+        if (m := _LOST(line)) is None:
+            return False
+        cpu, events = int(m[1]), int(m[2]) if m[2] else None
+        if events is None:
+            self._stats.lost_unknown += 1
         else:
-            stats.lost_unknown += 1
+            self._stats.lost[cpu] += events
+        if len(self._stats.gaps) + len(self._open) < _GAPS:
+            last = self._last.get(cpu)
+            self._open.append((cpu, events, _time(*last) if last else None))
         return True
-    return _QUIET(line) is not None
+
+    def passed(self, cpu: int, seconds: str, fraction: str | None) -> None:
+        """An event of *cpu*, at this time."""
+        if cpu < _CPUS:
+            self._last[cpu] = seconds, fraction
+        if self._open:
+            self._close(cpu, _time(seconds, fraction))
+
+    def end(self) -> None:
+        """Nothing follows."""
+        self._close(None, None)
+
+    def _close(self, cpu: int | None, time: int | None) -> None:
+        over = [loss for loss in self._open if cpu is None or loss[0] == cpu]
+        self._stats.gaps += [Lost(*loss, time) for loss in over]
+        self._open = [loss for loss in self._open if loss not in over]
+
+
+def _time(seconds: str, fraction: str | None) -> int:
+    return int(seconds if fraction is None else seconds + fraction.ljust(9, "0"))
 
 
 def _unreadable(path: str, line: str, stats: ReadStats, *, strict: bool) -> None:
