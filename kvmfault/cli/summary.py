@@ -74,7 +74,13 @@ def _summarised(
     size = Path(path).stat().st_size if Path(path).is_file() else None
     with bar:
         task = bar.add_task("read", total=size)
-        return summarise(path, formats=formats, instance=instance, slots=known, progress=lambda done: bar.update(task, completed=done))
+        return summarise(
+            path,
+            formats=formats,
+            instance=instance,
+            slots=known,
+            progress=lambda done: bar.update(task, completed=done),
+        )
 
 
 def _show(parts: Iterator[Table | Text]) -> None:

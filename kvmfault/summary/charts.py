@@ -168,7 +168,8 @@ def _map(summary: Summary, colours: Mapping[str, str]) -> Plot:
     tall = min(max((max(row.values()) + 1) * _ROW, _TALL[0]), _TALL[1])
     about = (
         f"Each cell is {size_text(size)} of guest memory for {_when(summary, factor)}, in the colour of the kind that "
-        "is most frequent there, stronger for more faults. Memory without faults is left out: a dashed line stands for it."
+        "is most frequent there, stronger for more faults. Memory without faults is left out: a dashed line stands "
+        "for it."
     )
     return Plot("map", "Faults by address and time", about, _spec(chart, tall))
 

@@ -315,8 +315,7 @@ def _common_scale(a: Partial, b: Partial, table: str, column: str, scale: str, c
     values = [
         p.tables[table][column].to_numpy() >> np.uint64(least - getattr(p, scale)) for p in (a, b) if table in p.tables
     ]
-    more: int = scale_of(np.concatenate(values), cap) if values else 0
-    return least + more
+    return int(least + (scale_of(np.concatenate(values), cap) if values else 0))
 
 
 def _rescaled(p: Partial, time_scale: int, place_scale: int, block_scale: int) -> dict[str, pl.DataFrame]:

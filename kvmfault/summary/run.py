@@ -7,7 +7,7 @@ from typing import Final
 
 from kvmfault.contract.target import backends
 from kvmfault.contract.tracepoints import Role
-from kvmfault.summary.faults_tmp import Faults
+from kvmfault.summary.faults import Faults
 from kvmfault.summary.figures import Summary
 from kvmfault.summary.given import Source
 from kvmfault.summary.meaning import Meaning

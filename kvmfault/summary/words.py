@@ -44,5 +44,5 @@ def _time(value: float) -> str:
 
 
 def _three(value: float) -> str:
-    whole = len(f"{abs(value):.0f}")
+    whole = len(str(int(abs(value))))
     return f"{value:,.{max(3 - whole, 0)}f}"
