@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from kvmfault.algebra.columns import U64Col, pred_column, word_column
 from kvmfault.contract.access import kind
-from kvmfault.contract.accessors import stand_in
+from kvmfault.contract.accessors import VALUES, stand_in
 from kvmfault.contract.backend import Backend
 from kvmfault.contract.target import Target, backend
 from kvmfault.contract.tracepoints import Role, Tracepoint
@@ -19,10 +19,10 @@ from kvmfault.summary.meaning import registers
 from kvmfault.trace.recording import Frames
 
 _TRUTHS: Final = (
-    "gpa_valid", "granule_valid", "is_read", "is_write", "is_exec", "is_table_walk", "is_translation", "is_permission",
+    "is_read", "is_write", "is_exec", "is_table_walk", "is_translation", "is_permission",
     "is_access_flag", "is_reserved", "is_address_size", "is_external_abort",
 )  # fmt: skip
-_WORDS: Final = ("gpa_page", "granule_bytes")
+_VALUES: Final = {name: VALUES[name] for name in ("kvm_get_fault_gpa", "granule")}
 _COMMON: Final = ("place", "time", "cpu", "pid")
 
 
@@ -140,7 +140,9 @@ def _decoded(
             full[synthetic.name] = full[synthetic.name] | np.uint64(synthetic[flag].mask)
     d = target.definition
     facts = {name: pl.Series(pred_column(stand_in(getattr(d, name)), full)) for name in _TRUTHS}
-    facts.update({name: pl.Series(word_column(getattr(d, name), full)) for name in _WORDS})
+    for name, (valid, value) in _VALUES.items():
+        there, values = pred_column(stand_in(getattr(d, valid)), full), word_column(getattr(d, value), full)
+        facts[name] = pl.Series(values).set(pl.Series(~there), None)
     vcpu = "vcpu_id" if "vcpu_id" in frame.columns else "pid"
     return frame.select(
         *_COMMON,
@@ -153,9 +155,8 @@ def _decoded(
 def _kinds(full: Mapping[str, U64Col], captured: Mapping[str, U64Col], target: Target) -> pl.Series:
     # by the bits that decide it: few of them differ
     d = target.definition
-    deciding = [name for name in _TRUTHS if name.startswith("is_")]
     code = np.zeros(len(next(iter(full.values()))), np.uint64)
-    for bit, name in enumerate(deciding):
+    for bit, name in enumerate(_TRUTHS):
         code |= pred_column(stand_in(getattr(d, name)), full).astype(np.uint64) << np.uint64(bit)
     codes, first = np.unique(code, return_index=True)
     names = {}

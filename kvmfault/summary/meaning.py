@@ -62,7 +62,7 @@ class Meaning:
         """What the fields that tell events of *role* apart mean; numbers where no backend has words for them."""
         known = {name: value for name, value in values.items() if value is not None}
         points = (point for name in self.names(role) for point in self.points[name])
-        point = next((p for p in points if p.told_by and p.told_by[0] in known), None)
+        point = next((p for p in points if not known.keys().isdisjoint(p.told_by)), None)
         if point is None:
             return "not told"
         if (failed := known.get("errno", 0)) < 0:  # then the reason says nothing

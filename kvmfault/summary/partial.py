@@ -97,9 +97,8 @@ class Reading:
         place_scale = block_scale = 0
         memory: pl.DataFrame | None = None
         if faults is not None and faults.height:
-            memory = faults.filter("gpa_valid").with_columns(
-                (pl.col("gpa_page") // (1 << self.page_shift)).alias("frame")
-            )
+            frame = (pl.col("kvm_get_fault_gpa") // (1 << self.page_shift)).alias("frame")
+            memory = faults.drop_nulls("kvm_get_fault_gpa").with_columns(frame)
             counted, place_scale, block_scale = _fault_tables(faults, memory, time_scale, self.page_shift)
             tables.update(counted)
             if self.slots is not None:
@@ -181,7 +180,7 @@ class Reading:
                 ("is_access_flag", Seen.ACCESS_FLAG),
                 ("is_write", Seen.WRITE),
             )
-            was = pl.sum_horizontal(pl.col(fact).cast(pl.UInt16) * int(bit) for fact, bit in bits)
+            was = pl.sum_horizontal(pl.col(fact).fill_null(False).cast(pl.UInt16) * int(bit) for fact, bit in bits)
             memory = memory.select("frame", "place", "pid", was.cast(pl.UInt16).alias("was"))
         parts: list[Changes] = []
         for _, point, frame in self.meaning.frames(frames, Role.CHANGE):
@@ -290,7 +289,6 @@ def _took(pairs: pl.DataFrame) -> pl.DataFrame:
 def _fault_tables(
     faults: pl.DataFrame, memory: pl.DataFrame, time_scale: int, page_shift: int
 ) -> tuple[dict[str, pl.DataFrame | None], int, int]:
-    granule = pl.when("granule_valid").then("granule_bytes").alias("granule")
     step = (pl.col("time") // (1 << time_scale)).alias("step")
     frame = memory["frame"].to_numpy()
     place_scale = scale_of(frame, PLACES)
@@ -300,7 +298,7 @@ def _fault_tables(
         block=pl.col("frame") // (1 << (max(BLOCK - page_shift, 0) + block_scale)),
     )  # fmt: skip
     tables: dict[str, pl.DataFrame | None] = {
-        "kinds": _count(faults.select("target", "kind", granule), "target", "kind", "granule"),
+        "kinds": _count(faults, "target", "kind", "granule"),
         "vcpus": _count(faults, "pid", "vcpu", "kind"),
         "rate": _count(faults.select(step, "kind"), "step", "kind"),
         "map": _count(stepped, "step", "place", "kind"),

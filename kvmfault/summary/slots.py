@@ -16,7 +16,7 @@ _SPACE: Final = 16
 
 
 def slots_of(source: SlotSource) -> SlotsOf:
-    """A function of faults (``gpa_page``, ``time``): the slot as ``id``, or ``space:id``; ``none`` where none was."""
+    """A function of faults (``kvm_get_fault_gpa``, ``time``): the slot as ``id``, or ``space:id``; ``none`` where none was."""
     epochs: list[tuple[int, dict[tuple[str, int], SlotEvent]]] = [(-(1 << 63), {})]
     for change in source.changes:
         if change.ret:
@@ -32,7 +32,7 @@ def slots_of(source: SlotSource) -> SlotsOf:
     ranges = [sorted((c.gpa, c.gpa + c.size, _name(c.slot)) for c in slots.values()) for _, slots in epochs]
 
     def find(faults: pl.DataFrame) -> pl.Series:
-        gpa = faults["gpa_page"].to_numpy()
+        gpa = faults["kvm_get_fault_gpa"].to_numpy()
         epoch = np.searchsorted(starts, faults["time"].to_numpy(), side="right") - 1
         found = np.full(len(gpa), "none", object)
         for number in np.unique(epoch):
