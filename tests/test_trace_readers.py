@@ -45,7 +45,7 @@ PARTLY: Final = {"kvm_emulate_insn": "insn"}
 def columns(path: Path, formats: Path | None = None) -> tuple[dict[str, pl.DataFrame], ReadStats]:
     stats = ReadStats()
     parts: dict[str, list[pl.DataFrame]] = {}
-    for stretch in open_recording(str(path), formats=formats and str(formats)).frames(stats=stats):
+    for stretch in open_recording(str(path), formats=str(formats) if formats else None).frames(stats=stats):
         for name, frame in stretch.items():
             parts.setdefault(name, []).append(frame)
     assert not stats.misfits

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from kvmfault.contract.target import backends
-from kvmfault.trace import rawpages, tracedat
+from kvmfault.trace import perfdata, rawpages, tracedat
 from kvmfault.trace.binary import File
 from kvmfault.trace.recording import Recording
 from kvmfault.trace.textframes import TextRecording
@@ -23,4 +23,6 @@ def open_recording(source: str, *, formats: str | None = None, instance: str | N
     first = File(source).upto(0, 16)
     if first.startswith(tracedat.MAGIC):
         return tracedat.open_tracedat(source, instance)
+    if first.startswith(perfdata.MAGIC):
+        return perfdata.PerfRecording(source)
     return TextRecording(source, [backend.tracepoints for backend in backends().values()])

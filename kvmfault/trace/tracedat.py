@@ -334,3 +334,24 @@ def _cmdlines(box: _Container, data: Cursor) -> None:
 def _check_page(page: int, data: Cursor) -> None:
     if page not in PAGE_SIZES:
         raise data.wrong(f"pages of {page} bytes", data.at - 4)
+
+
+def embedded_formats(file: File, data: Cursor) -> tuple[list[FormatText], dict[int, str], int]:
+    """Format texts, names of tasks and page size out of the tracing data that a perf.data holds, which begins as a
+    trace.dat does. Raises TraceError."""
+    if data.take(len(MAGIC)) != MAGIC:
+        raise data.wrong("tracing data should begin with 17 08 44 'tracing'")
+    data.string(16)
+    if data.u8() != 0:
+        raise data.wrong("of a big-endian host; only little-endian ones can be read", data.at - 1)
+    data.u8()
+    box = _Container(file, 6, data.u32())
+    _check_page(box.page, data)
+    _header_info(box, data)
+    _ftrace(box, data)
+    _events(box, data)
+    for _ in ("kallsyms", "printk"):
+        data.skip(data.u32())
+    if not data.empty:
+        _cmdlines(box, data)
+    return box.texts, box.comms, box.page
