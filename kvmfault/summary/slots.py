@@ -16,7 +16,7 @@ _SPACE: Final = 16
 
 
 def slots_of(source: SlotSource) -> SlotsOf:
-    """A function of faults (``kvm_get_fault_gpa``, ``time``): the slot as ``id``, or ``space:id``; ``none`` where none was."""
+    """A function of faults (``kvm_get_fault_gpa``, ``time``): the slot as ``id`` or ``space:id``, else ``none``."""
     epochs: list[tuple[int, dict[tuple[str, int], SlotEvent]]] = [(-(1 << 63), {})]
     for change in source.changes:
         if change.ret:
