@@ -43,6 +43,7 @@ COMMON: Final[Tracepoints] = {
         ),
         "reason:d errno:i",
         {"reason": USER_EXITS},
+        told_by=("reason", "errno"),
     ),
     "kvm_dirty_ring_push": Tracepoint(
         None,

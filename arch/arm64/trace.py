@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from typing import Final
 
+from arch.arm64.codes import CLASSES
 from arch.arm64.registers import HPFAR_EL2
 from arch.common import COMMON
 from kvmfault.algebra.expr import Word
 from kvmfault.algebra.layout import join
-from kvmfault.contract.tracepoints import Role, Tracepoint, Tracepoints, recorded, words
+from kvmfault.contract.tracepoints import Role, Tracepoint, Tracepoints, Words, recorded, words
 
 _EXITS: Final = words("ret", IRQ=0, SERROR=1, TRAP=2, HYP_GONE=0xBADCA11)
 _IS_WRITE: Final = words("is_write", read=0, write=1)
@@ -35,7 +36,8 @@ TRACEPOINTS: Final[Tracepoints] = {
         Role.EXIT,
         ("{ret:w}: HSR_EC: {esr_ec:x} ({:w}), PC: {vcpu_pc:x}",),
         "ret:i esr_ec:x vcpu_pc:x",
-        {"ret": _EXITS},
+        {"ret": _EXITS, "esr_ec": Words("esr_ec", {name: {"esr_ec": code} for code, name in CLASSES.items()})},
+        told_by=("ret", "esr_ec"),
     ),
     "kvm_entry": Tracepoint(Role.ENTRY, ("PC: {vcpu_pc:x}",)),
     "kvm_access_fault": Tracepoint(None, ("IPA: {ipa:x}",)),

@@ -164,6 +164,7 @@ def _tracepoints(after: Pred, registers: Mapping[str, Word], *, misconfig: bool 
             registers={"EXIT_REASON": Word((), EPT_MISCONFIG)} if misconfig else None,
             when=MISCONFIG if misconfig else None,
             awaits="GUEST_PHYSICAL_ADDRESS" if misconfig else "",
+            told_by=("exit_reason", "isa"),
         ),
         "kvm_page_fault": Tracepoint(
             Role.FAULT,

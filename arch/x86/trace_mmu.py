@@ -5,7 +5,9 @@ from __future__ import annotations
 from itertools import product
 from typing import Final
 
-from kvmfault.contract.tracepoints import Printed, Role, Tracepoint, Tracepoints, Words, words
+from arch.x86.spte import PAGE_SIZES
+from kvmfault.algebra.expr import Pred
+from kvmfault.contract.tracepoints import Change, Printed, Role, Tracepoint, Tracepoints, Words, recorded, words
 
 _CREATED: Final = words("created", existing=0, new=1)
 _UNSYNC: Final = words("unsync", sync=0, unsync=1)
@@ -35,6 +37,29 @@ _FAST: Final = tuple(
 )  # fmt: skip
 _ONLY_GPA: Final = Tracepoint(None, ("gpa {gpa:x}",))
 
+# What an event says of an entry: SPTE_MMU_PRESENT_MASK, PT_PAGE_SIZE_MASK and PT_WRITABLE_MASK are the same everywhere.
+_GFN: Final = recorded("gfn")
+_LEVEL: Final = recorded("level", 2, 0)
+_SIZE: Final = _LEVEL.table({number: 1 << shift for number, shift in enumerate(sorted(PAGE_SIZES), 1)})
+_DONE: Final = recorded("errno").is_(0)
+
+
+def _is_present(spte: str) -> Pred:
+    return recorded(spte, 11, 11).is_set
+
+
+def _is_leaf(spte: str) -> Pred:
+    return _is_present(spte) & (_LEVEL.is_(1) | recorded(spte, 7, 7).is_set)
+
+
+def _is_table(spte: str) -> Pred:
+    return _is_present(spte) & ~_LEVEL.is_(1) & ~recorded(spte, 7, 7).is_set
+
+
+def _writes(spte: str) -> Pred:
+    return recorded(spte, 1, 1).is_set
+
+
 MMU_TRACEPOINTS: Final[Tracepoints] = {
     "vcpu_match_mmio": Tracepoint(
         Role.ADDRESS,
@@ -45,17 +70,30 @@ MMU_TRACEPOINTS: Final[Tracepoints] = {
     # a misconfiguration of an entry from before a memslot change takes the slow path: only its frame is traced
     "kvm_mmu_spte_requested": Tracepoint(Role.ADDRESS, ("gfn {gfn:x} pfn {pfn:x} level {level:d}",)),
     "kvm_mmu_set_spte": Tracepoint(
-        None,
+        Role.SET,
         ("gfn {gfn:x} spte {spte:x} {r:w} level {level:d} at {sptep:x}",),
         "gfn:x spte:x sptep:x level:d r:d x:d u:i",
         {"r": _PERMISSIONS},
+        change=Change(frame=_GFN, size=_SIZE),
     ),
     "kvm_tdp_mmu_spte_changed": Tracepoint(
-        None,
+        Role.CHANGE,
         ("as id {as_id:d} gfn {gfn:x} level {level:d} old_spte {old_spte:x} new_spte {new_spte:x}",),
         "gfn:x old_spte:x new_spte:x level:d as_id:d",
+        change=Change(
+            frame=_GFN,
+            size=_SIZE,
+            removed=_is_leaf("old_spte") & ~_is_present("new_spte"),
+            protected=_is_leaf("old_spte") & _is_leaf("new_spte") & _writes("old_spte") & ~_writes("new_spte"),
+            split=_is_leaf("old_spte") & _is_table("new_spte"),
+            joined=_is_table("old_spte") & _is_leaf("new_spte"),
+        ),
     ),
-    "kvm_mmu_split_huge_page": Tracepoint(None, ("gfn {gfn:x} spte {spte:x} level {level:i} errno {errno:i}",)),
+    "kvm_mmu_split_huge_page": Tracepoint(
+        Role.SPLIT,
+        ("gfn {gfn:x} spte {spte:x} level {level:i} errno {errno:i}",),
+        change=Change(frame=_GFN, size=_SIZE, split=_DONE, refused=~_DONE),
+    ),
     "kvm_mmu_get_page": Tracepoint(
         None,
         (_PAGE + " {created:w}", "{created:w} sp gfn {gfn:x} {:p} root {root_count:d} {unsync:w}"),
@@ -65,12 +103,18 @@ MMU_TRACEPOINTS: Final[Tracepoints] = {
     "kvm_mmu_prepare_zap_page": _OLD_PAGE,
     "kvm_mmu_sync_page": _OLD_PAGE,
     "kvm_mmu_unsync_page": _OLD_PAGE,
-    "kvm_mmu_zap_all_fast": Tracepoint(None, ("kvm-mmu-valid-gen {mmu_valid_gen:d} used_pages {mmu_used_pages:x}",)),
-    "kvm_mmu_pagetable_walk": Tracepoint(None, ("addr {addr:x} pferr {pferr:x} {:w}", "addr {addr:x} pferr {pferr:x}")),
-    "kvm_mmu_paging_element": Tracepoint(None, ("pte {pte:x} level {level:d}",)),
+    "kvm_mmu_zap_all_fast": Tracepoint(
+        Role.CLEAR, ("kvm-mmu-valid-gen {mmu_valid_gen:d} used_pages {mmu_used_pages:x}",)
+    ),
+    "kvm_mmu_pagetable_walk": Tracepoint(
+        Role.WALK, ("addr {addr:x} pferr {pferr:x} {:w}", "addr {addr:x} pferr {pferr:x}")
+    ),
+    "kvm_mmu_paging_element": Tracepoint(Role.WALK_STEP, ("pte {pte:x} level {level:d}",), told_by=("level",)),
     "kvm_mmu_set_accessed_bit": _ONLY_GPA,
     "kvm_mmu_set_dirty_bit": _ONLY_GPA,
-    "kvm_mmu_walker_error": Tracepoint(None, ("pferr {pferr:x} {:w}", "pferr {pferr:x}")),
+    "kvm_mmu_walker_error": Tracepoint(
+        Role.WALK_FAILED, ("pferr {pferr:x} {:w}", "pferr {pferr:x}"), told_by=("pferr",)
+    ),
     "fast_page_fault": Tracepoint(
         None,
         _FAST,

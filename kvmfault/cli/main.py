@@ -14,13 +14,20 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from kvmfault.errors import KvmfaultError
+from kvmfault.errors import KvmfaultError, needs
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 TargetArgument = Annotated[str, typer.Argument(metavar="TARGET", help="BACKEND[:FORMAT][@KERNEL]; see 'backend list'.")]
 SettingOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Another policy or VM fact than the target's; may be repeated."),
+]
+
+FormatsOption = Annotated[
+    str | None, typer.Option("--formats", metavar="DIR", help="Event formats of the boot that raw pages are from.")
+]
+InstanceOption = Annotated[
+    str | None, typer.Option("--instance", metavar="NAME", help="A buffer of a trace.dat other than the top one.")
 ]
 
 
@@ -243,17 +250,49 @@ def trace_top_command(
     finish(top.run(pids or (), interval, backend, once=once, json=json))
 
 
+def trace_summary_command(
+    recording: Annotated[str, typer.Argument(help="A recording of any kind.")],
+    slots: Annotated[str | None, typer.Option("--slots", help="Memslots: TOML, JSON or an aux recording.")] = None,
+    formats: FormatsOption = None,
+    instance: InstanceOption = None,
+    html: Annotated[
+        str | None, typer.Option("--html", metavar="OUT.html", help="Write a page with plots, too.")
+    ] = None,
+    json: JsonFlag = False,
+) -> None:
+    """Say what matters in a recording: faults, why frames fault again, times, devices, large pages, what is missing."""
+    with needs("trace", "trace summary"):
+        from kvmfault.cli import summary
+
+    finish(summary.run(recording, slots=slots, formats=formats, instance=instance, page=html, json=json))
+
+
+def compare_traces_command(
+    before: Annotated[str, typer.Argument(help="A recording of any kind.")],
+    after: Annotated[str, typer.Argument(help="Another one.")],
+    html: Annotated[
+        str | None, typer.Option("--html", metavar="OUT.html", help="Write a page with plots, too.")
+    ] = None,
+    fail_if_slower: Annotated[
+        float | None,
+        typer.Option(metavar="PERCENT", min=0, help="Status 1 if a percentile of a kind of fault has grown by more."),
+    ] = None,
+    json: JsonFlag = False,
+) -> None:
+    """Compare two recordings: faults, times, devices and large pages before and after, what changed most first."""
+    with needs("trace", "compare traces"):
+        from kvmfault.cli import summary
+
+    finish(summary.compare(before, after, page=html, limit=fail_if_slower, json=json))
+
+
 def trace_convert_command(
     recording: Annotated[
         str, typer.Argument(metavar="IN", help="trace.dat, a folder of raw pages, or a recording in text form.")
     ],
     out: Annotated[str, typer.Argument(metavar="OUT.parquet", help="What to write; replaced if it is there.")],
-    formats: Annotated[
-        str | None, typer.Option("--formats", metavar="DIR", help="Event formats of the boot that raw pages are from.")
-    ] = None,
-    instance: Annotated[
-        str | None, typer.Option("--instance", metavar="NAME", help="A buffer of a trace.dat other than the top one.")
-    ] = None,
+    formats: FormatsOption = None,
+    instance: InstanceOption = None,
     json: JsonFlag = False,
 ) -> None:
     """Write a recording's events as one Parquet table, in bounded memory; status 1 if the recording is damaged."""
@@ -278,10 +317,18 @@ _COMMANDS: dict[str, Callable[..., None]] = {
 }
 _GROUPS: dict[str, tuple[str, dict[str, Callable[..., None]]]] = {
     "backend": ("The architectures that are installed.", {"list": backend_list_command}),
-    "compare": ("How targets differ.", {"policies": compare_policies_command}),
+    "compare": (
+        "How targets or recordings differ.",
+        {"policies": compare_policies_command, "traces": compare_traces_command},
+    ),
     "trace": (
         "Recordings of what KVM does.",
-        {"convert": trace_convert_command, "record": trace_record_command, "top": trace_top_command},
+        {
+            "summary": trace_summary_command,
+            "convert": trace_convert_command,
+            "record": trace_record_command,
+            "top": trace_top_command,
+        },
     ),
 }
 

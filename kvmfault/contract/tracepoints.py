@@ -13,7 +13,7 @@ from enum import Enum
 from functools import cached_property
 from typing import Final, TypeAlias
 
-from kvmfault.algebra.expr import Pred, Word
+from kvmfault.algebra.expr import NEVER, Pred, Word
 from kvmfault.algebra.layout import Field, register
 
 Fields: TypeAlias = Mapping[str, int | str | bytes]
@@ -33,6 +33,13 @@ class Role(Enum):
     USER_EXIT = "KVM_RUN returned"
     UNDECODED = "a device access that the syndrome does not describe"
     ADDRESS = "the guest-physical address of a fault that an earlier event of the vCPU left out"
+    CHANGE = "an entry of the second-stage table changed"
+    SET = "an entry of the second-stage table was set for a fault"
+    SPLIT = "a large entry is to become a table of small ones"
+    CLEAR = "the whole second-stage table is dropped"
+    WALK = "KVM walks the guest's own tables"
+    WALK_STEP = "one entry of such a walk"
+    WALK_FAILED = "such a walk ended in a fault of the guest's own"
 
 
 @dataclass(frozen=True)
@@ -120,11 +127,35 @@ class Tracepoint:
     awaits: str = ""
     """Role EXIT with registers: the register whose value is not in the exit; the next ADDRESS or MMIO event of the same
     vCPU brings it."""
+    told_by: tuple[str, ...] = ()
+    """Fields that tell one exit, return to user space or step of a walk from another, for a summary."""
+    change: Change | None = None
+    """Roles CHANGE, SET and SPLIT."""
 
     @property
     def needs_exit(self) -> bool:
         """The meaning of the registers is known only from the exit before the event."""
         return self.role is Role.FAULT and self.when is not None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """What an event says of one entry of the second-stage table, as expressions over the event's fields."""
+
+    frame: Word
+    """First frame that the entry maps, in pages of the host."""
+    size: Word
+    """Bytes that the entry maps; 0: no level of this architecture."""
+    removed: Pred = NEVER
+    """The entry mapped its frames, and is empty now."""
+    protected: Pred = NEVER
+    """It still maps them, but no longer for writing."""
+    split: Pred = NEVER
+    """It mapped a block, and is a table now."""
+    joined: Pred = NEVER
+    """It was a table, and maps a block now."""
+    refused: Pred = NEVER
+    """It maps a block, and KVM failed to make a table of it."""
 
 
 Tracepoints: TypeAlias = Mapping[str, Tracepoint]

@@ -13,13 +13,13 @@ from dataclasses import dataclass, field
 from errno import EFAULT
 from pathlib import Path
 
+from kvmfault.contract.access import kind
 from kvmfault.contract.format import size_text
 from kvmfault.contract.shapes import Raw
 from kvmfault.contract.target import Target, backend, backends
 from kvmfault.errors import TraceError, UsageError
 from kvmfault.replay.machine import ReplayTarget
 from kvmfault.replay.settings import AS_RECORDED, split_settings
-from kvmfault.replay.verdict import kind
 from kvmfault.replay.whatif import Variant
 from kvmfault.trace.assemble import Assembler, AssembleStats, assemble, opened
 from kvmfault.trace.events import (

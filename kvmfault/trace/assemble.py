@@ -34,6 +34,10 @@ from kvmfault.types import Gpa, Hva
 _UNSATISFIED: Final = 0
 _WRITE: Final = 2
 """kvm_mmio.type; common to all architectures."""
+_FOR_SUMMARY: Final = {
+    None, Role.CHANGE, Role.SET, Role.SPLIT, Role.CLEAR, Role.WALK, Role.WALK_STEP, Role.WALK_FAILED,
+}  # fmt: skip
+"""What replay does not ask for."""
 
 
 @dataclass(slots=True)
@@ -65,7 +69,7 @@ class Assembler:
                 self._page_shift.setdefault(name, shift)
                 if point.registers is not None:
                     self._claims.setdefault(name, []).append(Claim(backend.name, point, backend.tracepoints))
-        self._points = {name: known[0] for name, known in points.items() if known[0].role is not None}
+        self._points = {name: known[0] for name, known in points.items() if known[0].role not in _FOR_SUMMARY}
         self._exit_words = {name: tuple(point.words.values()) for name, point in self._points.items()}
         self.patterns: Mapping[str, Pattern] = {name: Pattern.of(points[name]) for name in self._points}
         """How the events that mean something read, by name."""

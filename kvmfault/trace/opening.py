@@ -18,7 +18,7 @@ def open_recording(source: str, *, formats: str | None = None, instance: str | N
     path = Path(source)
     if formats is not None or path.is_dir() or (path.is_file() and rawpages.is_raw(path)):
         return rawpages.open_rawpages(source, formats)
-    first = File(source).upto(0, 16)
+    first = b"" if source == "-" else File(source).upto(0, 16)
     if first.startswith(tracedat.MAGIC):
         return tracedat.open_tracedat(source, instance)
     if first.startswith(perfdata.MAGIC):

@@ -1,0 +1,1 @@
+"""What matters in a recording: figures that are gathered stretch by stretch, and put together in any grouping."""
