@@ -6,10 +6,10 @@ ENV := .venv/.stamp
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint types unit long bench lock clean
+.PHONY: help demo test lint types unit long bench fidelity lock clean
 
 help:  ## show this list
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do printf '  make %-6s %s\n' "$$name" "$$text"; done
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do printf '  make %-8s %s\n' "$$name" "$$text"; done
 
 demo: $(ENV)  ## replay the bundled recordings on their own backend and on the other one
 	@$(PY) -m kvmfault.cli.demo
@@ -38,6 +38,9 @@ long: $(ENV)  ## many more random cases, and the tests marked long
 
 bench: $(ENV)  ## measure the speed budgets, as ratios
 	@$(PY) -m bench
+
+fidelity: $(ENV)  ## measure how far the model agrees with ../shared/traces, into docs/fidelity.md
+	@$(PY) -m docs.fidelity
 
 lock:  ## write requirements.lock anew from pyproject.toml
 	@$(PYTHON) -m venv build/lock && build/lock/bin/pip install -qq pip-tools

@@ -15,7 +15,7 @@ from kvmfault.replay.episodes import Episodes
 from kvmfault.replay.fitting import fitting
 from kvmfault.replay.judge import Judge
 from kvmfault.replay.run import seekable, survey
-from kvmfault.replay.tally import Tally
+from kvmfault.replay.tally import MAIN, Tally
 from kvmfault.trace.assemble import Assembler
 from kvmfault.trace.slotfile import read_slots
 from kvmfault.trace.slots import SlotSource
@@ -85,7 +85,7 @@ def check(
             return _check_on(own, source, settings, progress)
         kernels = [backend(_other_kernel(own, kernel)) for kernel in reversed(own.backend.kernels)]
         reports = [_check_on(kernel, source, settings, progress) for kernel in kernels]
-    best = min(reports, key=lambda r: (r.unexplained, len(r.tally.disagreements)))
+    best = min(reports, key=lambda r: (r.unexplained, r.tally.differing(MAIN), len(r.tally.disagreements)))
     others = ", ".join(f"{r.target.kernel}: {len(r.tally.disagreements)}" for r in reports if r is not best)
     if others:
         mine = len(best.tally.disagreements)

@@ -204,7 +204,9 @@ def functions_of(source: str | Path, progress: Callable[[int], None] | None = No
     return counted
 
 
-def beside(recording: str | Path, names: Iterable[str] = ("aux.txt", "aux.txt.gz")) -> Path | None:
-    """The recording of probes in the same folder, if there is one and it is not *recording* itself."""
-    folder = Path(recording).parent
-    return next((folder / n for n in names if (folder / n).is_file() and Path(recording).name != n), None)
+def beside(recording: str | Path) -> Path | None:
+    """The recording of probes in the same folder: ``aux.txt[.gz]``, or one called as *recording* with ``aux`` in the
+    place of ``trace``."""
+    path = Path(recording)
+    names = (path.name.replace("trace", "aux"), "aux.txt", "aux.txt.gz")
+    return next((path.with_name(n) for n in names if n != path.name and path.with_name(n).is_file()), None)
