@@ -6,10 +6,10 @@ ENV := .venv/.stamp
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint types unit long fuzz bench lock clean
+.PHONY: help demo test lint types unit long fuzz bench fidelity lock clean
 
 help:  ## show this list
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do printf '  make %-6s %s\n' "$$name" "$$text"; done
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do printf '  make %-8s %s\n' "$$name" "$$text"; done
 
 demo: $(ENV)  ## replay the bundled recordings on their own backend and on the other one
 	@$(PY) -m kvmfault.cli.demo
@@ -41,6 +41,9 @@ fuzz: $(ENV)  ## read damaged recordings for ten minutes; what breaks a reader i
 
 bench: $(ENV)  ## measure the speed budgets, as ratios
 	@$(PY) -m bench
+
+fidelity: $(ENV)  ## measure how far the model agrees with ../shared/traces, into docs/fidelity.md
+	@$(PY) -m docs.fidelity
 
 lock:  ## write requirements.lock anew from pyproject.toml
 	@$(PYTHON) -m venv build/lock && build/lock/bin/pip install -qq pip-tools

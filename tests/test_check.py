@@ -210,7 +210,7 @@ def test_order_of_one_time() -> None:
     assembler, reader = Assembler([own], told=own.name), ProbeReader(own)
     aux = beside(NPT)
     assert aux is not None
-    events = list(read_truth(NPT, aux, assembler, reader, stats=ReadStats()))
+    events = list(read_truth(str(NPT), None, aux, assembler, reader, stats=ReadStats()))
     assert [e.time for e in events] == sorted(e.time for e in events)
     # each fault comes before the probe of its handler, and the entry after the probe of its return
     order = [e.says if isinstance(e, Told) else type(e) for e in events]

@@ -142,7 +142,7 @@ UNDECODED_STORE = 0x92000047
 
 def read(recording: Path, aux: Path | None, own: Target) -> Iterator[Truth]:
     assembler = Assembler([own.backend], told=own.backend.name)
-    return read_truth(recording, aux, assembler, ProbeReader(own.backend), stats=ReadStats(), aux_stats=ReadStats())
+    return read_truth(str(recording), None, aux, assembler, ProbeReader(own.backend), stats=ReadStats())
 
 
 MAPPED = Recording().fault(LOAD, 0x5000).map(0x5000, 6).done()

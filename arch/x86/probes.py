@@ -141,6 +141,10 @@ def _marked_mmio(recorded: Values) -> Values:
 
 
 def _table_page(recorded: Values) -> Values:
+    # the role as a number (union kvm_mmu_page_role), or in the kernel's words for it
+    if "role" in recorded:
+        role = _number(recorded, "role")
+        return {"gfn": recorded["gfn"], "level": role & 0xF, "direct": role >> 7 & 1}
     level = str(recorded.get("level", "")).removeprefix("l")
     return {"gfn": recorded["gfn"], "level": int(level) if level.isdigit() else 0, "direct": int("direct" in recorded)}
 
@@ -205,41 +209,15 @@ _RETURNS: Final = {
     "kvm_arch_vcpu_pre_fault_memory": Probe(Said.PREFAULTED, fields("ret")),
 }
 _EVENTS: Final = {
-    "kvm_mmu_set_spte": Probe(
-        Said.INSTALLED,
-        _set_spte,
-        ("gfn {gfn:x} spte {spte:x} ({prot:w} level {level:d} at {sptep:x}",),
-    ),
-    "kvm_mmu_spte_requested": Probe(Said.REQUESTED, _requested, ("gfn {gfn:x} pfn {pfn:x} level {level:d}",)),
-    "kvm_tdp_mmu_spte_changed": Probe(
-        Said.CHANGED,
-        _spte_changed,
-        ("as id {as_id:d} gfn {gfn:x} level {level:d} old_spte {old_spte:x} new_spte {new_spte:x}",),
-    ),
-    "fast_page_fault": Probe(
-        Said.REPAIRED,
-        _fast,
-        (
-            "vcpu {vcpu_id:d} gva {cr2_or_gpa:x} error_code {error_code:w} sptep {sptep:w} old {old_spte:x} "
-            "new {new_spte:x} spurious {spurious:d} fixed {fixed:d}",
-        ),
-    ),
-    "kvm_mmu_pagetable_walk": Probe(
-        Said.WALK, fields(address="addr"), ("addr {addr:x} pferr {pferr:x} {bits:w}", "addr {addr:x} pferr {pferr:x}")
-    ),
-    "kvm_mmu_paging_element": Probe(Said.WALK_ENTRY, fields("level", desc="pte"), ("pte {pte:x} level {level:d}",)),
-    **dict.fromkeys(
-        ("kvm_mmu_set_accessed_bit", "kvm_mmu_set_dirty_bit"),
-        Probe(Said.WALK_MARKED, fields("gpa"), ("gpa {gpa:x}",)),
-    ),
-    "kvm_mmu_walker_error": Probe(
-        Said.WALK_FAILED, fields(code="pferr"), ("pferr {pferr:x} {bits:w}", "pferr {pferr:x}")
-    ),
-    "mark_mmio_spte": Probe(
-        Said.MMIO_INSTALLED,
-        _marked_mmio,
-        ("sptep:{sptep:w} gfn {gfn:x} access {access:x} gen {gen:x}",),
-    ),
+    "kvm_mmu_set_spte": Probe(Said.INSTALLED, _set_spte),
+    "kvm_mmu_spte_requested": Probe(Said.REQUESTED, _requested),
+    "kvm_tdp_mmu_spte_changed": Probe(Said.CHANGED, _spte_changed),
+    "fast_page_fault": Probe(Said.REPAIRED, _fast),
+    "kvm_mmu_pagetable_walk": Probe(Said.WALK, fields(address="addr")),
+    "kvm_mmu_paging_element": Probe(Said.WALK_ENTRY, fields("level", desc="pte")),
+    **dict.fromkeys(("kvm_mmu_set_accessed_bit", "kvm_mmu_set_dirty_bit"), Probe(Said.WALK_MARKED, fields("gpa"))),
+    "kvm_mmu_walker_error": Probe(Said.WALK_FAILED, fields(code="pferr")),
+    "mark_mmio_spte": Probe(Said.MMIO_INSTALLED, _marked_mmio),
     "kvm_mmu_get_page": Probe(Said.SHADOWED, _table_page, _page_texts(" {created:w}")),
     "kvm_mmu_sync_page": Probe(Said.SYNCED, _table_page, _page_texts("")),
     "kvm_mmu_prepare_zap_page": Probe(Said.UNSHADOWED, _table_page, _page_texts("")),

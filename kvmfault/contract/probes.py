@@ -102,7 +102,7 @@ class Probe:
     says: Said
     read: Callable[[Values], Values | None]
     templates: tuple[str, ...] = ()
-    """Of a trace event: how its text reads, as in Tracepoint."""
+    """Of a trace event: how its text reads, where its Tracepoint leaves out what is said."""
 
 
 GuestWalk: TypeAlias = Callable[[Sequence[tuple[int, int]], int, bool], GuestTranslation | GuestWalkFault | None]

@@ -14,8 +14,8 @@ from kvmfault.replay.calls import CallsCheck
 from kvmfault.replay.episodes import Episodes
 from kvmfault.replay.fitting import fitting
 from kvmfault.replay.judge import Judge
-from kvmfault.replay.run import seekable, survey
-from kvmfault.replay.tally import Tally
+from kvmfault.replay.run import Opened, seekable, survey
+from kvmfault.replay.tally import MAIN, Tally
 from kvmfault.trace.assemble import Assembler
 from kvmfault.trace.slotfile import read_slots
 from kvmfault.trace.slots import SlotSource
@@ -72,21 +72,24 @@ def check(
     named = [backend(target)] if target is not None else []
     with seekable(recording) as path:
         found = aux or (str(b) if recording != "-" and (b := beside(recording)) is not None else None)
-        seen = functions_of(found or path)
+        opened = Opened(path, source_name(recording))
+        probes = found or (path if opened.recording is None else None)
+        seen = functions_of(probes) if probes is not None else Counter()
         own = _of_calls(named, seen)
         by_calls = own is not None  # neither slots nor host were recorded
         if own is None:
-            own, inferred, _ = survey(path, recording, named, strict=False, progress=progress)
-            chosen = slots or (read_slots(found or path) if seen.keys() & own.backend.probes.slots else inferred)
+            own, otherwise, _ = survey(opened, named, strict=False, progress=progress)
         else:
-            recorded = slots or (read_slots(found or path) if seen.keys() & own.backend.probes.slots else None)
-            chosen = recorded or SlotSource("what KVM did", (), made_up=True)
-        source = _Source(source_name(recording), path, found, seen, chosen, by_calls)
+            otherwise = SlotSource("what KVM did", (), made_up=True)
+        recorded = probes is not None and seen.keys() & own.backend.probes.slots
+        chosen = slots or (read_slots(probes) if probes is not None and recorded else otherwise)
+        source = _Source(opened, found, seen, chosen, by_calls)
         if target is not None and "@" in target:
             return _check_on(own, source, settings, progress)
-        kernels = [backend(_other_kernel(own, kernel)) for kernel in reversed(own.backend.kernels)]
+        only = opened.kernel(own)
+        kernels = [backend(_other_kernel(own, k)) for k in ([only] if only else reversed(own.backend.kernels))]
         reports = [_check_on(kernel, source, settings, progress) for kernel in kernels]
-    best = min(reports, key=lambda r: (r.unexplained, len(r.tally.disagreements)))
+    best = min(reports, key=lambda r: (r.unexplained, r.tally.differing(MAIN), len(r.tally.disagreements)))
     others = ", ".join(f"{r.target.kernel}: {len(r.tally.disagreements)}" for r in reports if r is not best)
     if others:
         mine = len(best.tally.disagreements)
@@ -105,8 +108,7 @@ def _other_kernel(own: Target, kernel: str) -> str:
 class _Source:
     """What is checked."""
 
-    name: str
-    path: str
+    opened: Opened
     aux: str | None
     seen: Counter[str]
     """Probed functions."""
@@ -115,14 +117,15 @@ class _Source:
 
 
 def _check_on(own: Target, source: _Source, settings: Sequence[str], progress: Progress | None) -> CheckReport:
-    own, notes = fitting(own, source.aux or source.path) if source.by_calls else (own, [])
+    opened = source.opened
+    own, notes = fitting(own, source.aux or opened.path) if source.by_calls else (own, [])
     own = _as_seen(own, source.seen, settings)
     known = frozenset(said_by(own.backend.probes, source.seen))
     stats, aux_stats, reader = ReadStats(), ReadStats(), ProbeReader(own.backend)
     assembler = Assembler([own.backend], told=own.backend.name)
-    told = read_truth(source.path, source.aux, assembler, reader, stats=stats, aux_stats=aux_stats)
+    told = read_truth(opened.path, opened.recording, source.aux, assembler, reader, stats=stats, aux_stats=aux_stats)
     told = _watched(told, stats, progress)
-    report = CheckReport(source.name, source.aux, own, source.slots, Tally(), notes=notes)
+    report = CheckReport(opened.name, source.aux, own, source.slots, Tally(), notes=notes)
     (_check_calls if source.by_calls else _check_episodes)(report, told, known)
     report.damage = stats.damage or aux_stats.damage
     _remark(report, stats, aux_stats, reader)

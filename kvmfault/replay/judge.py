@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from errno import EFAULT, errorcode
 from typing import Final
 
+from kvmfault.contract.access import kind
 from kvmfault.contract.accessors import Gap
 from kvmfault.contract.format import PROTS, Kind, R, W, X, size_text
 from kvmfault.contract.outcome import Emulate, Error, Exit, Fixed, Inject
@@ -16,7 +17,6 @@ from kvmfault.contract.values import Prefault
 from kvmfault.path.run import Run
 from kvmfault.replay.causes import CAUSES, WALKS_MARKS
 from kvmfault.replay.tally import Aspect, Disagreement, Tally
-from kvmfault.replay.verdict import kind
 from kvmfault.replay.world import CheckedVm, Flight
 from kvmfault.trace.events import SlotEvent
 from kvmfault.trace.truth import Told

@@ -125,6 +125,15 @@ class Opened:
         self.page_size = self.recording.meta.page_size if self.recording is not None else None
         self.release = self.recording.meta.release if self.recording is not None else None
 
+    def kernel(self, target: Target) -> str | None:
+        """The newest kernel modelled that is not newer than the recorded one; None: that is not known."""
+        if self.release is None:
+            return None
+        kernels = sorted(target.backend.kernels, key=_version)
+        return max(
+            (k for k in kernels if _version(k) <= _version(self.release or "")), key=_version, default=kernels[0]
+        )
+
     def events(self, assembler: Assembler, stats: ReadStats, *, strict: bool) -> Iterator[Event]:
         """The neutral events, in order."""
         return assemble(self.path, assembler, recording=self.recording, stats=stats, strict=strict)
@@ -175,13 +184,10 @@ def _noting_failures(events: Iterable[Event], failed: set[int]) -> Iterator[Even
 
 
 def _fitting(target: Target, source: Opened, gpa: int) -> Target:
-    # nobody named it: the first format with the host's pages, if they are known, whose table reaches the highest
-    # address, on the newest modelled kernel that is not newer than the recorded one, if that is known
+    # nobody named it: the first format with the host's pages, if known, whose table reaches the highest address
     page_shift = target.format.page_shift if source.page_size is None else source.page_size.bit_length() - 1
     fits = [n for n, f in target.backend.formats.items() if f.page_shift == page_shift and gpa >> f.gpa_bits == 0]
-    kernels = sorted(target.backend.kernels, key=_version)
-    older = [k for k in kernels if source.release is None or _version(k) <= _version(source.release)]
-    kernel = target.kernel if source.release is None else (older or kernels)[-1 if older else 0]
+    kernel = source.kernel(target) or target.kernel
     return backend(f"{target.backend.name}:{fits[0] if fits else target.format.name}@{kernel}")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final
@@ -96,6 +97,10 @@ class Tally:
         """(agreed, compared) over all kinds."""
         agreed = sum(n for (a, _), n in self.agreed.items() if a is aspect)
         return agreed, sum(n for (a, _), n in self.compared.items() if a is aspect)
+
+    def differing(self, aspects: Collection[Aspect]) -> int:
+        """Disagreements in these aspects, explained or not."""
+        return sum(n for (aspect, _), n in self.causes.items() if aspect in aspects)
 
     @property
     def unexplained(self) -> int:

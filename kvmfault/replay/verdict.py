@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from errno import EFAULT, errorcode
 
-from kvmfault.contract.access import Access
 from kvmfault.contract.format import size_text
 from kvmfault.contract.outcome import (
     Emulate,
@@ -98,11 +97,3 @@ def outcome_text(outcome: Outcome) -> str:
             return "needs guest walk"
         case Spurious() | Retry() | Emulate():
             return type(outcome).__name__.lower()
-
-
-def kind(access: Access) -> str:
-    """A fault's kind in a few words: what was tried, by whom, and why it stopped."""
-    tried = "+".join(w for w, on in (("read", access.read), ("write", access.write), ("fetch", access.exec)) if on)
-    walk = " on walk" if access.on_walk else ""
-    cause = access.cause.name.lower().replace("_", " ") if access.cause is not None else "unknown"
-    return f"{tried or 'access'}{walk}, {cause}"

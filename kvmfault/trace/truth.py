@@ -11,17 +11,18 @@ from __future__ import annotations
 import heapq
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, NamedTuple, TypeAlias
+from typing import Final, NamedTuple, TypeAlias, cast
 
 from kvmfault.contract.backend import Backend
 from kvmfault.contract.probes import Probe, Probes, Said, Values
 from kvmfault.trace.assemble import Assembler
 from kvmfault.trace.events import EntryEvent, Event, FaultEvent
 from kvmfault.trace.pattern import Misfit, Pattern
-from kvmfault.trace.text import ReadStats, TextEvent, read_text
+from kvmfault.trace.recording import RecordedEvent, Recording
+from kvmfault.trace.text import ReadStats, TextEvent, misread, read_text, row_of
 
 _PLACE: Final = re.compile(
     r"\((?:(?P<caller>[^\s()]+)(?: \[\w+\])? <- )?(?P<function>[A-Za-z_]\w*)[^\s()]*(?: \[\w+\])?\) ?", re.ASCII
@@ -72,52 +73,61 @@ def probed(event: TextEvent) -> tuple[str, bool, str] | None:
 
 
 class ProbeReader:
-    """Reads what the probes of one backend say out of text events."""
+    """Reads what the probes of one backend say out of events."""
 
     def __init__(self, backend: Backend) -> None:
         self.stats = ProbeStats()
-        probes = backend.probes
-        self._entries, self._returns = probes.entries, probes.returns
-        self._events = {name: (probe, _pattern(probe)) for name, probe in probes.events.items()}
+        probes, points = backend.probes, backend.tracepoints
+        self._entries, self._returns, self._events = probes.entries, probes.returns, probes.events
+        self.patterns: Mapping[str, Pattern] = {
+            name: Pattern(*probe.templates) if probe.templates else Pattern.of([points[name]])
+            for name, probe in probes.events.items()
+        }
+        """How trace events that say something read, by name."""
 
-    @property
-    def events(self) -> Collection[str]:
-        """Trace events that say something."""
-        return self._events.keys()
+    def said(self, event: RecordedEvent, *, aux: bool) -> Told | None:
+        """What a trace event says, or None. Its name is one of ``patterns``."""
+        probe = self._events[event.name]
+        try:
+            return _told(probe, cast("Values", event.fields), event.place, event.time, event.pid, aux)
+        except KeyError:  # another kernel's event, without a field that is needed
+            self.stats.misfits[event.name] += 1
+            return None
+
+    def called(self, event: TextEvent, *, aux: bool) -> Told | None:
+        """What a line says if it is a kprobe event, or None."""
+        place = probed(event) if event.body.startswith("(") else None
+        if place is None:
+            return None
+        function, returns, rest = place
+        self.stats.functions[function] += 1
+        probe = (self._returns if returns else self._entries).get(function)
+        if probe is None:
+            self.stats.unknown[function] += 1
+            return None
+        values: Values = {name: int(value, 0) for name, value in _FIELD(rest)}
+        return _told(probe, values, event.line, event.time, event.pid, aux)
 
     def read(self, event: TextEvent, *, aux: bool) -> Told | None:
-        """What *event* says, or None."""
-        values: Values | None
-        known = self._events.get(event.name)
-        if known is not None:
-            probe, pattern = known
-            found = pattern.read(event.body)
-            if isinstance(found, Misfit):
-                self.stats.misfits[event.name] += 1
-                return None
-            values = probe.read({**found.numbers, **found.words})
-        else:
-            place = probed(event) if event.body.startswith("(") else None
-            if place is None:
-                return None
-            function, returns, rest = place
-            self.stats.functions[function] += 1
-            called = (self._returns if returns else self._entries).get(function)
-            if called is None:
-                self.stats.unknown[function] += 1
-                return None
-            probe = called
-            values = probe.read({name: int(value, 0) for name, value in _FIELD(rest)})
-        return None if values is None else Told(probe.says, event.line, event.time, event.pid, values, aux)
+        """What a line says, or None."""
+        pattern = self.patterns.get(event.name)
+        if pattern is None:
+            return self.called(event, aux=aux)
+        row = row_of(event, pattern)
+        if isinstance(row, Misfit):
+            self.stats.misfits[event.name] += 1
+            return None
+        return self.said(row, aux=aux)
 
 
-def _pattern(probe: Probe) -> Pattern:
-    names = dict.fromkeys(name for t in probe.templates for name in re.findall(r"{(\w+:[xdw])}", t))
-    return Pattern(*probe.templates, assigned=" ".join(f"{name}?" for name in names))
+def _told(probe: Probe, fields: Values, line: int, time: int, pid: int, aux: bool) -> Told | None:
+    values = probe.read(fields)
+    return None if values is None else Told(probe.says, line, time, pid, values, aux)
 
 
 def read_truth(
-    recording: str | Path,
+    source: str,
+    recording: Recording | None,
     beside: str | Path | None,
     assembler: Assembler,
     reader: ProbeReader,
@@ -125,25 +135,39 @@ def read_truth(
     stats: ReadStats,
     aux_stats: ReadStats | None = None,
 ) -> Iterator[Truth]:
-    """Everything that the recording, and the one of probes *beside* it, say; in order of time.
+    """Everything that *recording*, or the text *source*, and the text of probes *beside* it say; in order of time.
 
-    Raises UsageError and TraceError as ``read_text``.
+    Raises UsageError and TraceError as their readers do.
     """
-    streams = [_of_recording(recording, assembler, reader, stats)]
+    if recording is not None:
+        streams = [_of_columns(recording, assembler, reader, stats)]
+    else:
+        streams = [_of_text(source, assembler, reader, stats)]
     if beside is not None:
         aux_stats = ReadStats() if aux_stats is None else aux_stats
         streams.append(_of_probes(beside, reader, aux_stats))
     return heapq.merge(*streams, key=_when) if len(streams) > 1 else streams[0]
 
 
-def _of_recording(source: str | Path, assembler: Assembler, reader: ProbeReader, stats: ReadStats) -> Iterator[Truth]:
+def _of_columns(recording: Recording, assembler: Assembler, reader: ProbeReader, stats: ReadStats) -> Iterator[Truth]:
+    from kvmfault.trace.rows import events
+
+    for row in events(recording, {*assembler.patterns, *reader.patterns}, stats=stats):
+        if row.name in assembler.patterns:
+            yield from assembler.feed(row)
+        if row.name in reader.patterns and (told := reader.said(row, aux=False)) is not None:
+            yield told
+
+
+def _of_text(source: str, assembler: Assembler, reader: ProbeReader, stats: ReadStats) -> Iterator[Truth]:
     for event in read_text(source, stats=stats):
-        if event.name in assembler.patterns:
-            made = assembler.feed(event)
-            if isinstance(made, Misfit):
-                stats.misfits[event.name] += 1
+        pattern = assembler.patterns.get(event.name)
+        if pattern is not None:
+            row = row_of(event, {} if event.name in assembler.bare else pattern)
+            if isinstance(row, Misfit):
+                misread(source, event, row, stats, strict=False)
             else:
-                yield from made
+                yield from assembler.feed(row)
         told = reader.read(event, aux=False)
         if told is not None:
             yield told
@@ -204,7 +228,9 @@ def functions_of(source: str | Path, progress: Callable[[int], None] | None = No
     return counted
 
 
-def beside(recording: str | Path, names: Iterable[str] = ("aux.txt", "aux.txt.gz")) -> Path | None:
-    """The recording of probes in the same folder, if there is one and it is not *recording* itself."""
-    folder = Path(recording).parent
-    return next((folder / n for n in names if (folder / n).is_file() and Path(recording).name != n), None)
+def beside(recording: str | Path) -> Path | None:
+    """The recording of probes in the same folder: ``aux.txt[.gz]``, or one called as *recording* with ``aux`` in the
+    place of ``trace``."""
+    path = Path(recording)
+    names = (path.name.replace("trace", "aux"), "aux.txt", "aux.txt.gz")
+    return next((path.with_name(n) for n in names if n != path.name and path.with_name(n).is_file()), None)
