@@ -15,7 +15,8 @@ from kvmfault.replay.check import CheckReport, check
 from kvmfault.replay.tally import MAIN, Aspect
 from kvmfault.trace.assemble import Assembler
 from kvmfault.trace.events import EntryEvent, FaultEvent
-from kvmfault.trace.text import ReadStats, TextEvent
+from kvmfault.trace.recording import ReadStats
+from kvmfault.trace.text import TextEvent
 from kvmfault.trace.truth import ProbeReader, Told, beside, probed, read_truth
 from tests.cli import Cli
 from tests.conftest import recordings

@@ -14,7 +14,7 @@ from kvmfault.replay.calls import CallsCheck
 from kvmfault.replay.check import check
 from kvmfault.replay.tally import Aspect, Tally
 from kvmfault.trace.assemble import Assembler
-from kvmfault.trace.text import ReadStats
+from kvmfault.trace.recording import ReadStats
 from kvmfault.trace.truth import ProbeReader, Truth, read_truth
 from tests.conftest import recordings
 

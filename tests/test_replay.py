@@ -129,7 +129,7 @@ def test_what_is_no_recording(tmp_path: Path) -> None:
         replay(str(file))
     with pytest.raises(UsageError, match="no such file"):
         replay(str(tmp_path / "absent"))
-    with pytest.raises(UsageError, match="a directory"):
+    with pytest.raises(UsageError, match="no file of raw pages"):
         replay(str(tmp_path))
     file.write_text("  a-1  [000] .....  1.0: sched_switch: x\n")
     with pytest.raises(TraceError, match="no guest fault in this recording; events: sched_switch"):

@@ -17,9 +17,10 @@ from kvmfault.replay.judge import Judge
 from kvmfault.replay.run import Opened, seekable, survey
 from kvmfault.replay.tally import MAIN, Tally
 from kvmfault.trace.assemble import Assembler
+from kvmfault.trace.recording import ReadStats
 from kvmfault.trace.slotfile import read_slots
 from kvmfault.trace.slots import SlotSource
-from kvmfault.trace.text import ReadStats, source_name
+from kvmfault.trace.source import source_name
 from kvmfault.trace.truth import ProbeReader, Truth, beside, functions_of, read_truth, said_by
 
 Progress = Callable[[str, int], None]

@@ -14,9 +14,8 @@ from kvmfault.errors import TraceError
 from kvmfault.trace.extents import Clock, Stream, read_extent
 from kvmfault.trace.formats import Formats
 from kvmfault.trace.frames import Block, Column, Plan
-from kvmfault.trace.recording import Frames, Lost, Meta
+from kvmfault.trace.recording import Frames, Lost, Meta, ReadStats
 from kvmfault.trace.ring import I64Col, Layout, U64Col
-from kvmfault.trace.text import ReadStats
 
 AT_ONCE: Final = 1 << 23
 """Bytes of pages that are columns at one time, of all CPUs together, or a little more."""

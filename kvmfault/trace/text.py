@@ -15,38 +15,21 @@ from __future__ import annotations
 
 import codecs
 import re
-import sys
-import zlib
-from collections import Counter
-from collections.abc import Callable, Collection, Generator, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Final, Protocol, TypeAlias
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Final
 
-from kvmfault.errors import TraceError, UsageError
+from kvmfault.errors import TraceError
 from kvmfault.trace.pattern import Fields, Misfit, Pattern
-from kvmfault.trace.recording import Lost, RecordedEvent
+from kvmfault.trace.recording import Lost, ReadStats, RecordedEvent
+from kvmfault.trace.source import Source, open_bytes, source_name
 
 MAX_LINE: Final = 64 * 1024
 """Longer lines are dropped and counted as unreadable; the kernel's own limit is one page."""
-_CHUNK: Final = 1 << 18
 _SAMPLES: Final = 5
 # Where reading stops: lines without one event among them, characters without the end of a line.
 _HOPELESS_LINES: Final = 10_000
 _HOPELESS_LINE: Final = 1 << 26
-
-
-class ByteStream(Protocol):
-    """A file opened for reading bytes."""
-
-    def read(self, n: int = -1, /) -> bytes:
-        """Up to *n* bytes; nothing at the end."""
-        ...
-
-
-Source: TypeAlias = str | Path | ByteStream
-"""A path ("-" is standard input) or an open binary stream."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,36 +48,6 @@ class TextEvent:
     name: str
     column: int
     body: str
-
-
-@dataclass(slots=True)
-class ReadStats:
-    """What a reader met, complete once its iterator is exhausted. Line numbers are the first few."""
-
-    bytes: int = 0
-    """Bytes taken from the file, compressed if it is: for a progress bar."""
-    lines: int = 0
-    events: Counter[str] = field(default_factory=Counter)
-    """Every event met, by name, asked for or not."""
-    skipped: Counter[str] = field(default_factory=Counter)
-    """Events nobody asked for."""
-    misfits: Counter[str] = field(default_factory=Counter)
-    """Events asked for whose body fits no pattern, where that is counted and not an error."""
-    misfit_lines: list[int] = field(default_factory=list)
-    unreadable: int = 0
-    unreadable_lines: list[int] = field(default_factory=list)
-    lost: Counter[int] = field(default_factory=Counter)
-    """Events that the kernel says it dropped, by CPU."""
-    lost_unknown: int = 0
-    """Marks of lost events without a number."""
-    overwritten: int = 0
-    """Events that tracefs says were written over before it printed the rest; it does not tell the CPU."""
-    gaps: list[Lost] = field(default_factory=list)
-    """When events were lost, by CPU: the first ten thousand times."""
-    ticks: bool = False
-    """A stamp had no point, so times are ticks of the recording's clock, not ns."""
-    damage: str | None = None
-    """Why reading ended early (a compressed file cut short or corrupt)."""
 
 
 # After the task: tgid column, [cpu], flag characters, stamp, --ts-diff column, system, name. Groups of
@@ -256,26 +209,6 @@ def looks_recorded(content: bytes) -> bool:
     return any(line.startswith(("# tracer:", "cpus=")) or any(form(line) for form in _FORMS) for line in lines)
 
 
-def is_text(path: str | Path) -> bool:
-    """Whether the file *path* is text, or gzip, which text may be in: there is no NUL at its beginning, as there is in
-    any binary recording. Raises `UsageError` if it cannot be opened."""
-    if Path(path).is_dir():
-        return False
-    try:
-        with Path(path).open("rb") as file:
-            first = file.read(64)
-    except OSError as e:
-        raise UsageError(f"{path}: {e.strerror or e}") from e
-    return first.startswith(b"\x1f\x8b") or b"\0" not in first
-
-
-def source_name(source: Source) -> str:
-    """How errors name *source*."""
-    if isinstance(source, str | Path):
-        return "<stdin>" if str(source) == "-" else str(source)
-    return str(getattr(source, "name", "<stream>"))
-
-
 class _Losses:
     # Which CPU lost how many events, and between which of its events.
     def __init__(self, stats: ReadStats) -> None:
@@ -328,64 +261,6 @@ def _unreadable(path: str, line: str, stats: ReadStats, *, strict: bool) -> None
     stats.unreadable += 1
     if len(stats.unreadable_lines) < _SAMPLES:
         stats.unreadable_lines.append(stats.lines)
-
-
-# -- bytes -------------------------------------------------------------------------------------------
-
-
-def open_bytes(source: Source, stats: ReadStats) -> Generator[bytes, None, None]:
-    """The content of *source* in pieces, decompressed if it is gzip (told by its first bytes).
-
-    What can be read of a damaged file is given, then ``stats.damage`` says what was wrong. Raises `UsageError` if
-    the file cannot be opened or read.
-    """
-    try:
-        with _open(source) as stream:
-            # read1 gives what a pipe has now; read would wait for a full chunk.
-            read: Callable[[int], bytes] = getattr(stream, "read1", stream.read)
-            first = read(_CHUNK)
-            while 0 < len(first) < 2 and (more := read(_CHUNK)):
-                first += more
-            stats.bytes += len(first)
-            yield from (_inflate if first.startswith(b"\x1f\x8b") else _plain)(first, read, stats)
-    except OSError as e:
-        raise UsageError(f"{source_name(source)}: {e.strerror or e}") from e
-
-
-def _open(source: Source) -> AbstractContextManager[ByteStream]:
-    if not isinstance(source, str | Path):
-        return nullcontext(source)
-    return nullcontext(sys.stdin.buffer) if str(source) == "-" else Path(source).open("rb")
-
-
-def _plain(piece: bytes, read: Callable[[int], bytes], stats: ReadStats) -> Iterator[bytes]:
-    while piece:
-        yield piece
-        piece = read(_CHUNK)
-        stats.bytes += len(piece)
-
-
-def _inflate(piece: bytes, read: Callable[[int], bytes], stats: ReadStats) -> Iterator[bytes]:
-    # zlib and not gzip: the module's reader loses what it had when the file ends early.
-    inflate = zlib.decompressobj(31)
-    try:
-        while piece or not inflate.eof:
-            if out := inflate.decompress(piece, _CHUNK):
-                yield out
-            piece = inflate.unconsumed_tail
-            if inflate.eof:
-                piece = inflate.unused_data.lstrip(b"\0")
-            if not piece:
-                piece = read(_CHUNK)
-                stats.bytes += len(piece)
-            if inflate.eof and piece:
-                inflate = zlib.decompressobj(31)  # files joined by cat are one
-            elif not inflate.eof and not piece:
-                stats.damage = f"the compressed file ends early, after {stats.bytes} bytes"
-                yield inflate.flush()
-                return
-    except zlib.error as e:
-        stats.damage = f"the compressed file is corrupt: {e}"
 
 
 def _lines(source: Source, stats: ReadStats) -> Iterator[str]:

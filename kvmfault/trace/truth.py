@@ -21,8 +21,8 @@ from kvmfault.contract.probes import Probe, Probes, Said, Values
 from kvmfault.trace.assemble import Assembler
 from kvmfault.trace.events import EntryEvent, Event, FaultEvent
 from kvmfault.trace.pattern import Misfit, Pattern
-from kvmfault.trace.recording import RecordedEvent, Recording
-from kvmfault.trace.text import ReadStats, TextEvent, misread, read_text, row_of
+from kvmfault.trace.recording import ReadStats, RecordedEvent, Recording
+from kvmfault.trace.text import TextEvent, misread, read_text, row_of
 
 _PLACE: Final = re.compile(
     r"\((?:(?P<caller>[^\s()]+)(?: \[\w+\])? <- )?(?P<function>[A-Za-z_]\w*)[^\s()]*(?: \[\w+\])?\) ?", re.ASCII
