@@ -117,6 +117,14 @@ def _cause(a: Answers) -> Cause:
     return Cause.OTHER
 
 
+def kind(access: Access) -> str:
+    """A fault's kind in a few words: what was tried, by whom, and why it stopped."""
+    tried = "+".join(w for w, on in (("read", access.read), ("write", access.write), ("fetch", access.exec)) if on)
+    walk = " on walk" if access.on_walk else ""
+    cause = access.cause.name.lower().replace("_", " ") if access.cause is not None else "unknown"
+    return f"{tried or 'access'}{walk}, {cause}"
+
+
 def losses(wanted: Access, got: Access, reasons: Mapping[str, str]) -> dict[str, str]:
     """Member -> why it did not survive, for every member that differs between the two accesses."""
     lost: dict[str, str] = {}

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from errno import EFAULT
 from pathlib import Path
 
-from kvmfault.contract.access import Access
+from kvmfault.contract.access import kind
 from kvmfault.contract.format import size_text
 from kvmfault.contract.shapes import Raw
 from kvmfault.contract.target import Target, backend, backends
@@ -232,14 +232,6 @@ def _dispatch(report: Report, own: Target, event: Event) -> None:
                 result.age(event)
             case _:
                 pass
-
-
-def kind(access: Access) -> str:
-    """A fault's kind in a few words: what was tried, by whom, and why it stopped."""
-    tried = "+".join(w for w, on in (("read", access.read), ("write", access.write), ("fetch", access.exec)) if on)
-    walk = " on walk" if access.on_walk else ""
-    cause = access.cause.name.lower().replace("_", " ") if access.cause is not None else "unknown"
-    return f"{tried or 'access'}{walk}, {cause}"
 
 
 def _remark(report: Report) -> None:
