@@ -4,6 +4,8 @@ It is what `kvmfault.trace.assemble` and ``Target.decode`` give row by row, from
 place, time, cpu, pid (the vCPU's task), ``target`` (the backend), ``kind`` (tried, by whom, why it stopped), the fault
 registers, and a column for each fact. A value that a fault has not, and a fact that its hardware does not tell (a
 `Gap`, whose reason is in the support matrix of the docs), is null.
+
+Facts are computed for every row, not for each distinct syndrome: finding those takes several times as long as all facts.
 """
 
 from __future__ import annotations
@@ -13,7 +15,6 @@ from typing import Final
 
 import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 
 from kvmfault.algebra.columns import BoolCol, Columns, U64Col, maybe_column, pred_column, word_column
 from kvmfault.algebra.expr import Maybe, Pred, Word
@@ -157,7 +158,7 @@ class _Own:
         full = self._full(registers, len(first))
         return first.with_columns(
             pl.lit(self.name).alias("target"),
-            pl.Series("kind", self._kinds(full), pl.String),
+            self._kinds(full),
             *(pl.Series(name, column) for name, column in registers.items()),
             *(_column(name, fact, full) for name, fact in self.facts.items()),
         )
@@ -172,16 +173,17 @@ class _Own:
                 full[synthetic.name] = full[synthetic.name] | np.uint64(synthetic[mark].mask)
         return full
 
-    def _kinds(self, full: Columns) -> NDArray[np.object_]:
+    def _kinds(self, full: Columns) -> pl.Series:
         # few combinations of truths: one fault of each is asked in words
         truths = [fact for name in TRUTHS if isinstance(fact := _fact(self.target, name), Pred)]
         key = np.zeros(len(next(iter(full.values()))), np.uint64)
         for bit, truth in enumerate(truths):
             key |= pred_column(truth, full).astype(np.uint64) << np.uint64(bit)
-        _, first, which = np.unique(key, return_index=True, return_inverse=True)
-        rows = ({name: int(column[n]) for name, column in full.items()} for n in first.tolist())
+        keys = pl.Series("key", key)
+        first = keys.to_frame().with_row_index().group_by("key").first()
+        rows = ({name: int(column[n]) for name, column in full.items()} for n in first["index"])
         words = [kind(self.target.access(self.target.decode(**row))) for row in rows]
-        return np.array(words, np.object_)[which]
+        return keys.replace_strict(first["key"], words, return_dtype=pl.String).alias("kind")
 
 
 def _fact(target: Target, name: str) -> Pred | Word | Maybe | Gap:
