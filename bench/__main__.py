@@ -9,14 +9,15 @@ from pathlib import Path
 from bench.columns import column_rows
 from bench.faults import decode_rows, path_rows, scale_rows, slot_rows
 from bench.measure import Row, machine, markdown, table
+from bench.traces import trace_rows
 from bench.whole import command_rows, proof_rows, replay_rows
 
 RESULTS = Path(__file__).parent / "RESULTS.md"
-PARTS = (column_rows, decode_rows, path_rows, scale_rows, slot_rows, proof_rows, command_rows, replay_rows)
+PARTS = (column_rows, decode_rows, path_rows, scale_rows, slot_rows, proof_rows, command_rows, replay_rows, trace_rows)
 
 
 def main() -> int:
-    """Measure everything; about two minutes."""
+    """Measure everything; a few minutes."""
     parser = argparse.ArgumentParser(prog="python -m bench", description="Measure the speed budgets, as ratios.")
     parser.add_argument("--write", action="store_true", help=f"also write {RESULTS.name}")
     write = parser.parse_args().write

@@ -34,6 +34,8 @@ class Row:
     limit: float | None = None
     """The budget: of the ratio if there is one and ``on_value`` is not set, else of the value."""
     on_value: bool = False
+    least: bool = False
+    """The budget is what it must be at least, not at most."""
 
     @property
     def ratio(self) -> float | None:
@@ -42,11 +44,11 @@ class Row:
 
     @property
     def budget(self) -> str:
-        """``at most 3x``, ``at most 7 us``, or nothing."""
+        """``at most 3x``, ``at most 7 us``, ``at least 15x``, or nothing."""
         if self.limit is None:
             return ""
         unit = "x" if self._judges_ratio else f" {self.unit}"
-        return f"at most {self.limit:g}{unit}"
+        return f"at {'least' if self.least else 'most'} {self.limit:g}{unit}"
 
     @property
     def verdict(self) -> str:
@@ -54,7 +56,8 @@ class Row:
         if self.limit is None:
             return ""
         part = (self.ratio if self._judges_ratio and self.ratio is not None else self.value) / self.limit
-        return "met" if part <= 1 else f"missed: {part:.2f} times the budget"
+        met = part >= 1 if self.least else part <= 1
+        return "met" if met else f"missed: {part:.2f} times the budget"
 
     @property
     def _judges_ratio(self) -> bool:

@@ -6,6 +6,7 @@ import struct
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import zstandard
 
@@ -101,11 +102,31 @@ class DatFile:
     clock: str = "mono"
     instances: Mapping[str, Mapping[int, Sequence[bytes]]] = field(default_factory=dict)
     pages_a_chunk: int = 2
+    early: bool = False
+    """As trace-cmd writes it: options before the pages, and those of the buffers at the end."""
 
     def build(self) -> bytes:
         """The file."""
         start = b"\x17\x08\x44tracing" + f"{self.version}".encode() + b"\0\0\x08" + struct.pack("<I", 4096)
         return self._version7(start) if self.version == 7 else self._version6(start)
+
+    def begin(self) -> bytes:
+        """An uncompressed file of version 7 up to its pages, for pages that someone else writes. The 8 bytes at `first`
+        must become the offset of what `end` gives."""
+        out = b"\x17\x08\x44tracing7\0\0\x08" + struct.pack("<I", 4096) + b"none\0\0" + bytes(8)
+        self._begun: list[tuple[int, bytes]] = []
+        for number, body in ((16, self._header()), (17, bytes(4)), (18, self._formats()), (21, self._comms())):
+            self._begun.append((number, struct.pack("<Q", len(out))))
+            out += self._section(number, body)
+        return out
+
+    first: ClassVar[int] = 24
+
+    def end(self, ranges: Mapping[int, tuple[int, int]]) -> bytes:
+        """The options that say where the pages of each CPU are: offset and size."""
+        entries = b"".join(struct.pack("<IQQ", cpu, at, size) for cpu, (at, size) in ranges.items())
+        head = bytes(9) + self.clock.encode() + b"\0" + struct.pack("<II", self.page, len(ranges))
+        return self._section(0, self._options([*self._begun, (3, head + entries)]) + self._done(0))
 
     def _header(self) -> bytes:
         text = HEADER_PAGE.format(self.page - 16).encode()
@@ -145,16 +166,26 @@ class DatFile:
         for number, body in ((16, self._header()), (17, bytes(4)), (18, self._formats()), (21, self._comms())):
             options.append((number, struct.pack("<Q", len(out))))
             out += self._section(number, body)
+        early = len(out) if self.early else 0
+        link = 0
+        if early:  # what they say is known before the pages are
+            out += self._section(0, self._options(options) + self._done(0))
+            link = len(out) - 8
+            out += struct.pack("<HHIQ", 3, 0, 0, 0)
+            options = []
         for name, cpus in {"": self.cpus, **self.instances}.items():
             entries = b""
             for cpu, pages in cpus.items():
-                out += bytes(-len(out) % 64)
+                out += bytes(-len(out) % (4096 if early else 64))
                 data, size = self._data(pages)
                 entries += struct.pack("<IQQ", cpu, len(out), size)
                 out += data
             head = bytes(8) + name.encode() + b"\0" + self.clock.encode() + b"\0"
             options.append((3, head + struct.pack("<II", self.page, len(cpus)) + entries))
-        out = out[:first] + struct.pack("<Q", len(out)) + out[first + 8 :]
+        out = out[:first] + struct.pack("<Q", early or len(out)) + out[first + 8 :]
+        if early:
+            last = self._section(0, self._options(options) + self._done(0))
+            return out[:link] + struct.pack("<Q", len(out)) + out[link + 8 :] + last
         half = len(options) // 2  # two sections of options
         body = self._options(options[:half])
         size = len(body) + 14 + 16

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 import sys
 from collections.abc import Callable
 
@@ -12,6 +13,7 @@ from bench.cloop import compiler
 from bench.columns import FACTS, column_rows
 from bench.faults import GIB, decode_rows, is_write_by_hand, path_rows, scale_rows, slot_rows
 from bench.measure import Each, Row, machine, markdown, seconds, seconds_each, table
+from bench.traces import SMALL, trace_rows
 from bench.whole import command_rows, proof_rows, recordings, replay_rows
 from kvmfault.contract.target import backend
 from tests.conftest import ROOT
@@ -47,6 +49,15 @@ def test_columns_beside_c() -> None:
     assert all(row.budget == "at most 3x" and row.ratio for row in rows)
 
 
+def test_traces_beside_trace_cmd() -> None:
+    if shutil.which("trace-cmd") is None:
+        pytest.skip("trace-cmd not installed")
+    rows = trace_rows(SMALL, rounds=1, large=1 << 20)
+    assert len(rows) == 15
+    assert all(row.value > 0 for row in rows)
+    assert sum(row.budget == "at least 15x" for row in rows) == 2
+
+
 def test_columns_without_c(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CC", "no-such-compiler")
     rows = column_rows(rows=1000, rounds=1)
@@ -73,6 +84,8 @@ def test_the_yardstick_is_right() -> None:
         (Row("w", 3.0, "us", limit=7), "at most 7 us", "met"),
         (Row("w", 14.0, "us", limit=7), "at most 7 us", "missed: 2.00 times the budget"),
         (Row("w", 4.0, "ns", "C:", 2.0, limit=3), "at most 3x", "met"),
+        (Row("w", 30.0, "M/s", "that:", 2.0, limit=15, least=True), "at least 15x", "met"),
+        (Row("w", 15.0, "M/s", "that:", 2.0, limit=15, least=True), "at least 15x", "missed: 0.50 times the budget"),
         (Row("w", 9.0, "ns", "C:", 2.0, limit=3), "at most 3x", "missed: 1.50 times the budget"),
         (Row("w", 99.0, "ms", "bare:", 9.0, limit=90, on_value=True), "at most 90 ms", "missed: 1.10 times the budget"),
     ],

@@ -15,8 +15,8 @@ from kvmfault.contract.format import Kind, Memory, R, Stage2Format, W, block_siz
 from kvmfault.contract.ports import MapResult, Repair
 from kvmfault.contract.target import backends
 from kvmfault.errors import ModelError
-from kvmfault.machine.stage2 import Removed, Stage2
-from kvmfault.machine.table import Found
+from kvmfault.machine.stage2 import Stage2
+from kvmfault.machine.table import Found, Removed
 from kvmfault.types import Gpa, Hpa, Pfn
 
 FORMATS: Final[dict[str, Stage2Format]] = {

@@ -267,6 +267,30 @@ def test_every_truncation(tmp_path: Path, version: int, codec: str) -> None:
     assert told == len(range(0, len(data), 397)) + 1
 
 
+@pytest.mark.parametrize(("codec", "cpus"), [("none", 1), ("zlib", 2), ("zstd", 2)])
+def test_what_a_cut_file_still_holds(tmp_path: Path, codec: str, cpus: int) -> None:
+    # Written in the order of trace-cmd: the options that say where pages are come last.
+    ring = {n: PAGES[3 * n] for n in range(cpus)}
+    dat = DatFile(ring, codec=codec, options=[(8, struct.pack("<I", cpus))], early=True)
+    data = dat.build()
+    path = tmp_path / "cut.dat"
+    expected = [(time, cpu // 3, name) for time, cpu, name in ORDER if cpu // 3 < cpus]
+    got = []
+    for size in [*range(data.find(b"fault"), len(data), 211), len(data) - 1]:
+        path.write_bytes(data[:size])
+        try:
+            frames, stats = whole(open_tracedat(str(path)))
+        except TraceError:
+            got.append(0)
+            continue
+        rows = {(*row, name) for name, f in frames.items() for row in f.select("time", "cpu").iter_rows()}
+        assert rows <= set(expected)
+        assert stats.damage is not None
+        got.append(len(rows))
+    assert got[-1] == len(expected)
+    assert sum(0 < n < len(expected) for n in got) > 4
+
+
 def test_formats_that_are_none() -> None:
     with pytest.raises(TraceError, match=r"a.dat: at byte 0x63: expected 'name: EVENT"):
         Formats("a.dat", [FormatText("kvm", b"nome: x", 99)])

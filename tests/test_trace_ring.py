@@ -58,8 +58,8 @@ def test_counts(path: Path) -> None:
     binary = path.with_name("trace.dat")
     if not binary.exists():  # raw pages, or perf.data
         return
-    _, stats = whole(open_recording(str(path)))
-    counts = path.with_name("counts.txt").read_text().split()
+    _, stats = whole(open_recording(str(binary)))
+    counts = path.read_text().split()
     told = {name: int(n) for n, name in zip(counts[::2], counts[1::2], strict=True)}
     if "tracing_mark_write" in told:  # as text shows the event `print`
         told["print"] = told.pop("tracing_mark_write")

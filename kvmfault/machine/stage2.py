@@ -9,26 +9,17 @@ What a change makes wrong in the vCPUs' TLBs is noted in ``stale``; who holds th
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator
-from dataclasses import dataclass
 from typing import Final
 
 from kvmfault.contract.format import Kind, Memory, Stage2Format, block_sizes, watch_writes
 from kvmfault.contract.ports import MapResult, Repair
 from kvmfault.errors import ModelError
-from kvmfault.machine.table import Found, TablePage
+from kvmfault.machine.table import Found, Removed, TablePage
 from kvmfault.types import Gpa, Hpa, Pfn
 
 _FIXED, _UNCHANGED, _ABSENT = MapResult.FIXED, MapResult.UNCHANGED, MapResult.ABSENT
 _TABLES_AT: Final = 1 << 40
 """Host-physical address of the first table page: away from the frames of host memory."""
-
-
-@dataclass(frozen=True, slots=True)
-class Removed:
-    """What an unmap took away: leaves and the bytes they covered."""
-
-    leaves: int
-    size: int
 
 
 class Stage2:
@@ -87,12 +78,7 @@ class Stage2:
 
     def tables(self) -> int:
         """Table pages in use."""
-        stack, count = [self._root], 0
-        while stack:
-            table = stack.pop()
-            count += 1
-            stack.extend(table.children.values())
-        return count
+        return 1 + sum(1 for _ in self._root.below(self._levels))
 
     # Writing.
 
@@ -223,22 +209,12 @@ class Stage2:
         """Make the table pages that mapping a page at *gpa* needs, and note that a fetch needed those that are new."""
         first_new = self._next_hpa
         self._descend(gpa, self.format.page_shift)
-        for _, table in self._way(gpa):
+        for _, table in self._root.way(self._levels, gpa):
             table.for_fetch |= table.hpa >= first_new
 
     def made_for_fetch(self, gpa: Gpa, size: int) -> bool:
         """Whether the table page under *gpa* that stands for a block of *size* was made by ``grow_for_fetch``."""
-        return any(table.for_fetch for shift, table in self._way(gpa) if 1 << shift == size)
-
-    def _way(self, gpa: Gpa) -> Iterator[tuple[int, TablePage]]:
-        # the tables below the root that translate gpa, each with the shift of the entry that points to it
-        table = self._root
-        for shift, mask in self._levels:
-            child = table.children.get(gpa >> shift & mask)
-            if child is None:
-                return
-            yield shift, child
-            table = child
+        return any(table.for_fetch for shift, table in self._root.way(self._levels, gpa) if 1 << shift == size)
 
     def _update(self, found: Found, desc: int) -> None:
         table, index = self._descend(found.gpa, found.shift)
@@ -413,11 +389,5 @@ class Stage2:
 
     def key(self) -> Hashable:
         """All entries, hashable. Addresses of table pages take no part: they are an accident of order."""
-        return frozenset(self.entries()), frozenset(self._for_fetch(self._root, 0, 0))
-
-    def _for_fetch(self, table: TablePage, depth: int, base: int) -> Iterator[tuple[int, int]]:
-        shift, _ = self._levels[depth]
-        for index, child in table.children.items():
-            if child.for_fetch:
-                yield shift, base | index << shift
-            yield from self._for_fetch(child, depth + 1, base | index << shift)
+        marked = ((shift, gpa) for shift, gpa, table in self._root.below(self._levels) if table.for_fetch)
+        return frozenset(self.entries()), frozenset(marked)

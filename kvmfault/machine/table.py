@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple, TypeAlias
 
 from kvmfault.types import Gpa, Hpa
+
+Levels: TypeAlias = tuple[tuple[int, int], ...]
+"""Of a table's levels from the root on: shift of its entries, and the mask of an index."""
 
 
 class TablePage:
@@ -27,6 +32,32 @@ class TablePage:
         new.entries = self.entries.copy()
         new.children = self.children.copy()
         return new
+
+    def way(self, levels: Levels, gpa: int) -> Iterator[tuple[int, TablePage]]:
+        """The tables under this root that translate *gpa*, each with the shift of the entry that points to it."""
+        table = self
+        for shift, mask in levels:
+            child = table.children.get(gpa >> shift & mask)
+            if child is None:
+                return
+            yield shift, child
+            table = child
+
+    def below(self, levels: Levels, base: int = 0) -> Iterator[tuple[int, int, TablePage]]:
+        """Every table under this one, with the shift of the entry that points to it and the first address there."""
+        shift, _ = levels[0]
+        for index, child in self.children.items():
+            gpa = base | index << shift
+            yield shift, gpa, child
+            yield from child.below(levels[1:], gpa)
+
+
+@dataclass(frozen=True, slots=True)
+class Removed:
+    """What an unmap took away: leaves and the bytes they covered."""
+
+    leaves: int
+    size: int
 
 
 class Found(NamedTuple):

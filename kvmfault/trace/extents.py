@@ -79,9 +79,18 @@ class Clock:
 def read_extent(extent: Extent, plan: Plan, clock: Clock) -> Block:
     """The records of *extent*; damage says where in the file. A function of its arguments alone."""
     damage: list[tuple[int, str]] = []
-    pieces: list[tuple[Part, bytes]] = []
+    block = read_pages(pages(extent, plan.layout.page, damage), extent.cpu, plan)
+    block.time = clock.times(block.time)
+    block.damage = damage + [_in_file(where, what, extent, plan.layout.page) for where, what in block.damage]
+    return block
+
+
+def pages(extent: Extent, page: int, damage: list[tuple[int, str]] | None = None) -> bytes:
+    """The pages of *extent*, decompressed; what is wrong, and at which byte of the file, is added to *damage*."""
+    damage = [] if damage is None else damage
     file = File(extent.path)
     inflate = codec(extent.codec)
+    pieces = []
     for part in extent.parts:
         stored = file.upto(part.offset, part.stored)
         if len(stored) < part.stored:
@@ -90,18 +99,10 @@ def read_extent(extent: Extent, plan: Plan, clock: Clock) -> Block:
             stored, wrong = inflate(stored, part.size)
             if wrong:
                 damage.append((part.offset, wrong))
-        pieces.append((part, stored))
-    pages = pieces[0][1] if len(pieces) == 1 else b"".join(p for _, p in _whole_pages(pieces, plan.layout.page))
-    block = read_pages(pages, extent.cpu, plan)
-    block.time = clock.times(block.time)
-    block.damage = damage + [_in_file(where, what, extent, plan.layout.page) for where, what in block.damage]
-    return block
-
-
-def _whole_pages(pieces: list[tuple[Part, bytes]], page: int) -> Iterator[tuple[Part, bytes]]:
-    # A part that lacks its end must not move the pages after it.
-    for part, data in pieces:
-        yield part, data + bytes(-len(data) % page)
+        pieces.append(stored)
+        if cut := -len(stored) % page:  # what is missing must not move the pages after it
+            pieces.append(bytes(cut))
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
 def _in_file(where: int, what: str, extent: Extent, page: int) -> tuple[int, str]:
@@ -145,6 +146,16 @@ class PageRange:
             yield Extent(self.file.path, self.cpu, self.codec, tuple(parts))
         if wrong is not None:
             raise wrong
+
+    def ends(self) -> int:
+        """Where the last whole chunk of compressed pages ends."""
+        end = self.at
+        try:
+            for part in self._chunks():
+                end = part.offset + part.stored
+        except TraceError:
+            return self.file.size
+        return end
 
     def _plain(self, size: int) -> Iterator[Part]:
         step = max(size // self.page, 1) * self.page

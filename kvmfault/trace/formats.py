@@ -188,6 +188,13 @@ class Formats(Mapping[str, EventFormat]):
             print_format.decode(errors="replace").strip() if sep else "",
         )
 
+    def texts(self) -> dict[str, list[bytes]]:
+        """Every format as it was given, by system."""
+        systems: dict[str, list[bytes]] = {}
+        for text in self._texts.values():
+            systems.setdefault(text.system, []).append(text.text)
+        return systems
+
     def _wrong(self, text: FormatText, byte: int, message: str) -> TraceError:
         return TraceError(message, path=self.path, offset=text.offset + byte)
 

@@ -66,9 +66,8 @@ class Block:
 
 
 def read_pages(pages: bytes, cpu: int, plan: Plan) -> Block:
-    """The records of *pages*, whole pages but perhaps the last. A function of its arguments alone."""
-    cut = -len(pages) % plan.layout.page
-    words = np.frombuffer(pages + bytes(cut) if cut else pages, "<u4")
+    """The records of *pages*, which are whole. A function of its arguments alone."""
+    words = np.frombuffer(pages, "<u4")
     found = walk(words, plan.layout)
     block = Block(cpu, found.time.view(np.int64), {}, Counter(), Counter(), gaps=found.gaps, damage=found.damage)
     # Records of one event together, in the order they came: a radix sort, since the key has 16 bits.

@@ -41,8 +41,9 @@ class RingRecording:
         self.path = path
         self.meta = meta
         self.formats = formats
-        self._layout = layout
-        self._streams = sorted(streams, key=lambda s: s.cpu)
+        self.layout = layout
+        self.streams = sorted(streams, key=lambda s: s.cpu)
+        """What there is of each CPU."""
         self._clock = clock or Clock()
         self._damage = damage
 
@@ -54,12 +55,12 @@ class RingRecording:
         """See `Recording.frames`."""
         stats = ReadStats() if stats is None else stats
         stats.ticks = self.meta.ticks
-        plan = Plan.of(self._layout, self.formats, wanted)
-        size = max(_SMALLEST, AT_ONCE // max(1, len(self._streams)))
+        plan = Plan.of(self.layout, self.formats, wanted)
+        size = max(_SMALLEST, AT_ONCE // max(1, len(self.streams)))
         damage = Damage()
         if self._damage is not None:
             damage.add(self._damage)
-        yield from _merged([_Cpu(stream, size, plan, self._clock, stats, damage) for stream in self._streams])
+        yield from _merged([_Cpu(stream, size, plan, self._clock, stats, damage) for stream in self.streams])
         stats.damage = damage.text()
 
 

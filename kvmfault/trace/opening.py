@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from kvmfault.contract.target import backends
 from kvmfault.trace import perfdata, rawpages, tracedat
 from kvmfault.trace.binary import File
 from kvmfault.trace.recording import Recording
-from kvmfault.trace.textframes import TextRecording
 
 
 def open_recording(source: str, *, formats: str | None = None, instance: str | None = None) -> Recording:
@@ -20,9 +18,12 @@ def open_recording(source: str, *, formats: str | None = None, instance: str | N
     path = Path(source)
     if formats is not None or path.is_dir() or (path.is_file() and rawpages.is_raw(path)):
         return rawpages.open_rawpages(source, formats)
-    first = File(source).upto(0, 16)
+    first = b"" if source == "-" else File(source).upto(0, 16)
     if first.startswith(tracedat.MAGIC):
         return tracedat.open_tracedat(source, instance)
     if first.startswith(perfdata.MAGIC):
         return perfdata.PerfRecording(source)
+    from kvmfault.contract.target import backends  # of no use to the others, and as long to load as they are
+    from kvmfault.trace.textframes import TextRecording
+
     return TextRecording(source, [backend.tracepoints for backend in backends().values()])

@@ -8,7 +8,7 @@ The format: the specification of Apache Parquet (parquet.thrift); pages of versi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import IO, Any, Final, NamedTuple
 
 import numpy as np
@@ -27,7 +27,7 @@ _HELD: Final = 1 << 26
 
 # Numbers of the format.
 _BOOLEAN, _INT32, _INT64, _DOUBLE, _BYTE_ARRAY = 0, 1, 2, 5, 6
-_PLAIN, _RLE, _DICTIONARY = 0, 3, 8
+_PLAIN, _RLE, _DELTA, _DICTIONARY = 0, 3, 5, 8
 _ZSTD: Final = 6
 _DATA_PAGE, _DICTIONARY_PAGE = 0, 2
 
@@ -72,6 +72,7 @@ class _Chunk(NamedTuple):
     # A column of a row group, as it was written.
     at: int
     dictionary: int | None
+    encoding: int
     stored: int
     full: int
     statistics: Struct
@@ -157,45 +158,55 @@ class ParquetWriter:
         if kind.physical == _BYTE_ARRAY:
             return self._coded(present, len(series), levels)
         if kind.physical == _BOOLEAN:
-            values = np.packbits(present.to_numpy(), bitorder="little")
-        else:
-            values = np.ascontiguousarray(present.to_numpy()).astype(kind.stored, copy=False)
-        statistics = _statistics(present, len(series) - len(present), kind)
-        return self._pages(None, (levels, values), len(series), _PLAIN, statistics)
+            bits = np.packbits(present.to_numpy(), bitorder="little")
+            nulls = struct((3, I64(len(series) - len(present))))
+            return self._pages(None, (levels, bits), len(series), _PLAIN, nulls)
+        return self._numbers(np.ascontiguousarray(present.to_numpy()), len(series), levels, kind)
+
+    def _numbers(self, values: NDArray[Any], rows: int, levels: bytes, kind: _Type) -> _Chunk:
+        # What is compressed takes the time, so it is made small: numbers of a small range as one byte each, and rising
+        # ones (places, times) by their steps.
+        stored = values.astype(kind.stored, copy=False)
+        if not len(values):
+            return self._pages(None, (levels,), rows, _PLAIN, struct((3, I64(rows))))
+        low, high = values.min(), values.max()
+        ends = (np.array([v]).astype(kind.stored).tobytes() for v in (high, low))
+        statistics = struct((3, I64(rows - len(values))), *zip((5, 6), ends, strict=True))
+        if kind.physical != _DOUBLE and (span := int(high) - int(low)) < min(256, len(values)):
+            known = (low + np.arange(span + 1, dtype=values.dtype)).astype(kind.stored)
+            run = _run((values - low).astype(np.uint8), 8)
+            return self._pages((known.tobytes(), len(known)), (levels, run), rows, _DICTIONARY, statistics)
+        if kind.physical == _INT64 and (steps := _steps(stored)) is not None:
+            return self._pages(None, (levels, steps), rows, _DELTA, statistics)
+        return self._pages(None, (levels, stored), rows, _PLAIN, statistics)
 
     def _coded(self, present: pl.Series, rows: int, levels: bytes) -> _Chunk:
         # Text and bytes: the distinct values once, then their numbers, as 8, 16 or 32 bits each.
         known = present.unique(maintain_order=True)
         codes = pl.DataFrame({"v": known, "n": np.arange(len(known), dtype=np.uint32)})
         numbers = pl.DataFrame({"v": present}).join(codes, on="v", how="left", maintain_order="left")["n"].to_numpy()
-        encoded = [v.encode() if isinstance(v, str) else v for v in known]
-        return self._numbered(encoded, numbers, rows, levels)
+        width = 8 if len(known) <= 1 << 8 else 16 if len(known) <= 1 << 16 else 32
+        statistics = struct((3, I64(rows - len(present))))
+        return self._pages(_words(known), (levels, _run(numbers, width)), rows, _DICTIONARY, statistics)
 
     def _constant(self, value: str, rows: int) -> _Chunk:
         # One run: all are number 0.
         statistics = struct((3, I64(0)), (5, value), (6, value))
         run = b"\x08" + varint(rows << 1) + b"\0"
-        return self._pages([value.encode()], (_levels(rows, None), run), rows, _DICTIONARY, statistics)
-
-    def _numbered(self, values: list[bytes], numbers: NDArray[Any], rows: int, levels: bytes) -> _Chunk:
-        width = 8 if len(values) <= 1 << 8 else 16 if len(values) <= 1 << 16 else 32
-        packed = numbers.astype(f"<u{width // 8}").tobytes() + bytes(-len(numbers) % 8 * width // 8)
-        run = bytes([width]) + varint(-(-len(numbers) // 8) << 1 | 1) + packed
-        statistics = struct((3, I64(rows - len(numbers))))
-        return self._pages(values, (levels, run), rows, _DICTIONARY, statistics)
+        return self._pages(_words([value]), (_levels(rows, None), run), rows, _DICTIONARY, statistics)
 
     def _pages(
-        self, values: list[bytes] | None, data: tuple[Any, ...], rows: int, encoding: int, statistics: Struct
+        self, known: tuple[bytes, int] | None, data: tuple[Any, ...], rows: int, encoding: int, statistics: Struct
     ) -> _Chunk:
+        # *known*: the distinct values, plain, and how many.
         dictionary, full, start = None, 0, self._at
-        if values is not None:
-            plain = b"".join(len(v).to_bytes(4, "little") + v for v in values)
+        if known is not None:
             dictionary = start
-            full += self._page(plain, _DICTIONARY_PAGE, (7, struct((1, len(values)), (2, _PLAIN))))
+            full += self._page(known[0], _DICTIONARY_PAGE, (7, struct((1, known[1]), (2, _PLAIN))))
         at = self._at
         header = struct((1, rows), (2, encoding), (3, _RLE), (4, _RLE))
         full += self._page(b"".join(data), _DATA_PAGE, (5, header))
-        return _Chunk(at, dictionary, self._at - start, full, statistics)
+        return _Chunk(at, dictionary, encoding, self._at - start, full, statistics)
 
     def _page(self, data: bytes, kind: int, header: tuple[int, Struct]) -> int:
         stored = self._compress(data)
@@ -235,12 +246,34 @@ def _levels(rows: int, valid: NDArray[np.bool_] | None) -> bytes:
     return len(run).to_bytes(4, "little") + run
 
 
-def _statistics(present: pl.Series, nulls: int, kind: _Type) -> Struct:
-    if not len(present) or not kind.stored:
-        return struct((3, I64(nulls)))
-    values = present.to_numpy()
-    low, high = (np.array([v]).astype(kind.stored).tobytes() for v in (values.min(), values.max()))
-    return struct((3, I64(nulls)), (5, high), (6, low))
+def _words(values: Iterable[str | bytes]) -> tuple[bytes, int]:
+    encoded = [v.encode() if isinstance(v, str) else v for v in values]
+    return b"".join(len(v).to_bytes(4, "little") + v for v in encoded), len(encoded)
+
+
+def _run(numbers: NDArray[Any], width: int) -> bytes:
+    # Numbers of a dictionary's values, *width* bits each, in groups of eight.
+    packed = numbers.astype(f"<u{width // 8}", copy=False).tobytes() + bytes(-len(numbers) % 8 * width // 8)
+    return bytes([width]) + varint(-(-len(numbers) // 8) << 1 | 1) + packed
+
+
+def _steps(values: NDArray[Any]) -> bytes | None:
+    # Blocks of 128 steps in four parts; all steps as wide as the largest needs. None: they do not rise, or by too much.
+    steps = np.diff(values.view("<i8"))
+    if len(steps) < 128 or steps.min() < 0 or (most := int(steps.max())) >= 1 << 32:
+        return None
+    width = 1 if most < 1 << 8 else 2 if most < 1 << 16 else 4
+    blocks = np.zeros((-(-len(steps) // 128), 5 + 128 * width), np.uint8)  # each: the least step 0, four widths, steps
+    blocks[:, 1:5] = 8 * width
+    padded = np.zeros(len(blocks) * 128, f"<u{width}")
+    padded[: len(steps)] = steps
+    blocks[:, 5:] = padded.view(np.uint8).reshape(len(blocks), -1)
+    unused = (len(padded) - len(steps)) // 32  # parts of the last block that hold no step are left out
+    if unused:
+        blocks[-1, 5 - unused : 5] = 0
+    first = int(values.view("<i8")[0])
+    head = varint(128) + varint(4) + varint(len(values)) + varint(first << 1 if first >= 0 else (-first << 1) - 1)
+    return head + blocks.tobytes()[: blocks.size - unused * 32 * width]
 
 
 def _element(key: _Key, name: str) -> Struct:
@@ -249,7 +282,7 @@ def _element(key: _Key, name: str) -> Struct:
 
 
 def _column(key: _Key, name: str, chunk: _Chunk, rows: int) -> Struct:
-    encodings = Items([_PLAIN, _RLE, _DICTIONARY] if chunk.dictionary is not None else [_PLAIN, _RLE])
+    encodings = Items([*dict.fromkeys((_PLAIN, _RLE, chunk.encoding))])
     meta = struct(
         (1, _TYPES[key.dtype].physical),
         (2, encodings),

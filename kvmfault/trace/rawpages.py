@@ -18,7 +18,7 @@ from kvmfault.trace.merge import RingRecording
 from kvmfault.trace.recording import Meta
 from kvmfault.trace.ring import Layout
 
-_CPU: Final = re.compile(r"(?:.*\.dat\.)?cpu(\d{1,5})(?:\.raw)?")
+_CPU: Final = re.compile(r"(?:.*\.)?cpu(\d{1,5})\.raw|(?:.*\.dat\.)?cpu(\d{1,5})")
 _CLOCKS: Final = re.compile(rb"^(?:trace_clock: )?(?=.*\blocal\b).*\[([\w-]+)\]", re.MULTILINE)
 _LARGEST: Final = 1 << 20
 _MOST: Final = 20_000
@@ -66,7 +66,7 @@ def open_rawpages(source: str, formats: str | None = None) -> RingRecording:
 
 def _files(path: Path) -> list[tuple[int, File]]:
     found = sorted(path.iterdir()) if path.is_dir() else [path]
-    named = [(int(m[1]), p) for p in found if (m := _CPU.fullmatch(p.name)) and p.is_file()]
+    named = [(int(m[1] or m[2]), p) for p in found if (m := _CPU.fullmatch(p.name)) and p.is_file()]
     return [(cpu, File(str(p))) for cpu, p in sorted(named)]
 
 

@@ -163,11 +163,13 @@ def _version7(box: _Container, start: Cursor) -> None:
     codec(box.codec)  # refuses one that is not known
     if version:
         box.notes["compressed with"] = f"{box.compressor} {version}"
+    first = start.u64()
+    sections = {}
     try:
-        _options7(box, start.u64())
+        _options7(box, first)
     except TraceError as e:
         box.damage = e
-    sections = {}
+        sections = _salvage7(box, start.at)
     for number, data in box.options:
         if number in (_HEADER, _FTRACE, _EVENTS, _CMDLINES):
             sections[number] = data.u64()
@@ -175,10 +177,40 @@ def _version7(box: _Container, start: Cursor) -> None:
         if number in sections:
             read(box, _section(box, sections[number], number))
     for number, data in box.options:
-        if number == _BUFFER:
+        if number == _BUFFER and not (box.damage and box.buffers):
             _buffer7(box, data)
-        elif number == _TEXT:
+        if number == _TEXT:
             box.notes["text"] = "a buffer that holds only text (a latency tracer) was not read"
+
+
+def _salvage7(box: _Container, at: int) -> dict[int, int]:
+    # A file that ends early lacks the options that say where everything is, for they come last. Sections follow each
+    # other, and what follows the header of the buffer's are the pages of its CPUs, each from a page boundary.
+    box.options.clear()
+    sections: dict[int, int] = {}
+    count = 0
+    try:
+        while (number := Cursor(box.file, at, box.file.size).u16()) != _BUFFER:
+            head = Cursor(box.file, at + 8, box.file.size)
+            if number == _DONE:
+                data = _section(box, at, _DONE)
+                while (option := data.u16()) != _DONE:
+                    box.options.append((option, data.part(data.u32())))
+            sections.setdefault(number, at)
+            at += 16 + head.u64()
+        count = next((Cursor(box.file, data.at, data.end).u32() for n, data in box.options if n == _CPUCOUNT), 0)
+    except TraceError:
+        return sections
+    ranges, at = [], at + 16
+    for cpu in range(count if box.codec != "none" else count == 1):
+        at += -at % box.page
+        if at < box.file.size:
+            ranges.append(PageRange(box.file, cpu, box.codec, at, max(box.file.size - at, box.page), box.page))
+            at = ranges[-1].ends()
+    if ranges:
+        box.buffers.append(_Buffer("", None, box.page, ranges))
+        box.notes["salvaged"] = "the file ends before it says whose pages are whose: CPUs are counted from 0"
+    return sections
 
 
 def _options7(box: _Container, at: int) -> None:
