@@ -5,7 +5,7 @@ place, time, cpu, pid (the vCPU's task), ``target`` (the backend), ``kind`` (tri
 registers, and a column for each fact. A value that a fault has not, and a fact that its hardware does not tell (a
 `Gap`, whose reason is in the support matrix of the docs), is null.
 
-Facts are computed for every row, not for each distinct syndrome: finding those takes several times as long as all facts.
+Facts are computed for every row, not for each distinct syndrome: to find those takes several times as long.
 """
 
 from __future__ import annotations

@@ -11,7 +11,6 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from kvmfault.errors import TraceError
 from kvmfault.trace.ring import I64Col, Index, U32Col
 
 LOST, COMM, SAMPLE, LOST_SAMPLES = 2, 3, 9, 13
@@ -81,6 +80,8 @@ class Found(NamedTuple):
     size: NDArray[np.uint16]
     end: int
     """Bytes used: what follows is the beginning of a record."""
+    wrong: str | None = None
+    """What follows cannot be a record."""
 
 
 class Samples(NamedTuple):
@@ -95,23 +96,20 @@ class Samples(NamedTuple):
     size: U32Col
 
 
-def walk(data: bytes, *, path: str, offset: int) -> Found:
-    """Every whole record of *data*, up to one that is followed by data which is no record.
-
-    Raises TraceError where a record cannot be one.
-    """
-    starts, end = find(data, path=path, offset=offset)
+def walk(data: bytes) -> Found:
+    """Every whole record of *data*, up to one that is followed by data which is no record."""
+    starts, end, wrong = find(data)
     where = np.array(starts, np.int64)
     raw = np.frombuffer(data, np.uint8)
     kinds = raw[where].astype(np.uint32)
     for n in (1, 2, 3):
         kinds |= raw[where + n].astype(np.uint32) << np.uint32(8 * n)
     sizes = raw[where + 6].astype(np.uint16) | raw[where + 7].astype(np.uint16) << np.uint16(8)
-    return Found(where, kinds, sizes, end)
+    return Found(where, kinds, sizes, end, wrong)
 
 
-def find(data: bytes, *, path: str, offset: int) -> tuple[list[int], int]:
-    """Where records begin, and where the last whole one ends; see `walk`."""
+def find(data: bytes) -> tuple[list[int], int, str | None]:
+    """Where records begin, where the last whole one ends, and what is wrong there; see `walk`."""
     halves = memoryview(data)[: len(data) & ~1].cast("H")
     count, at = len(halves), 0
     starts: list[int] = []
@@ -129,12 +127,12 @@ def find(data: bytes, *, path: str, offset: int) -> tuple[list[int], int]:
     while end + 8 <= len(data) and not (starts and data[starts[-1]] in _STOPS):
         size = int.from_bytes(data[end + 6 : end + 8], "little")
         if size < 8:
-            raise TraceError(f"a record of {size} bytes: it has 8 at least", path=path, offset=offset + end)
+            return starts, end, f"a record of {size} bytes: it has 8 at least"
         if end + size > len(data):
             break
         append(end)
         end += size
-    return starts, end
+    return starts, end, None
 
 
 _STOPS: Final = frozenset((TRACING_DATA, AUXTRACE))
