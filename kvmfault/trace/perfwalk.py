@@ -98,45 +98,49 @@ class Samples(NamedTuple):
 
 def walk(data: bytes) -> Found:
     """Every whole record of *data*, up to one that is followed by data which is no record."""
-    starts, end, wrong = find(data)
-    where = np.array(starts, np.int64)
+    where, end, wrong = find(data)
     raw = np.frombuffer(data, np.uint8)
-    kinds = raw[where].astype(np.uint32)
+    kinds, sizes = raw[where].astype(np.uint32), raw[where + 6].astype(np.uint16)
     for n in (1, 2, 3):
         kinds |= raw[where + n].astype(np.uint32) << np.uint32(8 * n)
-    sizes = raw[where + 6].astype(np.uint16) | raw[where + 7].astype(np.uint16) << np.uint16(8)
+    sizes |= raw[where + 7].astype(np.uint16) << np.uint16(8)
     return Found(where, kinds, sizes, end, wrong)
 
 
-def find(data: bytes) -> tuple[list[int], int, str | None]:
+def find(data: bytes) -> tuple[Index, int, str | None]:
     """Where records begin, where the last whole one ends, and what is wrong there; see `walk`."""
-    halves = memoryview(data)[: len(data) & ~1].cast("H")
-    count, at = len(halves), 0
+    words = len(data) // 8
+    sizes = np.frombuffer(data, "<u2", 4 * words)[3::4]
+    steps = np.where(sizes & 7, 0, sizes >> 3).astype(np.uint16)  # 0: not as most are, looked at below
     starts: list[int] = []
-    append = starts.append
-    while at + 4 <= count:
-        size = halves[at + 3]
-        if size & 7 or not size or at + (size >> 1) > count:
-            break
-        append(2 * at)
-        at += size >> 1
-        if halves[at - (size >> 1)] in _STOPS:
-            break
-    end = 2 * at
+    append, step_at, at = starts.append, memoryview(steps.tobytes()).cast("H"), 0
+    try:
+        while step := step_at[at]:
+            append(at)
+            at += step
+    except IndexError:
+        if at > words:  # the last one is not whole
+            at = starts.pop()
+    where = 8 * np.array(starts, np.int64)
+    end = 8 * at
+    first = np.frombuffer(data, np.uint8)[where]
+    stops = np.flatnonzero((first == TRACING_DATA) | (first == AUXTRACE))
+    if len(stops):
+        last = int(where[stops[0]])
+        return where[: stops[0] + 1], last + 8 * int(steps[last // 8]), None
+    others: list[int] = []
     # compressed records, and few others, have sizes of any kind: what follows them lies anywhere
-    while end + 8 <= len(data) and not (starts and data[starts[-1]] in _STOPS):
+    while end + 8 <= len(data):
         size = int.from_bytes(data[end + 6 : end + 8], "little")
         if size < 8:
-            return starts, end, f"a record of {size} bytes: it has 8 at least"
+            return np.append(where, np.array(others, np.int64)), end, f"a record of {size} bytes: it has 8 at least"
         if end + size > len(data):
             break
-        append(end)
+        others.append(end)
         end += size
-    return starts, end, None
-
-
-_STOPS: Final = frozenset((TRACING_DATA, AUXTRACE))
-"""Records that are followed by data which is no record."""
+        if data[others[-1]] in (TRACING_DATA, AUXTRACE):
+            break
+    return np.append(where, np.array(others, np.int64)), end, None
 
 
 def samples(words: U32Col, record: Index, at: Index, size: NDArray[np.uint16], attr: Attr) -> tuple[Samples, int]:
