@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from io import BytesIO
 from pathlib import Path
 from typing import Final
 
@@ -20,7 +21,7 @@ from arch.arm64.unusual import RULES, unusual
 from kvmfault.contract.tracepoints import Role
 from kvmfault.trace.assemble import Assembler, assemble
 from kvmfault.trace.claims import Claim
-from kvmfault.trace.events import FaultEvent
+from kvmfault.trace.events import FaultEvent, UserspaceExitEvent
 from kvmfault.trace.pattern import Fields, Pattern
 from tests.conftest import recordings
 
@@ -215,6 +216,13 @@ def test_user_exit_with_an_errno(body: str, errno: int) -> None:
     read = Pattern.of([point]).read(body)
     assert isinstance(read, Fields)
     assert read.numbers == {"errno": errno}
+
+
+@pytest.mark.parametrize("body", ["reason KVM_EXIT_INTERNAL_ERROR (17)", "reason=17 errno=0", "reason 0x11 (17)"])
+def test_every_form_names_the_reason_of_a_return(body: str) -> None:
+    line = f"    vcpu-7     [000] d....     1.000001: kvm_userspace_exit: {body}\n".encode()
+    (event,) = assemble(BytesIO(line), Assembler([BACKEND]))
+    assert event == UserspaceExitEvent(1, 1_000_001_000, "7", "KVM_EXIT_INTERNAL_ERROR", 0)
 
 
 def test_guest_fault_gives_the_registers() -> None:

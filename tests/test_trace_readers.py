@@ -11,7 +11,7 @@ import pytest
 
 from kvmfault.trace.opening import open_recording
 from kvmfault.trace.recording import ReadStats
-from tests.conftest import recordings
+from tests.conftest import ROOT, recordings
 
 ALL: Final = "every event"
 PAGE_EVENTS: Final = ("kvm_mmu_get_page", "kvm_mmu_prepare_zap_page", "kvm_mmu_sync_page", "kvm_mmu_unsync_page")
@@ -35,6 +35,11 @@ LOST: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
         "kvm_emulate_insn": ("len", "insn", "flags"),  # of an empty one it prints another
         "kvm_wfx_arm64": ("vcpu_pc", "is_wfe"),
         **dict.fromkeys(PAGE_EVENTS, ("role", "mmu_valid_gen", "gfn")),
+    },
+    # perf cannot print some events, and then gives their fields as they are
+    "perf": {
+        "kvm_emulate_insn": ("len",),
+        "kvm_userspace_exit": ("reason", "errno"),
     },
     "report-R": {},
 }
@@ -60,8 +65,8 @@ def formats_of(folder: Path) -> Path | None:
     return beside if folder.is_dir() and beside.is_dir() else None
 
 
-def same(binary: Path, text: Path, form: str) -> None:
-    (want, counted), (found, read) = columns(binary, formats_of(binary)), columns(text)
+def same(binary: tuple[dict[str, pl.DataFrame], ReadStats], text: Path, form: str) -> None:
+    (want, counted), (found, read) = binary, columns(text)
     if form == "trace" and "tracing_mark_write" in found:
         found["print"] = found.pop("tracing_mark_write")  # the kernel prints its function
     assert {name: len(frame) for name, frame in found.items()} == {name: len(frame) for name, frame in want.items()}
@@ -98,19 +103,36 @@ def first_difference(a: pl.Series, b: pl.Series) -> object:
     return next(((n, x, y) for n, (x, y) in enumerate(zip(a, b, strict=True)) if x != y), None)
 
 
-@pytest.mark.parametrize("text", recordings("*/*/trace.txt*"))
-def test_the_text_of_tracefs(text: Path) -> None:
-    binary = text.parent / "trace.dat"
-    if not binary.exists():
-        binary = text.parent
-    same(binary, text, "trace")
+FORMS: Final = {
+    "trace.txt*": "trace",
+    "report.txt*": "report",
+    "report-R.txt*": "report-R",
+    "report-raw.txt*": "report-R",
+    "perf-script.txt*": "perf",
+}
 
 
-@pytest.mark.parametrize("text", recordings("*/*/report.txt*"))
-def test_the_text_of_trace_cmd(text: Path) -> None:
-    same(text.parent / "trace.dat", text, "report")
+@pytest.mark.parametrize("first", recordings("*/*/cmdline.txt") + recordings("*/*/meta.txt"))
+def test_every_text_form_gives_the_columns_of_the_binary_one(first: Path) -> None:
+    folder = first.parent
+    binary = next((folder / name for name in ("trace.dat", "perf.data") if (folder / name).exists()), folder)
+    found = [(path, form) for pattern, form in FORMS.items() for path in folder.glob(pattern)]
+    assert found
+    want = columns(binary, formats_of(binary))
+    for path, form in found:
+        same(want, path, form)
 
 
-@pytest.mark.parametrize("text", [*recordings("arm64/*/report-raw.txt*"), *recordings("x86/*/report-R.txt*")])
-def test_the_raw_text_of_trace_cmd(text: Path) -> None:
-    same(text.parent / "trace.dat", text, "report-R")
+@pytest.mark.parametrize("other", recordings("*/*/trace-v6*.dat"))
+def test_both_versions_of_a_trace_dat(other: Path) -> None:
+    (want, _), (found, _) = columns(other.parent / "trace.dat"), columns(other)
+    assert want.keys() == found.keys()
+    assert all(frame.equals(found[name]) for name, frame in want.items())
+
+
+def test_the_docs_say_what_is_lost() -> None:
+    text = (ROOT / "docs" / "trace.md").read_text()
+    for form in LOST.values():
+        for event, fields in form.items():
+            row = next((line for line in text.splitlines() if line.startswith("|") and f"`{event}`" in line), "")
+            assert all(f"`{field}`" in row for field in fields), (event, fields)

@@ -301,6 +301,30 @@ def trace_convert_command(
     finish(convert.run(recording, out, formats, instance, json=json))
 
 
+def trace_info_command(
+    recording: Annotated[
+        str,
+        typer.Argument(
+            metavar="FILE", help="trace.dat, perf.data, a folder of raw pages, or a recording in text form."
+        ),
+    ],
+    backend: Annotated[
+        str | None, typer.Option("--backend", metavar="TARGET", help="What its faults are where no exit tells.")
+    ] = None,
+    formats: Annotated[
+        str | None, typer.Option("--formats", metavar="DIR", help="Event formats of the boot that raw pages are from.")
+    ] = None,
+    instance: Annotated[
+        str | None, typer.Option("--instance", metavar="NAME", help="A buffer of a trace.dat other than the top one.")
+    ] = None,
+    json: JsonFlag = False,
+) -> None:
+    """Say what a recording holds: host, time, events, vCPUs, faults, what was lost; status 1 if it is damaged."""
+    from kvmfault.cli import info
+
+    finish(info.run(recording, backend, formats, instance, json=json))
+
+
 def finish(status: int) -> NoReturn:
     """End the command with *status*."""
     raise typer.Exit(status)
@@ -324,6 +348,7 @@ _GROUPS: dict[str, tuple[str, dict[str, Callable[..., None]]]] = {
     "trace": (
         "Recordings of what KVM does.",
         {
+            "info": trace_info_command,
             "summary": trace_summary_command,
             "convert": trace_convert_command,
             "record": trace_record_command,

@@ -167,7 +167,8 @@ class _Reader:
                 events.append(Mark(number))
             elif kind in (LOST, LOST_SAMPLES):
                 data = chunk.record(number)
-                events.append(Mark(number, self._cpu(data), data[kind == LOST] if len(data) > 1 else 0))
+                count = data[1:2] if kind == LOST else data[:1]
+                events.append(Mark(number, self._cpu(data), sum(count)))
             elif kind == COMM:
                 self._comm(chunk.bytes(number))
         self._order.add(taken, events)

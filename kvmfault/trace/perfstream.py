@@ -59,8 +59,9 @@ class Stream:
                 self._stats.bytes += len(piece)
                 data = rest + piece
                 start = at - len(data)
-                chunk = _chunk(data, self._file.path, start)
+                chunk = _chunk(data)
                 yield from self._plain(chunk, start)
+                self._check(chunk.found.wrong, start + chunk.found.end)
                 skip = _behind(chunk)
                 if skip is None:
                     rest = data[chunk.found.end :]
@@ -83,19 +84,25 @@ class Stream:
             return
         whole: list[bytes] = []
         held = 0
-        for number, is_packed in enumerate(packed.tolist()):
-            offset = start + int(found.at[number])
-            if not is_packed:
-                whole.append(_padded(chunk.bytes(number)))
-                continue
-            for piece in self._unpacked(_payload(chunk, number), offset):
-                whole.append(piece)
-                held += len(piece)
-                if held > AT_ONCE:
-                    yield _chunk(b"".join(whole), self._file.path, offset)
-                    whole.clear()
-                    held = 0
-        yield _chunk(b"".join(whole), self._file.path, start)
+        try:
+            for number, is_packed in enumerate(packed.tolist()):
+                offset = start + int(found.at[number])
+                pieces = self._unpacked(_payload(chunk, number), offset) if is_packed else [chunk.bytes(number)]
+                for piece in pieces:
+                    whole.append(piece if is_packed else _padded(piece))
+                    held += len(piece)
+                    if held > AT_ONCE:
+                        yield _chunk(b"".join(whole))
+                        whole.clear()
+                        held = 0
+        except TraceError:
+            yield _chunk(b"".join(whole))  # what was read before the damage
+            raise
+        yield _chunk(b"".join(whole))
+
+    def _check(self, wrong: str | None, offset: int) -> None:
+        if wrong is not None:
+            raise self._file.wrong(wrong, offset)
 
     def _unpacked(self, packed: bytes, offset: int) -> Iterator[bytes]:
         # whole records; the beginning of another waits for what follows
@@ -105,8 +112,9 @@ class Stream:
             size += len(pieces[-1])
             if size > AT_ONCE or at + _SLICE >= len(packed):
                 data = b"".join(pieces)
-                _, end = find(data, path=self._file.path, offset=offset)
+                _, end, wrong = find(data)
                 yield data[:end]
+                self._check(wrong, offset)
                 pieces, size = [data[end:]], len(data) - end
         self._inner = b"".join(pieces)
 
@@ -124,8 +132,8 @@ class Stream:
             raise self._file.wrong(f"compressed records cannot be decompressed: {e}", offset) from None
 
 
-def _chunk(data: bytes, path: str, offset: int) -> Chunk:
-    return Chunk(data, np.frombuffer(data, "<u4", len(data) // 4), walk(data, path=path, offset=offset))
+def _chunk(data: bytes) -> Chunk:
+    return Chunk(data, np.frombuffer(data, "<u4", len(data) // 4), walk(data))
 
 
 def _padded(record: bytes) -> bytes:

@@ -11,7 +11,6 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from kvmfault.errors import TraceError
 from kvmfault.trace.ring import I64Col, Index, U32Col
 
 LOST, COMM, SAMPLE, LOST_SAMPLES = 2, 3, 9, 13
@@ -81,6 +80,8 @@ class Found(NamedTuple):
     size: NDArray[np.uint16]
     end: int
     """Bytes used: what follows is the beginning of a record."""
+    wrong: str | None = None
+    """What follows cannot be a record."""
 
 
 class Samples(NamedTuple):
@@ -95,50 +96,51 @@ class Samples(NamedTuple):
     size: U32Col
 
 
-def walk(data: bytes, *, path: str, offset: int) -> Found:
-    """Every whole record of *data*, up to one that is followed by data which is no record.
-
-    Raises TraceError where a record cannot be one.
-    """
-    starts, end = find(data, path=path, offset=offset)
-    where = np.array(starts, np.int64)
+def walk(data: bytes) -> Found:
+    """Every whole record of *data*, up to one that is followed by data which is no record."""
+    where, end, wrong = find(data)
     raw = np.frombuffer(data, np.uint8)
-    kinds = raw[where].astype(np.uint32)
+    kinds, sizes = raw[where].astype(np.uint32), raw[where + 6].astype(np.uint16)
     for n in (1, 2, 3):
         kinds |= raw[where + n].astype(np.uint32) << np.uint32(8 * n)
-    sizes = raw[where + 6].astype(np.uint16) | raw[where + 7].astype(np.uint16) << np.uint16(8)
-    return Found(where, kinds, sizes, end)
+    sizes |= raw[where + 7].astype(np.uint16) << np.uint16(8)
+    return Found(where, kinds, sizes, end, wrong)
 
 
-def find(data: bytes, *, path: str, offset: int) -> tuple[list[int], int]:
-    """Where records begin, and where the last whole one ends; see `walk`."""
-    halves = memoryview(data)[: len(data) & ~1].cast("H")
-    count, at = len(halves), 0
+def find(data: bytes) -> tuple[Index, int, str | None]:
+    """Where records begin, where the last whole one ends, and what is wrong there; see `walk`."""
+    words = len(data) // 8
+    sizes = np.frombuffer(data, "<u2", 4 * words)[3::4]
+    steps = np.where(sizes & 7, 0, sizes >> 3).astype(np.uint16)  # 0: not as most are, looked at below
     starts: list[int] = []
-    append = starts.append
-    while at + 4 <= count:
-        size = halves[at + 3]
-        if size & 7 or not size or at + (size >> 1) > count:
-            break
-        append(2 * at)
-        at += size >> 1
-        if halves[at - (size >> 1)] in _STOPS:
-            break
-    end = 2 * at
+    append, step_at, at = starts.append, memoryview(steps.tobytes()).cast("H"), 0
+    try:
+        while step := step_at[at]:
+            append(at)
+            at += step
+    except IndexError:
+        if at > words:  # the last one is not whole
+            at = starts.pop()
+    where = 8 * np.array(starts, np.int64)
+    end = 8 * at
+    first = np.frombuffer(data, np.uint8)[where]
+    stops = np.flatnonzero((first == TRACING_DATA) | (first == AUXTRACE))
+    if len(stops):
+        last = int(where[stops[0]])
+        return where[: stops[0] + 1], last + 8 * int(steps[last // 8]), None
+    others: list[int] = []
     # compressed records, and few others, have sizes of any kind: what follows them lies anywhere
-    while end + 8 <= len(data) and not (starts and data[starts[-1]] in _STOPS):
+    while end + 8 <= len(data):
         size = int.from_bytes(data[end + 6 : end + 8], "little")
         if size < 8:
-            raise TraceError(f"a record of {size} bytes: it has 8 at least", path=path, offset=offset + end)
+            return np.append(where, np.array(others, np.int64)), end, f"a record of {size} bytes: it has 8 at least"
         if end + size > len(data):
             break
-        append(end)
+        others.append(end)
         end += size
-    return starts, end
-
-
-_STOPS: Final = frozenset((TRACING_DATA, AUXTRACE))
-"""Records that are followed by data which is no record."""
+        if data[others[-1]] in (TRACING_DATA, AUXTRACE):
+            break
+    return np.append(where, np.array(others, np.int64)), end, None
 
 
 def samples(words: U32Col, record: Index, at: Index, size: NDArray[np.uint16], attr: Attr) -> tuple[Samples, int]:

@@ -1,0 +1,83 @@
+"""``kvmfault trace info``: what a file holds, of every kind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.cli import Cli
+from tests.conftest import recording
+from tests.perffile import Event, in_file, lost, sample
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Cli:
+    return Cli(capsys, monkeypatch)
+
+
+TEXT = """\
+CPU:0 [LOST 3 EVENTS]
+          vcpu-7     [000] d....     1.000001: kvm_exit: reason EXIT_NPF rip 0x1 info 6 0
+          vcpu-7     [000] d....     1.000002: kvm_page_fault: vcpu 0 rip 0x1 address 0x5000 error_code 0x100000006
+          vcpu-7     [000] d....     1.000003: kvm_entry: vcpu 0, rip 0x1
+         other-8     [001] d....     1.000004: kvm_page_fault: vcpu 1 rip 0x1 address 0x5000 error_code 0x100000006
+         other-8     [001] d....     1.500000: sched_switch: a ==> b
+"""
+
+
+def test_of_a_text(cli: Cli, tmp_path: Path) -> None:
+    path = tmp_path / "trace.txt"
+    path.write_text(TEXT)
+    said = cli("trace", "info", str(path))
+    assert said.status == 0
+    assert "1 faults of x86-npt" in said.out
+    assert "1 kvm_page_fault of unknown encoding, first at line 5" in said.out
+    assert "lost by the kernel on CPU 0: 3 events\n  CPU 0: 3 between ? and 1.000001000" in said.out
+    told = cli("trace", "info", str(path), "--json", "--backend", "x86-npt").json
+    assert told["faults"] == {"x86-npt": 2}
+    assert told["unclaimed"] == {}
+    assert told["events"] == {"kvm_page_fault": 2, "kvm_exit": 1, "kvm_entry": 1, "sched_switch": 1}
+    assert told["vcpus"] == {"7": {"entries": 1, "task": "vcpu"}}
+    assert told["cpus"] == [0, 1]
+    assert (told["first"], told["last"]) == (1_000_001_000, 1_000_004_000)
+    assert told["lost"]["windows"] == [{"cpu": 0, "events": 3, "after": None, "before": 1_000_001_000}]
+
+
+def test_of_a_perf_data_that_is_cut(cli: Cli, tmp_path: Path) -> None:
+    path = tmp_path / "perf.data"
+    one = Event(5_000_000_000, 1, 9, 1)
+    data = in_file(sample(one) + lost(one, 2) + b"\x09\0\0\0\0\0\0\0")
+    path.write_bytes(data)
+    said = cli("trace", "info", str(path))
+    assert said.status == 1
+    assert "kernel     6.12.0" in said.out
+    assert "damaged: at byte" in said.out
+    assert "CPU 1: 2 between 5.000000000 and ?" in said.out
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("absent", None, "No such file"),
+        ("words.txt", b"nothing of the kind\n", "not a recording"),
+        ("perf.data", b"PERFILE2\0\0\0", "at byte"),
+        ("trace.dat", b"\x17\x08\x44tracing7\0", "at byte"),
+    ],
+)
+def test_what_is_no_recording(cli: Cli, name: str, content: bytes | None, message: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    if content is not None:
+        path.write_bytes(content)
+    said = cli("trace", "info", str(path))
+    said.refused(message)
+
+
+def test_of_a_recording_on_large_pages(cli: Cli) -> None:
+    path = recording("arm64/c-16k-dirty_log_dirty/trace.dat")
+    told = cli("trace", "info", str(path), "--json").json
+    assert told["page_size"] == 16384
+    assert told["machine"] == "aarch64"
+    assert told["faults"] == {"arm64": 1608}
+    replayed = cli("replay", str(path))
+    assert "1608 faults of arm64:16k@" in replayed.out  # nobody had to say so
