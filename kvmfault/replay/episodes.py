@@ -16,9 +16,10 @@ from kvmfault.contract.format import Kind, X
 from kvmfault.contract.probes import Said
 from kvmfault.contract.shapes import Raw
 from kvmfault.contract.target import Target
+from kvmfault.replay.flight import Flight
 from kvmfault.replay.happenings import Happenings
 from kvmfault.replay.judge import Judge
-from kvmfault.replay.world import CheckedVm, Flight
+from kvmfault.replay.world import CheckedVm
 from kvmfault.trace.events import EntryEvent, Event, FaultEvent, MmioEvent, UnmapEvent, UserspaceExitEvent
 from kvmfault.trace.slots import SlotSource
 from kvmfault.trace.truth import Told, Truth
