@@ -57,7 +57,7 @@ class ProbeStats:
     unknown: Counter[str] = field(default_factory=Counter)
     """Those that the backend knows nothing of."""
     misfits: Counter[str] = field(default_factory=Counter)
-    """Trace events that a backend declares and whose text reads differently."""
+    """Events that a backend declares and whose text reads differently, or with values that there are not."""
 
 
 def probed(event: TextEvent) -> tuple[str, bool, str] | None:
@@ -87,6 +87,7 @@ class ProbeReader:
 
     def read(self, event: TextEvent, *, aux: bool) -> Told | None:
         """What *event* says, or None."""
+        recorded: dict[str, int | str]
         values: Values | None
         known = self._events.get(event.name)
         if known is not None:
@@ -95,7 +96,7 @@ class ProbeReader:
             if isinstance(found, Misfit):
                 self.stats.misfits[event.name] += 1
                 return None
-            values = probe.read({**found.numbers, **found.words})
+            name, recorded = event.name, {**found.numbers, **found.words}
         else:
             place = probed(event) if event.body.startswith("(") else None
             if place is None:
@@ -106,9 +107,25 @@ class ProbeReader:
             if called is None:
                 self.stats.unknown[function] += 1
                 return None
-            probe = called
-            values = probe.read({name: int(value, 0) for name, value in _FIELD(rest)})
-        return None if values is None else Told(probe.says, event.line, event.time, event.pid, values, aux)
+            probe, name, recorded = called, function, {key: int(value, 0) for key, value in _FIELD(rest)}
+        try:
+            values = probe.read(recorded)
+        except (KeyError, ValueError):
+            values = {"": -1}
+        if values is None:
+            return None
+        if not all(_is_sane(key, value) for key, value in values.items()):
+            self.stats.misfits[name] += 1
+            return None
+        return Told(probe.says, event.line, event.time, event.pid, values, aux)
+
+
+_BITS: Final = {"gfn": 52, "pfn": 52, "first": 52, "as_id": 1, "slot": 32, "level": 3}
+"""How large values can be; others have 64 bits. Only what a function returns may be negative."""
+
+
+def _is_sane(name: str, value: int | str) -> bool:
+    return not isinstance(value, int) or name == "ret" or 0 <= value < 1 << _BITS.get(name, 64)
 
 
 def _pattern(probe: Probe) -> Pattern:
