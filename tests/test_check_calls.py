@@ -353,3 +353,56 @@ def test_case(name: str, tmp_path: Path) -> None:
     assert {what for what in Assumed if checked.taken[what.value]} >= assumed
     if not differs:
         assert {what for what in Assumed if checked.taken[what.value]} == assumed
+
+
+SLOT = "slot={slot} flags={flags} gpa={gpa:#x} size={size:#x} hva={hva:#x}"
+SET = "__kvm_set_memory_region"
+
+
+def with_slot(
+    recording: Recording, folder: Path, *, flags: int = 0, hva: int = 0x7F0000000000, size: int = 0x400000
+) -> dict[str, int]:
+    """What is taken when the recording begins with a memslot; nothing may disagree."""
+    head = Recording()
+    head.say(SET, SLOT.format(slot=0, flags=flags, gpa=0, size=size, hva=hva)).returns(SET, 0)
+    for number, line in enumerate(head.lines):
+        head.lines[number] = line.replace("probe:", "memslot:" if not number else "memslot_ret:")
+    head.lines += [line.replace(" 1.0", " 2.0", 1) for line in recording.lines]
+    (folder / "trace.txt").write_text("# tracer: nop\n" + "\n".join(head.lines) + "\n")
+    report = check(str(folder / "trace.txt"), TARGET)
+    assert report.tally.disagreements == [] or dict(report.tally.causes) == {}, report.tally.disagreements
+    return dict(report.taken)
+
+
+def test_recorded_slots_need_no_assumption(tmp_path: Path) -> None:
+    beside = Recording().fault(STORE, 0x400000, far=0x123).say("io_mem_abort", "ipa=0x400123").done(0)
+    assert with_slot(beside, tmp_path) == {}
+    readonly = (
+        Recording()
+        .fault(LOAD, 0x5000)
+        .map(0x5000, 4)
+        .done()
+        .fault(STORE, 0x5000)
+        .say("io_mem_abort", "ipa=0x5000")
+        .done(0)
+    )
+    assert with_slot(readonly, tmp_path, flags=2) == {Assumed.FRAME.value: 1}
+    logged = Recording().fault(LOAD, 0x5000).map(0x5000, 4).done()
+    assert with_slot(logged, tmp_path, flags=1) == {Assumed.FRAME.value: 1}
+
+
+def test_geometry_of_recorded_slots_decides(tmp_path: Path) -> None:
+    block = Recording().fault(STORE, 0x5000).map(0, 6, size=0x200000, phys=0x400000).done()
+    assert with_slot(block, tmp_path) == {Assumed.FRAME.value: 1, Assumed.BLOCK.value: 1}
+    with pytest.raises(AssertionError, match="LEVEL"):
+        with_slot(block, tmp_path, hva=0x7F0000001000)
+
+
+def test_another_vm_is_noticed(tmp_path: Path) -> None:
+    # two recordings in a row, of VMs with the same addresses; the first ends in the middle
+    own = backend(TARGET)
+    events = list(read(CUT / "arm64_slots" / "trace.txt", CUT / "arm64_slots" / "aux.txt", own))
+    checked = CallsCheck(own)
+    checked.run(events[: len(events) // 4] + events)
+    assert checked.taken[Assumed.NEW_VM.value] == 1
+    assert checked.tally.disagreements == []

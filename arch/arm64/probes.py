@@ -63,11 +63,13 @@ PROBES: Final = Probes(
         "kvm_inject_pabt": _injected("pabt"),
         "kvm_inject_size_fault": Probe(Said.INJECTED, lambda recorded: {"what": "size_fault"}),
         "kvm_inject_vabt": Probe(Said.INJECTED, lambda recorded: {"what": "vabt"}),
+        "__kvm_set_memory_region": Probe(Said.SLOT, fields()),
         "kvm_mmu_notifier_invalidate_range_start": Probe(Said.INVALIDATE, fields("start", "end")),
         "kvm_mmu_notifier_invalidate_range_end": Probe(Said.INVALIDATED, fields("start", "end")),
     },
     returns={
         "kvm_handle_guest_abort": Probe(Said.RETURNED, fields("ret")),
+        "__kvm_set_memory_region": Probe(Said.SLOT_DONE, fields("ret")),
         "kvm_pgtable_stage2_map": Probe(Said.MAPPED, _ended),
         "kvm_pgtable_stage2_relax_perms": Probe(Said.RELAXED, _ended),
     },

@@ -78,8 +78,16 @@ class Seen:
         return self.handled.hpa + offset >> page_shift
 
 
+_MEMSLOTS: Final = frozenset({Assumed.NO_SLOT, Assumed.SLOT, Assumed.READONLY_SLOT, Assumed.LOGGED, Assumed.NOT_LOGGED})
+
+
 def assumptions(vm: InferredVm, seen: Seen) -> list[Assumption]:
     """What may be assumed for a fault that came out differently, the likeliest first."""
+    found = _assumptions(vm, seen)
+    return found if vm.known.given is None else [a for a in found if a.what not in _MEMSLOTS]
+
+
+def _assumptions(vm: InferredVm, seen: Seen) -> list[Assumption]:
     flags, call = vm.known.flags(seen.gfn), seen.call
     if call is None:
         return _of_nothing(vm, seen)

@@ -23,8 +23,10 @@ from kvmfault.replay.handled import Handled, in_order
 from kvmfault.replay.inferred import InferredVm, Trial, returned
 from kvmfault.replay.invalidations import Invalidations, Reason
 from kvmfault.replay.tally import Aspect, Tally
+from kvmfault.trace.events import SlotEvent
 from kvmfault.trace.truth import Told, Truth
-from kvmfault.types import U64, Gpa, Pfn
+from kvmfault.types import U64, Gfn, Gpa, Pfn
+from kvmfault.vm.memslot import Memslot, MemslotFlag, SlotSet
 
 _MADE: Final = 1024
 """Calls to map remembered, the latest."""
@@ -35,7 +37,7 @@ _AT_ONCE: Final = 3
 class CallsCheck:
     """Feeds on a recording in order. ``tally`` and ``taken`` are complete after ``run``."""
 
-    def __init__(self, target: Target) -> None:
+    def __init__(self, target: Target, slots: Iterable[SlotEvent] = ()) -> None:
         self.tally = Tally()
         self.taken: Counter[str] = Counter()
         """Assumptions by kind."""
@@ -46,6 +48,9 @@ class CallsCheck:
         """Faults whose return was not recorded."""
         self.vm = InferredVm(target)
         self._target = target
+        self._changes = deque(sorted((c for c in slots if not c.ret), key=_answered))
+        self._given: dict[str, SlotSet] = {}
+        self._label: str | None = None
         self._shift = target.format.page_shift
         self._page = 1 << self._shift
         self._invalidations = Invalidations(self._page)
@@ -58,6 +63,8 @@ class CallsCheck:
         """Compare everything."""
         registers = [register.name for register in self._target.backend.registers]
         for place, item in in_order(events, registers):
+            while self._changes and _answered(self._changes[0]) <= item.time:
+                self._change(self._changes.popleft())
             if isinstance(item, Handled):
                 self._invalidations.acts(item.pid, item.began, item.effect)
                 self._fault(item)
@@ -66,6 +73,27 @@ class CallsCheck:
         return self.tally
 
     # What others did.
+
+    def _change(self, change: SlotEvent) -> None:
+        if change.vm != self._label:
+            self._label = change.vm
+            self.vm.forget()
+            self.vm.known.given = self._given.get(change.vm, SlotSet())
+        number, given = change.slot & 0xFFFF, self.vm.known.given or SlotSet()
+        old, new = given.by_id(number), None
+        if change.size:
+            new = Memslot(
+                id=number,
+                as_id=0,
+                base_gfn=Gfn(change.gpa >> self._shift),
+                npages=change.size >> self._shift,
+                hva=change.hva,
+                flags=MemslotFlag(change.flags),
+                page_shift=self._shift,
+            )
+            if any(other is not old for other in given.overlapping(new.base_gfn, new.end_gfn)):
+                return  # of another VM, which nothing tells
+        self.vm.known.given = self._given[change.vm] = given.replace(old, new)
 
     def _others(self, place: int, told: Told) -> None:
         if told.says is Said.INVALIDATE:
@@ -234,3 +262,7 @@ class CallsCheck:
             return True
         met = [place for place, start, end in self._made if start < first + granule and first < end]
         return not met or met[-1] >= seen.handled.entered
+
+
+def _answered(change: SlotEvent) -> int:
+    return change.time if change.end is None else change.end

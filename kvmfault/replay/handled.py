@@ -42,6 +42,7 @@ class Handled:
     """One fault and what KVM did for it. Places are numbers in the order of the recording."""
 
     line: int
+    time: int
     pid: int
     registers: Mapping[str, int]
     began: int
@@ -89,7 +90,7 @@ class _Sorter:
                 self.close(fault)
             registers = {name: event.number(name) & U64 for name in self.registers if name in event.values}
             entered = self.entered.get(event.pid, -1)
-            self.open[event.pid] = Handled(event.line, event.pid, registers, self.place, entered)
+            self.open[event.pid] = Handled(event.line, event.time, event.pid, registers, self.place, entered)
             return
         if fault is None or not self._add(fault, event):
             self.queue.append((self.place, event))
@@ -114,7 +115,8 @@ class _Sorter:
             fault.ret = told.number("ret")
             self.close(fault)
         else:
-            fault.unmapped |= says is Said.RANGE_UNMAPPED
+            # the page is asked for before anything else is done
+            fault.unmapped |= says is Said.RANGE_UNMAPPED and not fault.calls
             return says is Said.RELAXED
         return True
 

@@ -23,7 +23,7 @@ from kvmfault.machine.vm import Vm
 from kvmfault.replay.handled import Call
 from kvmfault.types import Gfn, Gpa, Hva, Pfn
 from kvmfault.vm.frames import FrameSet
-from kvmfault.vm.memslot import MemslotFlag
+from kvmfault.vm.memslot import MemslotFlag, SlotSet
 
 _AWAY: Final = 1 << 56
 """User address of guest address 0: congruent for every size of block."""
@@ -38,6 +38,9 @@ _SLOTS: Final = 32
 @dataclass(slots=True)
 class Known:
     """What is known of memslots and host, in frames of the guest."""
+
+    given: SlotSet | None = None
+    """The memslots, where they were recorded after all."""
 
     absent: FrameSet = field(default_factory=FrameSet)
     """No slot is there."""
@@ -64,6 +67,9 @@ class Known:
 
     def flags(self, gfn: int) -> int:
         """Flags of the slot of a frame; NO_SLOT: there is none."""
+        if self.given is not None:
+            slot = self.given.find(Gfn(gfn))
+            return NO_SLOT if slot is None else int(slot.flags)
         if gfn in self.absent:
             return NO_SLOT
         logged = MemslotFlag.LOG_DIRTY if gfn in self.logged else 0
@@ -162,6 +168,7 @@ class InferredVm(Vm):
         self.trial = Trial()
         self.did: list[Call] = []
         self.mapped: Pfn | None = None
+        self._here: Memslot | None = None
         self._slots: dict[tuple[int, int], Memslot] = {}
 
     def run(self, fault: MmioFault, trial: Trial) -> Outcome:
@@ -186,10 +193,13 @@ class InferredVm(Vm):
         """Another VM: nothing is mapped, nothing is known of its slots."""
         self.table.clear()
         self.table.stale.clear()
-        self.known = Known(unwritable=self.known.unwritable)
+        self.known = Known(given=self.known.given, unwritable=self.known.unwritable)
 
     def find_slot(self, gfn: Gfn) -> Memslot | None:
         """See Ports."""
+        if self.known.given is not None:
+            self._here = self.known.given.find(gfn) or self._here
+            return self.known.given.find(gfn)
         flags = self.known.flags(gfn) if self.trial.flags is None else self.trial.flags
         if flags == NO_SLOT:
             return None
@@ -206,17 +216,23 @@ class InferredVm(Vm):
                 flags=MemslotFlag(flags),
                 page_shift=self.page_shift,
             )
+        self._here = slot
         return slot
+
+    def _gpa(self, hva: int) -> int:
+        # of the slot that was found last: nobody asks for another one's pages
+        slot = self._here
+        return hva if slot is None else hva - slot.hva + (slot.base_gfn << self.page_shift)
 
     def area(self, hva: Hva) -> Area:
         """See Ports: huge pages of an area matter beyond the sizes that the look at the host's page table may give."""
-        block, page = self._block(hva - _AWAY), 1 << self.page_shift
+        block, page = self._block(self._gpa(hva)), 1 << self.page_shift
         fixed = block not in self.target.policy.fit_sizes
         return Area(block if fixed else page, any_uncached=self._special(hva) == Memory.NONCACHEABLE.name)
 
     def mapping_size(self, hva: Hva) -> int:
         """See Ports."""
-        return self._block(hva - _AWAY)
+        return self._block(self._gpa(hva))
 
     def _block(self, gpa: int) -> int:
         if self.trial.block is not None:
@@ -227,7 +243,7 @@ class InferredVm(Vm):
     def _special(self, hva: int) -> str:
         if self.trial.special is not None:
             return self.trial.special
-        return self.known.special.get(hva - _AWAY >> self.page_shift, "")
+        return self.known.special.get(self._gpa(hva) >> self.page_shift, "")
 
     def pin(self, slot: Memslot, gfn: Gfn, hva: Hva, *, write: bool, nowait: bool, interruptible: bool) -> Pin:
         """See Ports."""
