@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import random
 import re
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import pytest
 
 from kvmfault.contract.probes import Said
 from kvmfault.contract.target import backend
+from kvmfault.errors import TraceError
 from kvmfault.replay.check import CheckReport, check
 from kvmfault.replay.tally import MAIN, Aspect
 from kvmfault.trace.assemble import Assembler
@@ -253,3 +256,39 @@ def test_command_finds_a_difference(cli: Cli) -> None:
 )
 def test_command_refuses(cli: Cli, arguments: tuple[str, ...], message: str) -> None:
     cli("replay", str(NPT), *arguments).refused(message)
+
+
+# Damage.
+
+_VALUES = ("0", "1", "-1", "0xffffffffffffffff", "0x8000000000000000", "64", "0x7fffffffffff", "7ff0000000000000")
+
+
+def damaged(rng: random.Random, lines: list[str]) -> str:
+    """Lines lost, doubled, moved and with other numbers."""
+    lines = lines.copy()
+    for _ in range(rng.choice([1, 5, 30])):
+        i, j = rng.randrange(len(lines)), rng.randrange(len(lines))
+        match rng.randrange(10):
+            case 0 | 1:
+                del lines[i]
+            case 2:
+                lines.insert(j, lines[i])
+            case 3:
+                lines[i], lines[j] = lines[j], lines[i]
+            case _:
+                numbers = list(re.finditer(r"(?<=[= ])(-?\d+|0x[0-9a-f]+|[0-9a-f]{4,16})(?= |$)", lines[i]))
+                if numbers:
+                    at = rng.choice(numbers)
+                    lines[i] = lines[i][: at.start()] + rng.choice(_VALUES) + lines[i][at.end() :]
+    return "\n".join(lines) + "\n"
+
+
+@pytest.mark.parametrize("path", [NPT, VCPUS, SHADOW], ids=["npt", "vcpus", "shadow"])
+@pytest.mark.parametrize("seed", range(8))
+def test_damaged_recordings(path: Path, seed: int, tmp_path: Path) -> None:
+    rng = random.Random(seed)
+    for name in ("trace", "aux"):
+        lines = gzip.decompress(path.with_name(f"{name}.txt.gz").read_bytes()).decode().splitlines()
+        (tmp_path / f"{name}.txt").write_text(damaged(rng, lines))
+    with suppress(TraceError):  # a memslot that cannot be read
+        assert check(str(tmp_path / "trace.txt"), target_of(path)).faults

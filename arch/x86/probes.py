@@ -43,6 +43,7 @@ _ACC_EXEC, _ACC_USER = 1, 4
 _ADDRESS: Final = (1 << 52) - (1 << 12)
 _DIRTY, _BLOCK = 1 << 6, 1 << 7
 _LARGEST_LEVEL: Final = 3
+_ROOT_LEVEL: Final = 5
 _SIZES: Final = {"max_size": "max_level", "wanted": "req_level", "size": "goal_level"}
 
 
@@ -52,7 +53,9 @@ def _number(recorded: Values, name: str) -> int:
 
 
 def size_of(level: int) -> int:
-    """Bytes of a level: 1 is a page."""
+    """Bytes of a level: 1 is a page. ValueError for one that there is not."""
+    if not 1 <= level <= _ROOT_LEVEL:
+        raise ValueError(level)
     return 1 << 12 + 9 * (level - 1)
 
 

@@ -8,8 +8,8 @@ from typing import Final
 
 from kvmfault.contract.format import X
 from kvmfault.contract.probes import EMULATE, FIXED, SPURIOUS, Said
+from kvmfault.replay.flight import Flight
 from kvmfault.replay.tally import Aspect
-from kvmfault.replay.world import Flight
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,9 +16,11 @@ from kvmfault.contract.format import Kind, X
 from kvmfault.contract.probes import Said
 from kvmfault.contract.shapes import Raw
 from kvmfault.contract.target import Target
+from kvmfault.errors import ModelError
+from kvmfault.replay.flight import Flight
 from kvmfault.replay.happenings import Happenings
 from kvmfault.replay.judge import Judge
-from kvmfault.replay.world import CheckedVm, Flight
+from kvmfault.replay.world import CheckedVm
 from kvmfault.trace.events import EntryEvent, Event, FaultEvent, MmioEvent, UnmapEvent, UserspaceExitEvent
 from kvmfault.trace.slots import SlotSource
 from kvmfault.trace.truth import Told, Truth
@@ -76,7 +78,10 @@ class Episodes(Happenings):
             return
         handler = self._handlers.get(event.says)
         if handler is not None:
-            handler(event)
+            try:
+                handler(event)
+            except ModelError:  # such as a memslot that nobody could ask for
+                self.unpaired["events that the model refuses"] += 1
         elif (flight := self.flights.get(event.pid)) is not None:
             flight.told[event.says] = event
 

@@ -10,8 +10,9 @@ from kvmfault.contract.format import Kind
 from kvmfault.contract.probes import Said
 from kvmfault.contract.target import Target
 from kvmfault.contract.values import SlotFlush
+from kvmfault.replay.flight import Flight
 from kvmfault.replay.judge import Judge
-from kvmfault.replay.world import CheckedVm, Flight
+from kvmfault.replay.world import CheckedVm
 from kvmfault.trace.events import SlotEvent
 from kvmfault.trace.slots import SlotSource, place
 from kvmfault.trace.truth import Told

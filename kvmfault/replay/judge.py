@@ -16,8 +16,9 @@ from kvmfault.contract.target import Target
 from kvmfault.contract.values import Prefault
 from kvmfault.path.run import Run
 from kvmfault.replay.causes import CAUSES, WALKS_MARKS
+from kvmfault.replay.flight import Flight
 from kvmfault.replay.tally import Aspect, Disagreement, Tally
-from kvmfault.replay.world import CheckedVm, Flight
+from kvmfault.replay.world import CheckedVm
 from kvmfault.trace.events import SlotEvent
 from kvmfault.trace.truth import Told
 from kvmfault.types import EHWPOISON, Gpa

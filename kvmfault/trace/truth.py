@@ -58,7 +58,7 @@ class ProbeStats:
     unknown: Counter[str] = field(default_factory=Counter)
     """Those that the backend knows nothing of."""
     misfits: Counter[str] = field(default_factory=Counter)
-    """Trace events that a backend declares and whose text reads differently."""
+    """Events that a backend declares and whose text reads differently, or with values that there are not."""
 
 
 def probed(event: TextEvent) -> tuple[str, bool, str] | None:
@@ -87,12 +87,8 @@ class ProbeReader:
 
     def said(self, event: RecordedEvent, *, aux: bool) -> Told | None:
         """What a trace event says, or None. Its name is one of ``patterns``."""
-        probe = self._events[event.name]
-        try:
-            return _told(probe, cast("Values", event.fields), event.place, event.time, event.pid, aux)
-        except KeyError:  # another kernel's event, without a field that is needed
-            self.stats.misfits[event.name] += 1
-            return None
+        fields = cast("Values", event.fields)
+        return self._told(self._events[event.name], event.name, fields, event.place, event.time, event.pid, aux)
 
     def called(self, event: TextEvent, *, aux: bool) -> Told | None:
         """What a line says if it is a kprobe event, or None."""
@@ -106,7 +102,7 @@ class ProbeReader:
             self.stats.unknown[function] += 1
             return None
         values: Values = {name: int(value, 0) for name, value in _FIELD(rest)}
-        return _told(probe, values, event.line, event.time, event.pid, aux)
+        return self._told(probe, function, values, event.line, event.time, event.pid, aux)
 
     def read(self, event: TextEvent, *, aux: bool) -> Told | None:
         """What a line says, or None."""
@@ -119,10 +115,28 @@ class ProbeReader:
             return None
         return self.said(row, aux=aux)
 
+    def _told(
+        self, probe: Probe, name: str, recorded: Values, line: int, time: int, pid: int, aux: bool
+    ) -> Told | None:
+        values: Values | None
+        try:
+            values = probe.read(recorded)
+        except (KeyError, ValueError):  # another kernel's, without what is needed
+            values = {"": -1}
+        if values is None:
+            return None
+        if not all(_is_sane(key, value) for key, value in values.items()):
+            self.stats.misfits[name] += 1
+            return None
+        return Told(probe.says, line, time, pid, values, aux)
 
-def _told(probe: Probe, fields: Values, line: int, time: int, pid: int, aux: bool) -> Told | None:
-    values = probe.read(fields)
-    return None if values is None else Told(probe.says, line, time, pid, values, aux)
+
+_BITS: Final = {"gfn": 52, "pfn": 52, "first": 52, "as_id": 1, "slot": 32, "level": 3}
+"""How large values can be; others have 64 bits. Only what a function returns may be negative."""
+
+
+def _is_sane(name: str, value: int | str) -> bool:
+    return not isinstance(value, int) or name == "ret" or 0 <= value < 1 << _BITS.get(name, 64)
 
 
 def read_truth(
