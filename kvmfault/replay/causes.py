@@ -83,7 +83,7 @@ CAUSES: Final = (
         _slots_are_made_up,
     ),
     Cause(
-        "what an entry held before the fault (kvm_tdp_mmu_spte_changed, or probes)",
+        "what an entry held before the fault (events of changed entries, or probes)",
         "kernels before 6.13 do not mark a leaf dirty that takes the place of a writable entry",
         _before_is_unknown,
     ),

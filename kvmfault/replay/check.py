@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
 from kvmfault.contract.probes import Said
 from kvmfault.contract.target import Target, backend, backends
@@ -24,6 +25,9 @@ from kvmfault.trace.source import source_name
 from kvmfault.trace.truth import ProbeReader, Truth, beside, functions_of, read_truth, said_by
 
 Progress = Callable[[str, int], None]
+
+_CALLS: Final = frozenset({Said.MAPPING, Said.RELAXING, Said.MAKING_YOUNG, Said.DEVICE})
+"""What tells that calls were recorded which the host's answers led to."""
 
 
 @dataclass(slots=True)
@@ -137,7 +141,7 @@ def _of_calls(named: Sequence[Target], seen: Counter[str]) -> Target | None:
     # whose calls to map were recorded, if the host's answers were not
     for own in named or [backend(name) for name in backends()]:
         said = frozenset(said_by(own.backend.probes, seen))
-        if Said.MAPPING in said and Said.PINNED not in said:
+        if said & _CALLS and Said.PINNED not in said:
             return own
     return None
 
@@ -155,12 +159,13 @@ def _check_episodes(report: CheckReport, told: Iterator[Truth], known: frozenset
 
 
 def _check_calls(report: CheckReport, told: Iterator[Truth], known: frozenset[Said]) -> None:
-    checked = CallsCheck(report.target)
+    checked = CallsCheck(report.target, report.slots.changes)
     report.tally = checked.run(told)
     report.faults, report.taken = checked.faults, checked.taken
+    missing = "the host was not" if report.slots.changes else "neither memslots nor host were"
     report.notes.append(
-        f"neither memslots nor host were recorded: {checked.predicted} of {checked.faults} faults follow from what KVM "
-        f"did before and the page's frame, the others also from what was taken from the recording"
+        f"{missing} recorded: {checked.predicted} of {checked.faults} faults follow from what KVM did before and the "
+        f"page's frame, the others also from what was taken from the recording"
     )
     if checked.cut_short:
         report.notes.append(f"{checked.cut_short} faults whose handler's return was not recorded")
