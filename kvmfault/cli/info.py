@@ -8,7 +8,6 @@ from pathlib import Path
 from kvmfault.cli.progress import progress
 from kvmfault.cli.render import columns, to_json
 from kvmfault.contract.format import size_text
-from kvmfault.contract.target import backend
 from kvmfault.errors import needs
 from kvmfault.trace.recording import Lost
 
@@ -21,11 +20,10 @@ _SHOWN = 10
 
 def run(source: str, told: str | None, formats: str | None, instance: str | None, *, json: bool) -> int:
     """Read the recording through and say what it holds; status 1 if it is damaged."""
-    name = backend(told).backend.name if told is not None else None
     recording = open_recording(source, formats=formats, instance=instance)
     size = Path(source).stat().st_size if Path(source).is_file() else None
     with progress({"info": size}) as done:
-        info = info_of(recording, told=name, progress=lambda read: done("info", read))
+        info = info_of(recording, told=told, progress=lambda read: done("info", read))
     print(to_json(as_data(info)) if json else render(info))
     return 1 if info.read.damage else 0
 

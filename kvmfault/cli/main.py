@@ -26,6 +26,9 @@ SettingOption = Annotated[
 FormatsOption = Annotated[
     str | None, typer.Option("--formats", metavar="DIR", help="Event formats of the boot that raw pages are from.")
 ]
+ToldOption = Annotated[
+    str | None, typer.Option("--backend", metavar="TARGET", help="What its faults are where no exit tells.")
+]
 InstanceOption = Annotated[
     str | None, typer.Option("--instance", metavar="NAME", help="A buffer of a trace.dat other than the top one.")
 ]
@@ -253,6 +256,7 @@ def trace_top_command(
 def trace_summary_command(
     recording: Annotated[str, typer.Argument(help="A recording of any kind.")],
     slots: Annotated[str | None, typer.Option("--slots", help="Memslots: TOML, JSON or an aux recording.")] = None,
+    backend: ToldOption = None,
     formats: FormatsOption = None,
     instance: InstanceOption = None,
     html: Annotated[
@@ -264,7 +268,7 @@ def trace_summary_command(
     with needs("trace", "trace summary"):
         from kvmfault.cli import summary
 
-    finish(summary.run(recording, slots=slots, formats=formats, instance=instance, page=html, json=json))
+    finish(summary.run(recording, slots=slots, told=backend, formats=formats, instance=instance, page=html, json=json))
 
 
 def compare_traces_command(
@@ -308,15 +312,9 @@ def trace_info_command(
             metavar="FILE", help="trace.dat, perf.data, a folder of raw pages, or a recording in text form."
         ),
     ],
-    backend: Annotated[
-        str | None, typer.Option("--backend", metavar="TARGET", help="What its faults are where no exit tells.")
-    ] = None,
-    formats: Annotated[
-        str | None, typer.Option("--formats", metavar="DIR", help="Event formats of the boot that raw pages are from.")
-    ] = None,
-    instance: Annotated[
-        str | None, typer.Option("--instance", metavar="NAME", help="A buffer of a trace.dat other than the top one.")
-    ] = None,
+    backend: ToldOption = None,
+    formats: FormatsOption = None,
+    instance: InstanceOption = None,
     json: JsonFlag = False,
 ) -> None:
     """Say what a recording holds: host, time, events, vCPUs, faults, what was lost; status 1 if it is damaged."""
