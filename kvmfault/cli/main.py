@@ -295,14 +295,15 @@ def trace_convert_command(
         str, typer.Argument(metavar="IN", help="trace.dat, a folder of raw pages, or a recording in text form.")
     ],
     out: Annotated[str, typer.Argument(metavar="OUT.parquet", help="What to write; replaced if it is there.")],
+    backend: ToldOption = None,
     formats: FormatsOption = None,
     instance: InstanceOption = None,
     json: JsonFlag = False,
 ) -> None:
-    """Write a recording's events as one Parquet table, in bounded memory; status 1 if the recording is damaged."""
+    """Write a recording's events and decoded faults as one Parquet table; status 1 if the recording is damaged."""
     from kvmfault.cli import convert
 
-    finish(convert.run(recording, out, formats, instance, json=json))
+    finish(convert.run(recording, out, backend, formats, instance, json=json))
 
 
 def trace_info_command(

@@ -65,9 +65,14 @@ class FaultColumns:
 
     def take(self, frames: Frames) -> pl.DataFrame | None:
         """The faults that *frames* complete, by place; None: there is none."""
+        found = self.by_backend(frames).values()
+        return pl.concat(found, how="diagonal").sort("place") if found else None
+
+    def by_backend(self, frames: Frames) -> dict[str, pl.DataFrame]:
+        """The same by backend, each with the columns of its own, the same ones every time."""
         if frames.keys().isdisjoint(self._makers) and not self._waiting:
-            return None
-        found: list[pl.DataFrame] = []
+            return {}
+        found: list[tuple[str, pl.DataFrame]] = []
         behind = {own.name: self._last_exits(own, frames) for own in self._own}
         for name in dict.fromkeys(n for own in self._own for n in own.named(Role.FAULT) if n in frames):
             found += self._claimed(name, frames[name], behind)
@@ -75,7 +80,10 @@ class FaultColumns:
             found += self._alone(own, frames)
         for own in self._own:
             self._exits[own.name] = behind[own.name].group_by("pid").last().select("place", "pid", "holds")
-        return pl.concat(found, how="diagonal").sort("place") if found else None
+        return {
+            name: pl.concat([frame for of, frame in found if of == name]).sort("place")
+            for name in dict.fromkeys(of for of, _ in found)
+        }
 
     def _last_exits(self, own: _Own, frames: Frames) -> pl.DataFrame:
         # every exit, and whether one that follows it is a fault of the backend
@@ -88,7 +96,9 @@ class FaultColumns:
         empty = pl.DataFrame(schema={"place": pl.UInt64, "pid": pl.Int32, "holds": pl.Boolean})
         return pl.concat([empty, *parts]).sort("place")
 
-    def _claimed(self, name: str, frame: pl.DataFrame, behind: Mapping[str, pl.DataFrame]) -> Iterator[pl.DataFrame]:
+    def _claimed(
+        self, name: str, frame: pl.DataFrame, behind: Mapping[str, pl.DataFrame]
+    ) -> Iterator[tuple[str, pl.DataFrame]]:
         free = np.ones(len(frame), np.bool_)
         for own in self._own:
             point = own.points.get(name)
@@ -103,13 +113,13 @@ class FaultColumns:
                 free &= ~mine
                 rows = frame.filter(pl.Series(mine))
                 self.stats.faults[own.name] += len(rows)
-                yield own.decoded(_head(rows, point), _registers(rows, point))
+                yield own.name, own.decoded(_head(rows, point), _registers(rows, point))
         left = frame["place"].filter(pl.Series(free))
         if len(left):
             self.stats.unclaimed[name] += len(left)
             self.stats.unclaimed_lines += left.head(max(0, 5 - len(self.stats.unclaimed_lines))).to_list()
 
-    def _alone(self, own: _Own, frames: Frames) -> Iterator[pl.DataFrame]:
+    def _alone(self, own: _Own, frames: Frames) -> Iterator[tuple[str, pl.DataFrame]]:
         # exits that are faults by themselves, and lack the address: it is in the next event of the task that has one
         parts = [self._waiting.pop(own.name)] if own.name in self._waiting else []
         awaits = ""
@@ -135,7 +145,7 @@ class FaultColumns:
         if rows.height:
             self.stats.faults[own.name] += rows.height
             columns = {name: rows[name].to_numpy() for name in waiting.columns[len(_HEAD) :]}
-            yield own.decoded(rows.select(_HEAD), {**columns, awaits: rows["address"].to_numpy()})
+            yield own.name, own.decoded(rows.select(_HEAD), {**columns, awaits: rows["address"].to_numpy()})
 
 
 class _Own:
@@ -144,6 +154,8 @@ class _Own:
         self.name = name
         self.target = target
         self.points = target.backend.tracepoints
+        points = [p for p in self.points.values() if p.registers is not None]
+        self.registers = dict.fromkeys(name for p in points for name in (*(p.registers or {}), p.awaits) if name)
         names = [*VALUES, *TRUTHS, "syndrome", *target.accessors]
         self.facts = {name: _fact(target, name) for name in names if facts is None or name in facts}
 
@@ -173,7 +185,10 @@ class _Own:
         return first.with_columns(
             pl.lit(self.name).alias("target"),
             self._kinds(full),
-            *(pl.Series(name, column) for name, column in registers.items()),
+            *(
+                pl.Series(name, registers[name]) if name in registers else pl.lit(None, pl.UInt64).alias(name)
+                for name in self.registers
+            ),
             *(_column(name, fact, full) for name, fact in self.facts.items()),
         )
 
