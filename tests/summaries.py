@@ -9,9 +9,9 @@ from typing import Final, NamedTuple
 import polars as pl
 
 from kvmfault.contract.target import backends
-from kvmfault.summary.faults import Faults
 from kvmfault.summary.meaning import Meaning
-from kvmfault.summary.partial import Partial, Reading, Whole
+from kvmfault.summary.partial import FACTS, Partial, Reading, Whole
+from kvmfault.trace.faults import FaultColumns
 from kvmfault.trace.recording import Frames
 
 READING: Final = Reading(Meaning.of(backends().values()))
@@ -33,6 +33,11 @@ class Made(NamedTuple):
 def exit_(pid: int = 1, reason: int = 0x400, after: int = 1000) -> Made:
     """The guest stopped: for a nested page fault, unless told otherwise."""
     return Made("kvm_exit", pid, {"exit_reason": reason, "isa": 2, "vcpu_id": pid}, after)
+
+
+def misconfigured(pid: int = 1) -> Made:
+    """An exit for a misconfigured entry of an EPT, whose address comes with a later event."""
+    return Made("kvm_exit", pid, {"exit_reason": 49, "isa": 1, "vcpu_id": pid})
 
 
 def fault(gfn: int, code: int = 4, pid: int = 1) -> Made:
@@ -105,7 +110,7 @@ def _frame(rows: Sequence[tuple[int, int, Made]]) -> pl.DataFrame:
 
 def gathered(frames: Iterable[Frames], reading: Reading = READING) -> Partial:
     """What the stretches come to, put together as the library does."""
-    whole, faults = Whole(reading), Faults(backends())
+    whole, faults = Whole(reading), FaultColumns.of(facts=FACTS)
     for stretch in frames:
-        whole.add(reading.summarise(stretch, faults.of(stretch)))
+        whole.add(reading.summarise(stretch, faults.take(stretch)))
     return whole.done()

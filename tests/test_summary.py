@@ -20,11 +20,12 @@ from kvmfault.summary import latency, sums
 from kvmfault.summary.figures import Summary
 from kvmfault.summary.given import Source
 from kvmfault.summary.meaning import Meaning
-from kvmfault.summary.partial import Partial, Reading
+from kvmfault.summary.partial import FACTS, Partial, Reading
 from kvmfault.summary.reasons import REASONS, STORM, Known, reason
 from kvmfault.summary.repeats import Seen
 from kvmfault.summary.run import summarise
 from kvmfault.summary.telling import tell
+from kvmfault.trace.faults import FaultColumns
 from kvmfault.trace.recording import Lost, Meta
 from tests.cli import Cli
 from tests.conftest import ROOT, recording, recordings
@@ -42,6 +43,7 @@ from tests.summaries import (
     fault,
     gathered,
     handled,
+    misconfigured,
     mmio,
     stretches,
     unmap,
@@ -163,6 +165,7 @@ def _events() -> st.SearchStrategy[list[Made]]:
         st.sampled_from([[unmap()], [age()], [DROPPED]]),
         st.builds(lambda k, p: [mmio(0xFEE000F0, k, 4, p)], st.integers(0, 2), pids),
         st.builds(lambda p: [user(p)], pids),
+        st.builds(lambda g, p: [misconfigured(p), mmio(g << 12, 2, 4, p), entry(p)], gfns, pids),
     )
     return st.lists(one, min_size=2, max_size=30).map(lambda parts: [event for part in parts for event in part])
 
@@ -190,11 +193,9 @@ def test_parts_come_to_the_whole(events: list[Made], length: int) -> None:
 
 @given(_events(), st.integers(1, 4))
 def test_any_grouping_of_parts_comes_to_the_same(events: list[Made], length: int) -> None:
-    from kvmfault.summary.faults import Faults
-
-    faults = Faults(backends())
+    faults = FaultColumns.of(facts=FACTS)
     parts = [
-        READING.summarise(stretch, faults.of(stretch))
+        READING.summarise(stretch, faults.take(stretch))
         for stretch in stretches(events, range(length, len(events), length))
     ]
     left = right = Partial()
@@ -297,6 +298,31 @@ def test_exits_that_return_to_user_space_are_told_apart() -> None:
         ("read, missing", "user space", 1, 7000),
     ]
     assert rows(summary, "user_exits", "reason", "returns") == [("KVM_EXIT_MMIO", 1)]
+
+
+def test_a_vcpu_is_its_number_where_the_event_tells_it() -> None:
+    second = Made("kvm_page_fault", 9, {"fault_address": 0x5000, "error_code": 4, "vcpu_id": 2})
+    summary = told([*handled(3, pid=7), exit_(9), second])
+    assert sorted(rows(summary, "vcpus", "vcpu", "task", "faults")) == [("2", "9", 1), ("7", "7", 1)]
+
+
+def test_faults_that_no_exit_tells_are_of_the_target_that_the_user_names(cli: Cli, tmp_path: Path) -> None:
+    path = tmp_path / "text"
+    path.write_text("v-1 [000] 1.000000: kvm_page_fault: vcpu 0 rip 0x1 address 0x5000 error_code 0x182\n" * 3)
+    unknown = cli("trace", "summary", str(path), "--json")
+    assert unknown.json["about"]["faults"] == 0
+    assert any(line.startswith("3 faults: no exit") for line in unknown.json["unsaid"])
+    named = cli("trace", "summary", str(path), "--backend", "x86-ept", "--json").json
+    assert [(t["backend"], t["faults"]) for t in named["targets"]] == [("x86-ept", 3)]
+    cli("trace", "summary", str(path), "--backend", "x86-ep").refused("x86-ep")
+
+
+def test_exits_whose_address_no_event_tells_are_said() -> None:
+    faults, whole = FaultColumns.of(facts=FACTS), Partial()
+    for frames in stretches([misconfigured(), entry()], [1]):
+        whole = READING.merge(whole, READING.summarise(frames, faults.take(frames)))
+    source = Source("made up", Meta(kind="test"), {"kvm_exit": 1}, unplaced=faults.stats.without_address)
+    assert any(line.startswith("1 faults: no event tells the address") for line in tell(whole, READING, source).unsaid)
 
 
 def test_an_exit_without_an_entry_is_no_time() -> None:

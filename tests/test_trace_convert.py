@@ -9,18 +9,23 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from kvmfault.trace.convert import METADATA, convert
+from kvmfault.trace.convert import FAULTS, METADATA, convert
+from kvmfault.trace.faults import FaultColumns
 from kvmfault.trace.opening import open_recording
 from kvmfault.trace.parquet import ParquetWriter
 from tests.cli import Cli
 from tests.conftest import recordings
 from tests.ringfile import DatFile, fault, format_text, note, page, record
+from tests.test_trace_faults import by_rows, check_facts
 from tests.test_trace_ring import whole
 
 
 @pytest.fixture
 def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Cli:
     return Cli(capsys, monkeypatch)
+
+
+TYPES = {"a": pl.Int64, "b": pl.Int64, "c": pl.UInt64}
 
 
 def table(frames: dict[str, pl.DataFrame], path: Path, **metadata: str) -> pl.DataFrame:
@@ -83,6 +88,22 @@ def test_many_rows(tmp_path: Path, rows: int) -> None:
     assert got.drop("event").equals(frame)
 
 
+def test_columns_of_unsigned_numbers_beside_signed_ones_of_that_name(tmp_path: Path) -> None:
+    frames = {name: pl.DataFrame({"x": [1]}, schema={"x": dtype}) for name, dtype in TYPES.items()}
+    assert table(frames, tmp_path / "a.parquet").columns == ["event", "x", "x_unsigned"]
+
+
+def test_an_event_whose_columns_change(tmp_path: Path) -> None:
+    with (tmp_path / "a.parquet").open("wb") as file:
+        writer = ParquetWriter(file, first="b")
+        for event, columns in (("a", {"x": 1}), ("a", {"x": 2, "y": 3}), ("b", {"x": True}), ("a", {"y": 4})):
+            writer.write(event, pl.DataFrame({name: [value] for name, value in columns.items()}))
+        assert writer.columns() == {"a": ["event", "x_signed", "y"], "b": ["event", "x"]}
+        writer.close({})
+    got = pl.read_parquet(tmp_path / "a.parquet").sort("event", "x_signed", "y")
+    assert got.rows() == [("a", None, 4, None), ("a", 1, None, None), ("a", 2, 3, None), ("b", None, None, True)]
+
+
 def test_no_rows(tmp_path: Path) -> None:
     assert table({}, tmp_path / "a.parquet").shape == (0, 1)
 
@@ -109,6 +130,35 @@ def test_a_recording_comes_back(path: Path, tmp_path: Path) -> None:
     assert told["events"] == stats.events
 
 
+@pytest.mark.parametrize(
+    "path", [*recordings("*/[aber]*/trace.dat")[::3], *recordings("x86/e3-behaviours/report.txt.gz")]
+)
+def test_faults_are_what_the_target_decodes(path: Path, tmp_path: Path) -> None:
+    faults, out = FaultColumns.of(), tmp_path / "a.parquet"
+    recording = open_recording(str(path))
+    made = convert(recording, out, faults=faults)
+    got = pl.read_parquet(out).filter(pl.col("event") == FAULTS).sort("place")
+    rows, assembler = by_rows(recording, None)
+    assert got.select("place", "time", "target", "kind").rows() == [(r[0], r[1], r[3], r[4]) for r in rows]
+    assert got["pid"].cast(pl.String).to_list() == [r[2] for r in rows]
+    assert made.written[FAULTS] == len(rows) == assembler.stats.faults.total()
+    check_facts(got)
+
+
+def test_what_no_exit_tells_is_counted_or_of_the_target_that_the_user_names(cli: Cli, tmp_path: Path) -> None:
+    source, out = tmp_path / "text", tmp_path / "out.parquet"
+    source.write_text("v-1 [000] 1.000000: kvm_page_fault: vcpu 2 rip 0x1 address 0x5000 error_code 0x182\n" * 3)
+    done = cli("trace", "convert", str(source), str(out))
+    assert "3 kvm_page_fault of unknown encoding, first at line 1" in done.out
+    assert set(pl.read_parquet(out)["event"]) == {"kvm_page_fault"}
+    told = cli("trace", "convert", str(source), str(out), "--backend", "x86-ept", "--json").json
+    assert told["written"] == {"kvm_page_fault": 3, FAULTS: 3}
+    assert told["faults"] == {"decoded": {"x86-ept": 3}, "unclaimed": {}, "without_address": 0}
+    rows = pl.read_parquet(out).filter(pl.col("event") == FAULTS)
+    assert rows.select("vcpu", "pid", "kvm_get_fault_gpa", "is_write").unique().rows() == [(2, 1, 0x5000, True)]
+    cli("trace", "convert", str(source), str(out), "--backend", "x86-ep").refused("x86-ep")
+
+
 def test_the_command(cli: Cli, tmp_path: Path) -> None:
     other = format_text("sched", 11, [])
     source, out = tmp_path / "trace.dat", tmp_path / "out.parquet"
@@ -118,7 +168,7 @@ def test_the_command(cli: Cli, tmp_path: Path) -> None:
     source.write_bytes(DatFile({4: pages}, formats=formats).build())
     done = cli("trace", "convert", str(source), str(out))
     assert done.status == 0
-    assert "2 events" in done.out
+    assert "2 rows" in done.out
     assert "not of interest: 1 events" in done.out
     assert "not readable by their format: 1 events (fault)" in done.out
     assert "lost by the kernel: 3 on CPU 4" in done.out

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from kvmfault.errors import TraceError
 from kvmfault.trace import perforder, perfstream
+from kvmfault.trace.convert import convert
 from kvmfault.trace.opening import open_recording
 from kvmfault.trace.perfdata import PerfRecording
 from kvmfault.trace.recording import Lost, ReadStats
@@ -182,6 +183,16 @@ def test_hostile_files_end_in_one_line(
     except TraceError as e:
         told = str(e)
         assert "\n" not in told
+
+
+@pytest.mark.parametrize(("system", "rows"), [(b"kvm", len(EVENTS)), (b"net", 0)])
+def test_events_of_interest_are_told_by_their_system(system: bytes, rows: int, tmp_path: Path) -> None:
+    path = tmp_path / "perf.data"
+    data = in_file(records())
+    assert data.count(b"kvm\0") == 1
+    path.write_bytes(data.replace(b"kvm\0", system + b"\0"))
+    made = convert(open_recording(str(path)), tmp_path / "out.parquet")
+    assert (made.rows, made.read.skipped.total()) == (rows, len(EVENTS) - rows)
 
 
 @pytest.mark.skipif(shutil.which("perf") is None, reason="perf is not installed")

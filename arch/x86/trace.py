@@ -164,6 +164,7 @@ def _tracepoints(after: Pred, registers: Mapping[str, Word], *, misconfig: bool 
             registers={"EXIT_REASON": Word((), EPT_MISCONFIG)} if misconfig else None,
             when=MISCONFIG if misconfig else None,
             awaits="GUEST_PHYSICAL_ADDRESS" if misconfig else "",
+            vcpu="vcpu_id",
             told_by=("exit_reason", "isa"),
         ),
         "kvm_page_fault": Tracepoint(
@@ -171,6 +172,7 @@ def _tracepoints(after: Pred, registers: Mapping[str, Word], *, misconfig: bool 
             ("vcpu {vcpu_id:d} rip {guest_rip:x} address {fault_address:x} error_code {error_code:x}",),
             registers=registers,
             when=after,
+            vcpu="vcpu_id",
         ),
     }
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from kvmfault.cli.progress import progress
 from kvmfault.cli.render import columns, to_json
 from kvmfault.contract.format import size_text
-from kvmfault.contract.target import backend
 from kvmfault.errors import needs
-from kvmfault.trace.recording import Lost
+from kvmfault.trace.assemble import AssembleStats
+from kvmfault.trace.recording import Lost, Meta
 
 with needs("trace", "trace info"):
     from kvmfault.trace.info import Info, info_of
@@ -21,11 +21,10 @@ _SHOWN = 10
 
 def run(source: str, told: str | None, formats: str | None, instance: str | None, *, json: bool) -> int:
     """Read the recording through and say what it holds; status 1 if it is damaged."""
-    name = backend(told).backend.name if told is not None else None
     recording = open_recording(source, formats=formats, instance=instance)
     size = Path(source).stat().st_size if Path(source).is_file() else None
     with progress({"info": size}) as done:
-        info = info_of(recording, told=name, progress=lambda read: done("info", read))
+        info = info_of(recording, told=told, progress=lambda read: done("info", read))
     print(to_json(as_data(info)) if json else render(info))
     return 1 if info.read.damage else 0
 
@@ -53,19 +52,19 @@ def render(info: Info) -> str:
             f"vCPUs: {len(info.vcpus)}, by entries to the guest{more}",
             columns(tasks, indent="  ", right=frozenset({0})),
         ]
-    parts += _faults(info)
+    parts += fault_lines(info.faults, unit_of(info.meta))
     parts += _troubles(info)
     return "\n".join(parts)
 
 
-def _faults(info: Info) -> Iterator[str]:
-    made = info.faults
+def fault_lines(made: AssembleStats, unit: str) -> Iterator[str]:
+    """How many faults there are, and which of them could not be decoded."""
     if not made.faults and not made.unclaimed:
         yield "no guest faults"
     for name, count in made.faults.most_common():
         yield f"{count:,} faults of {name}"
     for name, count in made.unclaimed.items():
-        where = f"first at {_unit(info)} {made.unclaimed_lines[0]}" if made.unclaimed_lines else ""
+        where = f"first at {unit} {made.unclaimed_lines[0]}" if made.unclaimed_lines else ""
         yield f"{count:,} {name} of unknown encoding, {where}: no exit before them was recorded; --backend tells"
     if made.without_address:
         yield f"{made.without_address:,} faults whose address was not recorded"
@@ -95,8 +94,9 @@ def _use(info: Info, name: str) -> str:
     return "replayed" if name in info.replayed else "columns" if name in info.known else ""
 
 
-def _unit(info: Info) -> str:
-    return "line" if info.meta.kind == "text" else "record"
+def unit_of(meta: Meta) -> str:
+    """What `place` counts."""
+    return "line" if meta.kind == "text" else "record"
 
 
 def _clock(info: Info) -> str | None:

@@ -26,6 +26,9 @@ SettingOption = Annotated[
 FormatsOption = Annotated[
     str | None, typer.Option("--formats", metavar="DIR", help="Event formats of the boot that raw pages are from.")
 ]
+ToldOption = Annotated[
+    str | None, typer.Option("--backend", metavar="TARGET", help="What its faults are where no exit tells.")
+]
 InstanceOption = Annotated[
     str | None, typer.Option("--instance", metavar="NAME", help="A buffer of a trace.dat other than the top one.")
 ]
@@ -253,6 +256,7 @@ def trace_top_command(
 def trace_summary_command(
     recording: Annotated[str, typer.Argument(help="A recording of any kind.")],
     slots: Annotated[str | None, typer.Option("--slots", help="Memslots: TOML, JSON or an aux recording.")] = None,
+    backend: ToldOption = None,
     formats: FormatsOption = None,
     instance: InstanceOption = None,
     html: Annotated[
@@ -264,7 +268,7 @@ def trace_summary_command(
     with needs("trace", "trace summary"):
         from kvmfault.cli import summary
 
-    finish(summary.run(recording, slots=slots, formats=formats, instance=instance, page=html, json=json))
+    finish(summary.run(recording, slots=slots, told=backend, formats=formats, instance=instance, page=html, json=json))
 
 
 def compare_traces_command(
@@ -291,14 +295,15 @@ def trace_convert_command(
         str, typer.Argument(metavar="IN", help="trace.dat, a folder of raw pages, or a recording in text form.")
     ],
     out: Annotated[str, typer.Argument(metavar="OUT.parquet", help="What to write; replaced if it is there.")],
+    backend: ToldOption = None,
     formats: FormatsOption = None,
     instance: InstanceOption = None,
     json: JsonFlag = False,
 ) -> None:
-    """Write a recording's events as one Parquet table, in bounded memory; status 1 if the recording is damaged."""
+    """Write a recording's events and decoded faults as one Parquet table; status 1 if the recording is damaged."""
     from kvmfault.cli import convert
 
-    finish(convert.run(recording, out, formats, instance, json=json))
+    finish(convert.run(recording, out, backend, formats, instance, json=json))
 
 
 def trace_info_command(
@@ -308,15 +313,9 @@ def trace_info_command(
             metavar="FILE", help="trace.dat, perf.data, a folder of raw pages, or a recording in text form."
         ),
     ],
-    backend: Annotated[
-        str | None, typer.Option("--backend", metavar="TARGET", help="What its faults are where no exit tells.")
-    ] = None,
-    formats: Annotated[
-        str | None, typer.Option("--formats", metavar="DIR", help="Event formats of the boot that raw pages are from.")
-    ] = None,
-    instance: Annotated[
-        str | None, typer.Option("--instance", metavar="NAME", help="A buffer of a trace.dat other than the top one.")
-    ] = None,
+    backend: ToldOption = None,
+    formats: FormatsOption = None,
+    instance: InstanceOption = None,
     json: JsonFlag = False,
 ) -> None:
     """Say what a recording holds: host, time, events, vCPUs, faults, what was lost; status 1 if it is damaged."""

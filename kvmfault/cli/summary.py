@@ -24,11 +24,18 @@ NARROW = 110
 
 
 def run(
-    path: str, *, slots: str | None, formats: str | None, instance: str | None, page: str | None, json: bool
+    path: str,
+    *,
+    slots: str | None,
+    told: str | None,
+    formats: str | None,
+    instance: str | None,
+    page: str | None,
+    json: bool,
 ) -> int:
     """Summarise and print; status 1 if the file is damaged."""
     write = _writer(page)
-    summary = _summarised(path, slots, formats, instance)
+    summary = _summarised(path, slots, told, formats, instance)
     write(summary)
     print(to_json(as_data(summary))) if json else _show(_tables(summary))
     return 1 if summary.damaged else 0
@@ -65,7 +72,11 @@ def _writer(path: str | None) -> Callable[[Summary | Comparison], object]:
 
 
 def _summarised(
-    path: str, slots: str | None = None, formats: str | None = None, instance: str | None = None
+    path: str,
+    slots: str | None = None,
+    told: str | None = None,
+    formats: str | None = None,
+    instance: str | None = None,
 ) -> Summary:
     known = read_slots(slots) if slots is not None else None
     console = Console(stderr=True)
@@ -79,6 +90,7 @@ def _summarised(
             formats=formats,
             instance=instance,
             slots=known,
+            told=told,
             progress=lambda done: bar.update(task, completed=done),
         )
 

@@ -127,6 +127,8 @@ class Tracepoint:
     awaits: str = ""
     """Role EXIT with registers: the register whose value is not in the exit; the next ADDRESS or MMIO event of the same
     vCPU brings it."""
+    vcpu: str = ""
+    """Roles FAULT and EXIT: the field with the vCPU's number. Empty: the event has none, a task stands for its vCPU."""
     told_by: tuple[str, ...] = ()
     """Fields that tell one exit, return to user space or step of a walk from another, for a summary."""
     change: Change | None = None

@@ -130,7 +130,9 @@ def unsaid(given: Given) -> Iterator[str]:
     if not given.has(Role.FAULT):
         yield f"faults: no {names(Role.FAULT)} is recorded"
     if source.unclaimed:
-        yield f"{source.unclaimed:,} faults: the exit before them, which tells their encoding, is not recorded"
+        yield f"{source.unclaimed:,} faults: no exit before them is recorded to tell their encoding; --backend tells it"
+    if source.unplaced:
+        yield f"{source.unplaced:,} faults: no event tells the address of the exits that they are"
     if without := given.faults - given.placed:
         yield f"where in guest memory: {without:,} faults have no guest-physical address"
     for role, what in (

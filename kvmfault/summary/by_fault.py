@@ -29,12 +29,12 @@ def fault_sections(given: Given) -> Iterator[Section]:
 
 
 def _vcpus(given: Given) -> Section:
-    counts: dict[tuple[str, int], Counter[str]] = defaultdict(Counter)
+    counts: dict[tuple[int, int], Counter[str]] = defaultdict(Counter)
     for pid, vcpu, kind, n in given.rows("vcpus"):
         counts[vcpu, pid][kind] += n
     comms = given.source.meta.comms
     rows = tuple(
-        (vcpu, str(pid), comms.get(pid), kinds.total(), ranked(kinds)[0][0])
+        (str(vcpu), str(pid), comms.get(pid), kinds.total(), ranked(kinds)[0][0])
         for (vcpu, pid), kinds in sorted(counts.items(), key=lambda c: (-c[1].total(), c[0]))
     )
     columns = (*(Column(c, "text") for c in ("vcpu", "task", "name")), Column("faults"), Column("mostly", "text"))

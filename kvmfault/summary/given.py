@@ -30,6 +30,8 @@ class Source:
     damage: str | None = None
     unclaimed: int = 0
     """Fault events whose encoding is not known."""
+    unplaced: int = 0
+    """Exits that are faults, without an event that tells their address."""
 
 
 class Given:

@@ -29,6 +29,9 @@ RANGES: Final = 1 << 14
 BLOCK: Final = 21
 """log2 of the bytes of such a block, where there are not too many."""
 
+FACTS: Final = ("kvm_get_fault_gpa", "granule", "is_translation", "is_permission", "is_access_flag", "is_write")
+"""What is asked of faults, beside their kind."""
+
 SlotsOf: TypeAlias = "Callable[[pl.DataFrame], pl.Series]"
 """Memslot of each fault: a column of words."""
 
@@ -87,7 +90,7 @@ class Reading:
         return self.took_rule() if name == "took" else RULES[name]
 
     def summarise(self, frames: Frames, faults: pl.DataFrame | None) -> Partial:
-        """The figures of one stretch. *faults*: place, time, pid, vcpu, target, kind and the facts as columns."""
+        """The figures of one stretch. *faults*: place, time, pid, vcpu, target, kind and `FACTS` as columns."""
         times = [(int(f["time"].min() or 0), int(f["time"].max() or 0)) for f in frames.values()]  # type: ignore[arg-type]  # of an integer column
         if not times:
             return Partial()

@@ -7,13 +7,13 @@ from typing import Final
 
 from kvmfault.contract.target import backends
 from kvmfault.contract.tracepoints import Role
-from kvmfault.summary.faults import Faults
 from kvmfault.summary.figures import Summary
 from kvmfault.summary.given import Source
 from kvmfault.summary.meaning import Meaning
-from kvmfault.summary.partial import Reading, Whole
+from kvmfault.summary.partial import FACTS, Reading, Whole
 from kvmfault.summary.slots import slots_of
 from kvmfault.summary.telling import tell
+from kvmfault.trace.faults import FaultColumns
 from kvmfault.trace.opening import open_recording
 from kvmfault.trace.recording import ReadStats
 from kvmfault.trace.slots import SlotSource
@@ -28,21 +28,24 @@ def summarise(
     formats: str | None = None,
     instance: str | None = None,
     slots: SlotSource | None = None,
+    told: str | None = None,
     progress: Callable[[int], object] = lambda _: None,
 ) -> Summary:
-    """What matters in the recording *path*; *formats* and *instance* as for `open_recording`. *progress* is told the
-    bytes read so far.
+    """What matters in the recording *path*; *formats* and *instance* as for `open_recording`. *told* is the TARGET of
+    faults whose encoding no exit tells; *progress* is told the bytes read so far.
 
     Raises UsageError or TraceError where nothing can be read; damage behind that is told in the summary.
     """
+    faults = FaultColumns.of(told, facts=FACTS)
     recording = open_recording(path, formats=formats, instance=instance)
     meaning = Meaning.of(backends().values())
     reading = Reading(
         meaning, (recording.meta.page_size or PAGE).bit_length() - 1, slots_of(slots) if slots is not None else None
     )
-    whole, stats, faults = Whole(reading), ReadStats(), Faults(backends())
+    whole, stats = Whole(reading), ReadStats()
     for frames in recording.frames(meaning.names(*Role), stats=stats):
-        whole.add(reading.summarise(frames, faults.of(frames)))
+        whole.add(reading.summarise(frames, faults.take(frames)))
         progress(stats.bytes)
-    source = Source(path, recording.meta, stats.events, stats.gaps, stats.damage, faults.unclaimed)
+    unclaimed, unplaced = faults.stats.unclaimed.total(), faults.stats.without_address
+    source = Source(path, recording.meta, stats.events, stats.gaps, stats.damage, unclaimed, unplaced)
     return tell(whole.done(), reading, source)

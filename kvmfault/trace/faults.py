@@ -1,7 +1,8 @@
 """The faults of a recording as columns: registers, kind, and every fact and accessor of their backend.
 
 It is what `kvmfault.trace.assemble` and ``Target.decode`` give row by row, from the same declarations: a frame has
-place, time, cpu, pid (the vCPU's task), ``target`` (the backend), ``kind`` (tried, by whom, why it stopped), the fault
+place, time, cpu, pid (the vCPU's task), ``vcpu`` (its number where the event tells it, else the task), ``target`` (the
+backend), ``kind`` (tried, by whom, why it stopped), the fault
 registers, and a column for each fact. A value that a fault has not, and a fact that its hardware does not tell (a
 `Gap`, whose reason is in the support matrix of the docs), is null.
 
@@ -20,13 +21,14 @@ from kvmfault.algebra.columns import BoolCol, Columns, U64Col, maybe_column, pre
 from kvmfault.algebra.expr import Maybe, Pred, Word
 from kvmfault.contract.access import kind
 from kvmfault.contract.accessors import TRUTHS, VALUES, Gap
-from kvmfault.contract.target import Target
+from kvmfault.contract.target import Target, backend, backends
 from kvmfault.contract.tracepoints import Role, Tracepoint
 from kvmfault.trace.assemble import AssembleStats
 from kvmfault.trace.frames import FIRST
 from kvmfault.trace.recording import Frames
 
 _AT: Final = ["place", "pid"]
+_HEAD: Final = (*FIRST, "vcpu")
 
 
 class FaultColumns:
@@ -42,8 +44,18 @@ class FaultColumns:
         self.stats = AssembleStats()
         self._own = [_Own(name, target, facts) for name, target in targets.items()]
         self._told = told
+        self._makers = {name for own in self._own for role in (Role.FAULT, Role.EXIT) for name in own.named(role)}
         self._exits: dict[str, pl.DataFrame] = {}  # by backend, of each task: whether its last one makes a fault
         self._waiting: dict[str, pl.DataFrame] = {}  # faults whose address has not come yet
+
+    @classmethod
+    def of(cls, told: str | None = None, *, facts: Collection[str] | None = None) -> FaultColumns:
+        """Faults of every backend; *told* is the TARGET of those that no exit tells. Raises UsageError."""
+        targets = {name: backend(name) for name in backends()}
+        if told is None:
+            return cls(targets, facts=facts)
+        target = backend(told)
+        return cls({**targets, target.backend.name: target}, told=target.backend.name, facts=facts)
 
     @property
     def wanted(self) -> frozenset[str]:
@@ -53,7 +65,14 @@ class FaultColumns:
 
     def take(self, frames: Frames) -> pl.DataFrame | None:
         """The faults that *frames* complete, by place; None: there is none."""
-        found: list[pl.DataFrame] = []
+        found = self.by_backend(frames).values()
+        return pl.concat(found, how="diagonal").sort("place") if found else None
+
+    def by_backend(self, frames: Frames) -> dict[str, pl.DataFrame]:
+        """The same by backend, each with the columns of its own, the same ones every time."""
+        if frames.keys().isdisjoint(self._makers) and not self._waiting:
+            return {}
+        found: list[tuple[str, pl.DataFrame]] = []
         behind = {own.name: self._last_exits(own, frames) for own in self._own}
         for name in dict.fromkeys(n for own in self._own for n in own.named(Role.FAULT) if n in frames):
             found += self._claimed(name, frames[name], behind)
@@ -61,7 +80,10 @@ class FaultColumns:
             found += self._alone(own, frames)
         for own in self._own:
             self._exits[own.name] = behind[own.name].group_by("pid").last().select("place", "pid", "holds")
-        return pl.concat(found, how="diagonal").sort("place") if found else None
+        return {
+            name: pl.concat([frame for of, frame in found if of == name]).sort("place")
+            for name in dict.fromkeys(of for of, _ in found)
+        }
 
     def _last_exits(self, own: _Own, frames: Frames) -> pl.DataFrame:
         # every exit, and whether one that follows it is a fault of the backend
@@ -74,7 +96,9 @@ class FaultColumns:
         empty = pl.DataFrame(schema={"place": pl.UInt64, "pid": pl.Int32, "holds": pl.Boolean})
         return pl.concat([empty, *parts]).sort("place")
 
-    def _claimed(self, name: str, frame: pl.DataFrame, behind: Mapping[str, pl.DataFrame]) -> Iterator[pl.DataFrame]:
+    def _claimed(
+        self, name: str, frame: pl.DataFrame, behind: Mapping[str, pl.DataFrame]
+    ) -> Iterator[tuple[str, pl.DataFrame]]:
         free = np.ones(len(frame), np.bool_)
         for own in self._own:
             point = own.points.get(name)
@@ -89,13 +113,13 @@ class FaultColumns:
                 free &= ~mine
                 rows = frame.filter(pl.Series(mine))
                 self.stats.faults[own.name] += len(rows)
-                yield own.decoded(rows.select(FIRST), _registers(rows, point))
+                yield own.name, own.decoded(_head(rows, point), _registers(rows, point))
         left = frame["place"].filter(pl.Series(free))
         if len(left):
             self.stats.unclaimed[name] += len(left)
             self.stats.unclaimed_lines += left.head(max(0, 5 - len(self.stats.unclaimed_lines))).to_list()
 
-    def _alone(self, own: _Own, frames: Frames) -> Iterator[pl.DataFrame]:
+    def _alone(self, own: _Own, frames: Frames) -> Iterator[tuple[str, pl.DataFrame]]:
         # exits that are faults by themselves, and lack the address: it is in the next event of the task that has one
         parts = [self._waiting.pop(own.name)] if own.name in self._waiting else []
         awaits = ""
@@ -107,7 +131,7 @@ class FaultColumns:
             if frame is not None:
                 rows = frame.filter(pl.Series(_holds(point.when, frame, point), dtype=pl.Boolean))
                 parts.append(
-                    rows.select(FIRST).with_columns(pl.Series(k, v) for k, v in _registers(rows, point).items())
+                    _head(rows, point).with_columns(pl.Series(k, v) for k, v in _registers(rows, point).items())
                 )
         if not parts or not (waiting := pl.concat(parts).sort("place")).height:
             return
@@ -120,8 +144,8 @@ class FaultColumns:
         rows = met.filter(~pl.col("ends"))
         if rows.height:
             self.stats.faults[own.name] += rows.height
-            columns = {name: rows[name].to_numpy() for name in waiting.columns[len(FIRST) :]}
-            yield own.decoded(rows.select(FIRST), {**columns, awaits: rows["address"].to_numpy()})
+            columns = {name: rows[name].to_numpy() for name in waiting.columns[len(_HEAD) :]}
+            yield own.name, own.decoded(rows.select(_HEAD), {**columns, awaits: rows["address"].to_numpy()})
 
 
 class _Own:
@@ -130,6 +154,8 @@ class _Own:
         self.name = name
         self.target = target
         self.points = target.backend.tracepoints
+        points = [p for p in self.points.values() if p.registers is not None]
+        self.registers = dict.fromkeys(name for p in points for name in (*(p.registers or {}), p.awaits) if name)
         names = [*VALUES, *TRUTHS, "syndrome", *target.accessors]
         self.facts = {name: _fact(target, name) for name in names if facts is None or name in facts}
 
@@ -159,7 +185,10 @@ class _Own:
         return first.with_columns(
             pl.lit(self.name).alias("target"),
             self._kinds(full),
-            *(pl.Series(name, column) for name, column in registers.items()),
+            *(
+                pl.Series(name, registers[name]) if name in registers else pl.lit(None, pl.UInt64).alias(name)
+                for name in self.registers
+            ),
             *(_column(name, fact, full) for name, fact in self.facts.items()),
         )
 
@@ -207,6 +236,11 @@ def _column(name: str, fact: Pred | Word | Maybe | Gap, full: Columns) -> pl.Ser
             return pl.Series(name, pred_column(fact, full))
         case Word():
             return pl.Series(name, word_column(fact, full))
+
+
+def _head(rows: pl.DataFrame, point: Tracepoint) -> pl.DataFrame:
+    number = [pl.col(point.vcpu)] if point.vcpu in rows.columns else []
+    return rows.select(*FIRST, vcpu=pl.coalesce(c.cast(pl.UInt64, strict=False) for c in (*number, pl.col("pid"))))
 
 
 def _reads(point: Tracepoint) -> set[str]:

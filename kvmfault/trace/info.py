@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 import polars as pl
 
-from kvmfault.contract.target import backend, backends
+from kvmfault.contract.target import backends
 from kvmfault.contract.tracepoints import Role
 from kvmfault.trace.assemble import AssembleStats
 from kvmfault.trace.faults import FaultColumns
@@ -37,11 +37,11 @@ class Info:
 def info_of(recording: Recording, *, told: str | None = None, progress: Callable[[int], None] | None = None) -> Info:
     """Read *recording* through; *progress* is called with the bytes read so far.
 
-    *told* names the backend of faults where no exit tells it. Raises TraceError where nothing can be read.
+    *told* is the TARGET of faults where no exit tells it. Raises TraceError where nothing can be read.
     """
     points = {name: point for b in backends().values() for name, point in b.tracepoints.items()}
     roles = {name: point.role for name, point in points.items()}
-    faults = FaultColumns({name: backend(name) for name in backends()}, told=told, facts=())
+    faults = FaultColumns.of(told, facts=())
     stats = ReadStats()
     info = Info(recording.path, recording.meta, stats, faults.stats)
     cpus: set[int] = set()

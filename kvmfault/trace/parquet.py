@@ -49,7 +49,7 @@ def _integer(bits: int, *, signed: bool, suffix: str = "") -> _Type:
 
 
 _TYPES: Final[Mapping[type[pl.DataType], _Type]] = {
-    pl.UInt64: _integer(64, signed=False),
+    pl.UInt64: _integer(64, signed=False, suffix="_unsigned"),
     pl.Int64: _integer(64, signed=True, suffix="_signed"),
     pl.UInt32: _integer(32, signed=False, suffix="_32"),
     pl.Int32: _integer(32, signed=True, suffix="_signed_32"),
@@ -85,10 +85,14 @@ class _Group(NamedTuple):
 
 
 class ParquetWriter:
-    """Writes frames of events to an open binary file; ``close`` must be called for it to be a Parquet file."""
+    """Writes frames of events to an open binary file; ``close`` must be called for it to be a Parquet file.
 
-    def __init__(self, file: IO[bytes]) -> None:
+    The columns of the event *first* keep their names whatever the others have.
+    """
+
+    def __init__(self, file: IO[bytes], first: str | None = None) -> None:
         self._file = file
+        self._first = first
         self._at = 0
         self._groups: list[_Group] = []
         self._keys: dict[_Key, None] = {_Key("event", pl.String): None}
@@ -98,7 +102,9 @@ class ParquetWriter:
         self._put(_MAGIC)
 
     def write(self, event: str, frame: pl.DataFrame) -> None:
-        """Rows of one event; the frames of an event must have the same columns."""
+        """Rows of one event; a frame with other columns than the one before begins a row group."""
+        if event in self._waiting and self._waiting[event][0].schema != frame.schema:
+            self._flush(event)
         waiting = self._waiting.setdefault(event, [])
         waiting.append(frame)
         self._sizes[event] = self._sizes.get(event, 0) + int(frame.estimated_size())
@@ -112,7 +118,10 @@ class ParquetWriter:
         for event in list(self._waiting):
             self._flush(event)
         names = self._names()
-        return {group.event: [names[key] for key in group.chunks] for group in self._groups}
+        keys: dict[str, dict[_Key, None]] = {}
+        for group in self._groups:
+            keys.setdefault(group.event, {}).update(dict.fromkeys(group.chunks))
+        return {event: [names[key] for key in found] for event, found in keys.items()}
 
     def close(self, metadata: Mapping[str, str]) -> None:
         """Write what waits, the holes, and the footer with *metadata*."""
@@ -230,8 +239,9 @@ class ParquetWriter:
     def _names(self) -> dict[_Key, str]:
         # The type most events have keeps the name; another one says what it is.
         users = {key: sum(key in group.chunks for group in self._groups) for key in self._keys}
+        first = {key for group in self._groups if group.event == self._first for key in group.chunks}
         names: dict[_Key, str] = {}
-        for key in sorted(self._keys, key=lambda k: -users[k]):
+        for key in sorted(self._keys, key=lambda k: (k not in first, -users[k])):
             taken = names.values()
             names[key] = key.name if key.name not in taken else key.name + _TYPES[key.dtype].suffix
         return names

@@ -130,6 +130,10 @@ class PerfRecording:
             notes=notes,
         )
 
+    def of_interest(self) -> frozenset[str]:
+        """See `Formats.of_interest`."""
+        return self.formats.of_interest()
+
     def frames(self, wanted: Collection[str] | None = None, *, stats: ReadStats | None = None) -> Iterator[Frames]:
         """See `Recording.frames`."""
         stats = ReadStats() if stats is None else stats
