@@ -106,20 +106,11 @@ class Stage2:
             return self._map_run(gpa, size, pfn, prot, memory, host_writable=host_writable, young=young, tag=tag)
         shift = size.bit_length() - 1
         table, index = self._descend(gpa, shift)
-        new = fmt.leaf(
-            shift,
-            Hpa(pfn << fmt.page_shift),
-            prot,
-            memory,
-            young=young,
-            host_writable=host_writable,
-            tag=tag,
-        )
         entries = table.entries
         old = entries.get(index)
-        if old is not None and not self.marks_rewritten and fmt.prot(old) & W:
-            hpa = Hpa(pfn << fmt.page_shift)
-            new = fmt.leaf(shift, hpa, prot, memory, young=young, host_writable=host_writable, tag=tag, dirty=False)
+        dirty = old is None or self.marks_rewritten or not fmt.prot(old) & W
+        hpa = Hpa(pfn << fmt.page_shift)
+        new = fmt.leaf(shift, hpa, prot, memory, young=young, host_writable=host_writable, tag=tag, dirty=dirty)
         if old is not None and index not in table.children:
             if old == new:
                 return _UNCHANGED
