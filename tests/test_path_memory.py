@@ -68,6 +68,8 @@ def test_a_missing_entry_is_made(target: str, kind: str) -> None:
 def test_a_second_fault_finds_it_there(target: str, kind: str) -> None:
     vm = world(target)
     vm.resolve(fault(target, kind))
+    if target.startswith("x86") and target.endswith("@6.12"):  # a leaf over a writable one loses its dirty bit
+        assert type(vm.resolve(fault(target, kind))) is Fixed
     before = vm.key()
     outcome = vm.resolve(fault(target, kind))
     assert type(outcome) is (Spurious if target.startswith("x86") else Retry)

@@ -499,7 +499,7 @@ def another_slot_is_deleted(on: Target) -> object:
 
 
 @shows(
-    "redirties",
+    "marks_rewritten",
     {
         tuple(n for n in X86 if n.endswith("@6.12")): [True, False, True],
         tuple(n for n in X86 if n.endswith("@7.4")): [True, True, True],
@@ -576,7 +576,7 @@ NOT_ASKED: Final[Mapping[str, Mapping[tuple[str, ...], str]]] = {
     "injected_walk": {X86: "what is reflected has another format"},
     "injected_target": {X86: "a fault is reflected to the hypervisor by other rules"},
     "register_page": {X86: "no such page"},
-    "redirties": {ARM: "no entry says whether it was written"},
+    "marks_rewritten": {ARM: "no entry says whether it was written"},
 }
 """Member -> targets whose path never asks it, and why."""
 SITUATIONS.extend(_arm64_situations())

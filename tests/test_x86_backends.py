@@ -33,12 +33,13 @@ def test_on_a_vm(target: Target) -> None:
     leaf = vm.table.leaf(Gpa(0x4012_3456))
     assert leaf is not None
     assert leaf.desc & ~((1 << 52) - (1 << 12)) == (0x8600000000000BF7 if target is EPT_612 else 0xEE7)
-    assert isinstance(vm.handle(target.decode(**{code: write, address: 0x4012_3456})).outcome, Spurious)
+    again = [vm.handle(target.decode(**{code: write, address: 0x4012_3456})).outcome for _ in range(2)]
+    assert list(map(type, again)) == [Fixed, Spurious]  # the second one takes the dirty bit away
     assert isinstance(vm.handle(target.decode(**{code: mmio, address: 0x1000})).outcome, Emulate)
     found = vm.table.walk(Gpa(0x1000))
     assert vm.format.entry(found.desc, found.shift).kind is Kind.MMIO
-    again = {"EXIT_REASON": 49} if target is EPT_612 else {code: 0xD}
-    assert isinstance(vm.handle(target.decode(**again, **{address: 0x1000})).outcome, Emulate)
+    known = {"EXIT_REASON": 49} if target is EPT_612 else {code: 0xD}
+    assert isinstance(vm.handle(target.decode(**known, **{address: 0x1000})).outcome, Emulate)
 
 
 def test_a_page_of_a_block_splits_it() -> None:

@@ -76,13 +76,13 @@ POLICY: Final = Policy(
     prefault=Prefault.OFFERED,
     recovers_blocks=True,
     mmio_sign_extension=SignExtension.KEPT,
-    redirties=False,
+    marks_rewritten=False,
 )
 
 
-NESTED_74: Final = replace(POLICY, present_leaf=PresentLeaf.KEEP_IF_ALLOWED, redirties=True)
+NESTED_74: Final = replace(POLICY, present_leaf=PresentLeaf.KEEP_IF_ALLOWED, marks_rewritten=True)
 SHADOW_612: Final = replace(POLICY, prefault=Prefault.REFUSED)  # the guest's addresses are virtual
-SHADOW_74: Final = replace(SHADOW_612, present_leaf=PresentLeaf.KEEP_FOR_PREFETCH, redirties=True)
+SHADOW_74: Final = replace(SHADOW_612, present_leaf=PresentLeaf.KEEP_FOR_PREFETCH, marks_rewritten=True)
 
 # The same for every format: x86 hosts have 4K pages.
 Policies: TypeAlias = Mapping[str, Callable[[Stage2Format], Policy]]

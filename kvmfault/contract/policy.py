@@ -185,8 +185,8 @@ class Policy:
     injected_target: InjectedTarget = InjectedTarget.KERNEL
     """external, atomic, size_fault. (arm64: kvm_inject_sea, kvm_sea_target_is_el2, effective_sctlr2_ease;
     x86: reflects to the hypervisor by its own rules)"""
-    redirties: bool = True
-    """Stage2.map: a writable leaf over an entry that was writable is marked dirty again.
+    marks_rewritten: bool = True
+    """State: a writable leaf over an entry that was writable is marked dirty again.
     (arm64: has no dirty state; x86: make_spte, "KVM: x86/mmu: Always set SPTE's dirty bit if it's created as
     writable")"""
     register_page: RegisterPage = RegisterPage.UNHANDLED

@@ -25,11 +25,21 @@ _TABLES_AT: Final = 1 << 40
 class Stage2:
     """Map, change and walk. Each call is what one vCPU does under mmu_lock, one compare-and-swap per entry."""
 
-    __slots__ = ("_levels", "_next_hpa", "_owner", "_root", "_sizes", "format", "redirties", "split_blocks", "stale")
+    __slots__ = (
+        "_levels",
+        "_next_hpa",
+        "_owner",
+        "_root",
+        "_sizes",
+        "format",
+        "marks_rewritten",
+        "split_blocks",
+        "stale",
+    )
 
-    def __init__(self, fmt: Stage2Format, *, split_blocks: bool, redirties: bool = True) -> None:
+    def __init__(self, fmt: Stage2Format, *, split_blocks: bool, marks_rewritten: bool = True) -> None:
         self.format = fmt
-        self.redirties = redirties
+        self.marks_rewritten = marks_rewritten
         """A writable leaf over an entry that was writable is marked dirty again."""
         self.split_blocks = split_blocks
         """Mapping a piece of a block keeps the other pieces (else they are dropped and fault again)."""
@@ -96,20 +106,11 @@ class Stage2:
             return self._map_run(gpa, size, pfn, prot, memory, host_writable=host_writable, young=young, tag=tag)
         shift = size.bit_length() - 1
         table, index = self._descend(gpa, shift)
-        new = fmt.leaf(
-            shift,
-            Hpa(pfn << fmt.page_shift),
-            prot,
-            memory,
-            young=young,
-            host_writable=host_writable,
-            tag=tag,
-        )
         entries = table.entries
         old = entries.get(index)
-        if old is not None and not self.redirties and fmt.prot(old) & W:
-            hpa = Hpa(pfn << fmt.page_shift)
-            new = fmt.leaf(shift, hpa, prot, memory, young=young, host_writable=host_writable, tag=tag, dirty=False)
+        dirty = old is None or self.marks_rewritten or not fmt.prot(old) & W
+        hpa = Hpa(pfn << fmt.page_shift)
+        new = fmt.leaf(shift, hpa, prot, memory, young=young, host_writable=host_writable, tag=tag, dirty=dirty)
         if old is not None and index not in table.children:
             if old == new:
                 return _UNCHANGED
@@ -385,7 +386,7 @@ class Stage2:
     def fork(self) -> Stage2:
         """An independent copy in constant time."""
         new = Stage2.__new__(Stage2)
-        new.format, new.split_blocks, new.redirties = self.format, self.split_blocks, self.redirties
+        new.format, new.split_blocks, new.marks_rewritten = self.format, self.split_blocks, self.marks_rewritten
         new._levels, new._sizes = self._levels, self._sizes
         new._root, new._next_hpa = self._root, self._next_hpa
         new.stale = list(self.stale)

@@ -60,7 +60,7 @@ class State:
         self.host = HostMemory(self.page_shift)
         self.invalidations = Invalidation()
         split = target.policy.smaller_over_block is SmallerOverBlock.SPLIT
-        self.table = Stage2(self.format, split_blocks=split, redirties=target.policy.redirties)
+        self.table = Stage2(self.format, split_blocks=split, marks_rewritten=target.policy.marks_rewritten)
         """The table that the vCPUs run on now: the guest's own, or the shadow of a nested guest's."""
         self.own_table = self.table
         self.shadow_table: Stage2 | None = None
@@ -224,7 +224,7 @@ class State:
         """The vCPUs run a guest of the guest from here on, whose hypervisor made these second-stage *tables*."""
         if self.shadow_table is None:
             own = self.own_table
-            self.shadow_table = Stage2(self.format, split_blocks=own.split_blocks, redirties=own.redirties)
+            self.shadow_table = Stage2(self.format, split_blocks=own.split_blocks, marks_rewritten=own.marks_rewritten)
         return self._switch(self.shadow_table, tables)
 
     def run_own(self) -> Self:

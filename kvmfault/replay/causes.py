@@ -36,7 +36,7 @@ def _only_marks_differ(flight: Flight, aspect: Aspect, model: str, kernel: str) 
 
 
 WALKS_MARKS: Final = Cause(
-    "marks that KVM's own walk sets in the guest's tables (kvm_mmu_set_accessed_bit, kvm_mmu_set_dirty_bit)",
+    "marks that KVM's own walk sets in the guest's tables",
     "setting them writes to memory of the guest, which the dirty log shows",
     lambda flight, aspect, model, kernel: False,
 )
@@ -83,12 +83,12 @@ CAUSES: Final = (
         _slots_are_made_up,
     ),
     Cause(
-        "what an entry held before the fault (events of changed entries, or probes)",
+        "what an entry held before the fault",
         "kernels before 6.13 do not mark a leaf dirty that takes the place of a writable entry",
         _before_is_unknown,
     ),
     Cause(
-        "the module parameter nx_huge_pages (--set small-exec=yes says that it is on)",
+        "a parameter that keeps code in blocks from running (--set small-exec=yes)",
         "blocks are mapped without execution",
         _blocks_do_not_execute,
     ),

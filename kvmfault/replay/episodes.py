@@ -289,7 +289,7 @@ class Episodes(Happenings):
         shift = size.bit_length() - 1
         desc_prot = vm.format.prot(desc)
         if size > page and desc_prot and vm.facts.small_exec is bool(desc_prot & X):
-            vm.taken["parameter nx_huge_pages"] += 1
+            vm.taken["whether code may run in blocks"] += 1
             vm.with_facts(small_exec=not desc_prot & X)
         within = flight.walk.progress.gpa & size - page
         values = {

@@ -78,7 +78,7 @@ class CheckedVm(Vm):
         key = self._is_virtual, self.vcpu.as_id
         if key not in self._tables:
             own = self.own_table
-            self._tables[key] = Stage2(self.format, split_blocks=own.split_blocks, redirties=own.redirties)
+            self._tables[key] = Stage2(self.format, split_blocks=own.split_blocks, marks_rewritten=own.marks_rewritten)
         self.table = self.own_table = self._tables[key]
 
     def speaking_for(self, flight: Flight) -> _Speaking:
