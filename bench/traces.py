@@ -25,7 +25,7 @@ COLUMNS = """
 import sys
 from kvmfault.trace.opening import open_recording
 from kvmfault.trace.rows import of_interest
-from kvmfault.trace.text import ReadStats
+from kvmfault.trace.recording import ReadStats
 recording, stats = open_recording(sys.argv[1]), ReadStats()
 rows = sum(len(f) for frames in recording.frames(of_interest(recording), stats=stats) for f in frames.values())
 print(stats.events.total(), rows)

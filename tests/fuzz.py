@@ -22,8 +22,8 @@ from types import FrameType
 
 from kvmfault.errors import KvmfaultError
 from kvmfault.trace.opening import open_recording
+from kvmfault.trace.recording import ReadStats
 from kvmfault.trace.rows import events
-from kvmfault.trace.text import ReadStats
 
 CORPUS = Path(__file__).parent / "data" / "fuzz"
 FORMATS = CORPUS / "formats"

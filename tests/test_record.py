@@ -15,7 +15,7 @@ from kvmfault.errors import LiveError
 from kvmfault.live import record, tasks, tracefs
 from kvmfault.live.stopping import stopping
 from kvmfault.trace.opening import open_recording
-from kvmfault.trace.text import ReadStats
+from kvmfault.trace.recording import ReadStats
 from tests.cli import Cli
 from tests.tracefs import (
     MMIO,

@@ -13,9 +13,8 @@ from kvmfault.errors import KvmfaultError, TraceError, UsageError
 from kvmfault.trace.formats import Formats, FormatText
 from kvmfault.trace.merge import RingRecording
 from kvmfault.trace.opening import open_recording
-from kvmfault.trace.recording import Lost
+from kvmfault.trace.recording import Lost, ReadStats
 from kvmfault.trace.rows import events
-from kvmfault.trace.text import ReadStats
 from kvmfault.trace.tracedat import open_tracedat
 from tests.ringfile import (
     DatFile,

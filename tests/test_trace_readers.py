@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 
 from kvmfault.trace.opening import open_recording
-from kvmfault.trace.text import ReadStats
+from kvmfault.trace.recording import ReadStats
 from tests.conftest import recordings
 
 ALL: Final = "every event"

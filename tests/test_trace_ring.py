@@ -12,8 +12,7 @@ import polars as pl
 import pytest
 
 from kvmfault.trace.opening import open_recording
-from kvmfault.trace.recording import Recording
-from kvmfault.trace.text import ReadStats
+from kvmfault.trace.recording import ReadStats, Recording
 from tests.conftest import recording, recordings
 
 LINE = re.compile(r".*-(\d+)\s+\[(\d+)\]\s+(\d+)(?:\.(\d+))?: +([^\s:]+):")

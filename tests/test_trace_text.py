@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from kvmfault.errors import KvmfaultError, LayoutError, TraceError, UsageError
 from kvmfault.trace import text
 from kvmfault.trace.pattern import Fields, Misfit, Pattern
-from kvmfault.trace.text import MAX_LINE, ReadStats, TextEvent, read_fields, read_text
+from kvmfault.trace.recording import ReadStats
+from kvmfault.trace.text import MAX_LINE, TextEvent, read_fields, read_text
 from tests.conftest import recordings
 
 DATA = Path(__file__).parent / "data" / "traces"

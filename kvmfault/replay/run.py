@@ -33,8 +33,9 @@ from kvmfault.trace.events import (
     UnmapEvent,
     UserspaceExitEvent,
 )
+from kvmfault.trace.recording import ReadStats
 from kvmfault.trace.slots import SlotComparison, SlotSource, compare_slots, infer_slots
-from kvmfault.trace.text import ReadStats, source_name
+from kvmfault.trace.text import source_name
 
 Progress = Callable[[str, int], None]
 """Called now and then with the name of the pass and the bytes read so far."""

@@ -15,8 +15,8 @@ from kvmfault.summary.partial import Reading, Whole
 from kvmfault.summary.slots import slots_of
 from kvmfault.summary.telling import tell
 from kvmfault.trace.opening import open_recording
+from kvmfault.trace.recording import ReadStats
 from kvmfault.trace.slots import SlotSource
-from kvmfault.trace.text import ReadStats
 
 PAGE: Final = 4096
 """Bytes of a host's page where a recording does not say."""

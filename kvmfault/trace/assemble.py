@@ -27,8 +27,8 @@ from kvmfault.trace.events import (
     UserspaceExitEvent,
 )
 from kvmfault.trace.pattern import Pattern
-from kvmfault.trace.recording import RecordedEvent, Recording
-from kvmfault.trace.text import ReadStats, Source, is_text, text_rows
+from kvmfault.trace.recording import ReadStats, RecordedEvent, Recording
+from kvmfault.trace.text import Source, is_text, text_rows
 from kvmfault.types import Gpa, Hva
 
 _UNSATISFIED: Final = 0

@@ -11,9 +11,8 @@ from typing import Final
 
 from kvmfault.errors import UsageError
 from kvmfault.trace.parquet import ParquetWriter
-from kvmfault.trace.recording import Frames, Meta, Recording
+from kvmfault.trace.recording import Frames, Meta, ReadStats, Recording
 from kvmfault.trace.rows import of_interest
-from kvmfault.trace.text import ReadStats
 
 METADATA: Final = "kvmfault"
 """The key of the file's metadata under which all that is no event stands, as JSON."""

@@ -14,9 +14,8 @@ from kvmfault.errors import TraceError
 from kvmfault.trace.extents import Clock, Stream, read_extent
 from kvmfault.trace.formats import Formats
 from kvmfault.trace.frames import Block, Column, Plan
-from kvmfault.trace.recording import Frames, Lost, Meta
+from kvmfault.trace.recording import Frames, Lost, Meta, ReadStats
 from kvmfault.trace.ring import I64Col, Layout, U64Col
-from kvmfault.trace.text import ReadStats
 
 AT_ONCE: Final = 1 << 23
 """Bytes of pages that are columns at one time, of all CPUs together, or a little more."""
@@ -141,7 +140,9 @@ class _Cpu:
             self._damage.add(TraceError(what, path=extent.path, offset=where))
         self._gaps(block)
         if len(block.time):
-            key = np.maximum.accumulate(np.maximum(block.time, self._latest))
+            key = block.time
+            if key[0] < self._latest or (key[1:] < key[:-1]).any():
+                key = np.maximum.accumulate(np.maximum(key, self._latest))
             self._latest = int(key[-1])
             self.waiting.append(_Waiting(block, key))
 
@@ -207,19 +208,24 @@ def _take(cpu: _Cpu, bound: int, *, inclusive: bool) -> Iterator[_Piece]:
 
 def _frames(pieces: list[_Piece], place: int) -> dict[str, pl.DataFrame]:
     parts: dict[str, list[dict[str, Column]]] = {}
-    for piece, numbers in zip(pieces, _places([p.key[p.start : p.stop] for p in pieces], place), strict=True):
+    for piece, numbers in zip(pieces, _places(pieces, place), strict=True):
         for name, rows in piece.block.rows.items():
             some = slice(*np.searchsorted(rows.number, (piece.start, piece.stop)))
             if some.start < some.stop:
                 number = rows.number[some]
                 columns: dict[str, Column] = {
-                    "place": numbers[number - piece.start],
-                    "time": piece.block.time[number],
+                    "place": numbers.take(number - piece.start),
+                    "time": piece.block.time.take(number),
                     "cpu": np.full(len(number), piece.block.cpu, np.uint16),
                 }
                 columns.update((key, column[some]) for key, column in rows.columns.items())
                 parts.setdefault(name, []).append(columns)
-    return {name: pl.DataFrame(some[0] if len(some) == 1 else _woven(some)) for name, some in parts.items()}
+    return {name: _frame(some[0] if len(some) == 1 else _woven(some)) for name, some in parts.items()}
+
+
+def _frame(columns: dict[str, Column]) -> pl.DataFrame:
+    # As a list, for polars takes longer to look through a dict.
+    return pl.DataFrame([pl.Series(name, column) for name, column in columns.items()])
 
 
 def _woven(parts: list[dict[str, Column]]) -> dict[str, Column]:
@@ -234,11 +240,11 @@ def _woven(parts: list[dict[str, Column]]) -> dict[str, Column]:
     return woven
 
 
-def _places(keys: list[I64Col], place: int) -> list[U64Col]:
-    total = sum(map(len, keys))
-    numbers = np.arange(place, place + total, dtype=np.uint64)
-    if len(keys) == 1:
+def _places(pieces: list[_Piece], place: int) -> list[U64Col]:
+    lengths = [p.stop - p.start for p in pieces]
+    numbers = np.arange(place, place + sum(lengths), dtype=np.uint64)
+    if len(pieces) == 1:
         return [numbers]
-    places = np.empty(total, np.uint64)
-    places[np.argsort(np.concatenate(keys), kind="stable")] = numbers
-    return np.split(places, np.cumsum([len(key) for key in keys])[:-1])
+    places = np.empty_like(numbers)
+    places[np.argsort(np.concatenate([p.key[p.start : p.stop] for p in pieces]), kind="stable")] = numbers
+    return np.split(places, np.cumsum(lengths)[:-1])

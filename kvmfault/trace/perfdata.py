@@ -38,9 +38,8 @@ from kvmfault.trace.perfwalk import (
     ids,
     samples,
 )
-from kvmfault.trace.recording import Frames, Meta
+from kvmfault.trace.recording import Frames, Meta, ReadStats
 from kvmfault.trace.ring import Index, Layout, U32Col
-from kvmfault.trace.text import ReadStats
 from kvmfault.trace.tracedat import embedded_formats
 
 MAGIC: Final = b"PERFILE2"

@@ -10,9 +10,8 @@ import polars as pl
 
 from kvmfault.trace.frames import Column, Plan, Records, columns_of
 from kvmfault.trace.perfwalk import Samples
-from kvmfault.trace.recording import Frames, Lost
+from kvmfault.trace.recording import Frames, Lost, ReadStats
 from kvmfault.trace.ring import Index, U64Col
-from kvmfault.trace.text import ReadStats
 
 AT_ONCE: Final = 1 << 17
 """Samples that are given out together, or a little more."""

@@ -11,8 +11,8 @@ from kvmfault.errors import TraceError
 from kvmfault.trace.binary import File
 from kvmfault.trace.merge import Damage
 from kvmfault.trace.perfwalk import AUXTRACE, COMPRESSED, COMPRESSED2, TRACING_DATA, Found, find, walk
+from kvmfault.trace.recording import ReadStats
 from kvmfault.trace.ring import U32Col
-from kvmfault.trace.text import ReadStats
 
 AT_ONCE: Final = 1 << 22
 """Bytes that are looked at together."""

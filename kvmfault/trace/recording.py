@@ -20,14 +20,13 @@ again. A field that a text form leaves out is a column of nulls if the backend d
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
 
 if TYPE_CHECKING:
     import polars as pl
-
-    from kvmfault.trace.text import ReadStats
 
 Frames: TypeAlias = "Mapping[str, pl.DataFrame]"
 """The events of one stretch of time, by event name; each frame sorted by place. No frame is empty."""
@@ -76,6 +75,36 @@ class RecordedEvent(NamedTuple):
     pid: int
     name: str
     fields: Mapping[str, int | str | bytes]
+
+
+@dataclass(slots=True)
+class ReadStats:
+    """What a reader met, complete once its iterator is exhausted. Line numbers are the first few."""
+
+    bytes: int = 0
+    """Bytes taken from the file, compressed if it is: for a progress bar."""
+    lines: int = 0
+    events: Counter[str] = field(default_factory=Counter)
+    """Every event met, by name, asked for or not."""
+    skipped: Counter[str] = field(default_factory=Counter)
+    """Events nobody asked for."""
+    misfits: Counter[str] = field(default_factory=Counter)
+    """Events asked for whose body fits no pattern, where that is counted and not an error."""
+    misfit_lines: list[int] = field(default_factory=list)
+    unreadable: int = 0
+    unreadable_lines: list[int] = field(default_factory=list)
+    lost: Counter[int] = field(default_factory=Counter)
+    """Events that the kernel says it dropped, by CPU."""
+    lost_unknown: int = 0
+    """Marks of lost events without a number."""
+    overwritten: int = 0
+    """Events that tracefs says were written over before it printed the rest; it does not tell the CPU."""
+    gaps: list[Lost] = field(default_factory=list)
+    """When events were lost, by CPU: the first ten thousand times."""
+    ticks: bool = False
+    """A stamp had no point, so times are ticks of the recording's clock, not ns."""
+    damage: str | None = None
+    """Why reading ended early (a compressed file cut short or corrupt)."""
 
 
 class Recording(Protocol):

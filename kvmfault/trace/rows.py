@@ -12,7 +12,7 @@ from kvmfault.trace.recording import RecordedEvent, Recording
 if TYPE_CHECKING:
     import polars as pl
 
-    from kvmfault.trace.text import ReadStats
+    from kvmfault.trace.recording import ReadStats
 
 _AT_ONCE: Final = 1 << 15
 """Rows of a frame that are Python objects at one time."""

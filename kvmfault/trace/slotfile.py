@@ -32,8 +32,9 @@ from kvmfault.errors import TraceError, UsageError
 from kvmfault.trace.document import between, key_of, line_of, parse, wrong
 from kvmfault.trace.events import SlotEvent
 from kvmfault.trace.pattern import Pattern
+from kvmfault.trace.recording import ReadStats
 from kvmfault.trace.slots import SlotSource, place
-from kvmfault.trace.text import ReadStats, Source, looks_recorded, open_bytes, read_fields, source_name
+from kvmfault.trace.text import Source, looks_recorded, open_bytes, read_fields, source_name
 from kvmfault.types import U64, Gpa, Hva
 from kvmfault.vm.memslot import NR_SLOTS, MemslotFlag, slot_number
 

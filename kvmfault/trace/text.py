@@ -17,16 +17,15 @@ import codecs
 import re
 import sys
 import zlib
-from collections import Counter
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol, TypeAlias
 
 from kvmfault.errors import TraceError, UsageError
 from kvmfault.trace.pattern import Fields, Misfit, Pattern
-from kvmfault.trace.recording import Lost, RecordedEvent
+from kvmfault.trace.recording import Lost, ReadStats, RecordedEvent
 
 MAX_LINE: Final = 64 * 1024
 """Longer lines are dropped and counted as unreadable; the kernel's own limit is one page."""
@@ -65,36 +64,6 @@ class TextEvent:
     name: str
     column: int
     body: str
-
-
-@dataclass(slots=True)
-class ReadStats:
-    """What a reader met, complete once its iterator is exhausted. Line numbers are the first few."""
-
-    bytes: int = 0
-    """Bytes taken from the file, compressed if it is: for a progress bar."""
-    lines: int = 0
-    events: Counter[str] = field(default_factory=Counter)
-    """Every event met, by name, asked for or not."""
-    skipped: Counter[str] = field(default_factory=Counter)
-    """Events nobody asked for."""
-    misfits: Counter[str] = field(default_factory=Counter)
-    """Events asked for whose body fits no pattern, where that is counted and not an error."""
-    misfit_lines: list[int] = field(default_factory=list)
-    unreadable: int = 0
-    unreadable_lines: list[int] = field(default_factory=list)
-    lost: Counter[int] = field(default_factory=Counter)
-    """Events that the kernel says it dropped, by CPU."""
-    lost_unknown: int = 0
-    """Marks of lost events without a number."""
-    overwritten: int = 0
-    """Events that tracefs says were written over before it printed the rest; it does not tell the CPU."""
-    gaps: list[Lost] = field(default_factory=list)
-    """When events were lost, by CPU: the first ten thousand times."""
-    ticks: bool = False
-    """A stamp had no point, so times are ticks of the recording's clock, not ns."""
-    damage: str | None = None
-    """Why reading ended early (a compressed file cut short or corrupt)."""
 
 
 # After the task: tgid column, [cpu], flag characters, stamp, --ts-diff column, system, name. Groups of

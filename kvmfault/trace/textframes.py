@@ -17,8 +17,8 @@ import polars as pl
 from kvmfault.contract.tracepoints import Tracepoint, Tracepoints
 from kvmfault.trace.frames import FIRST
 from kvmfault.trace.pattern import Fields, Misfit, Pattern, Value
-from kvmfault.trace.recording import Frames, Meta
-from kvmfault.trace.text import ReadStats, Source, TextEvent, misread, read_text, source_name
+from kvmfault.trace.recording import Frames, Meta, ReadStats
+from kvmfault.trace.text import Source, TextEvent, misread, read_text, source_name
 
 AT_ONCE: Final = 1 << 16
 """Events that are columns at one time."""
