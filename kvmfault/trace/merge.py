@@ -17,9 +17,13 @@ from kvmfault.trace.frames import Block, Column, Plan
 from kvmfault.trace.recording import Frames, Lost, Meta, ReadStats
 from kvmfault.trace.ring import I64Col, Layout, U64Col
 
-AT_ONCE: Final = 1 << 23
+AT_ONCE: Final = 1 << 25
 """Bytes of pages that are columns at one time, of all CPUs together, or a little more."""
+_PAGES: Final = 1 << 10
+"""Pages of a block at most: enough that what a step of the walk costs apart from its work is shared by many, and so
+few that what is made of them stays in the cache."""
 _SMALLEST: Final = 1 << 16
+_NEVER: Final = (1 << 63) - 1
 _GAPS: Final = 10_000
 """Windows of lost events that are listed; all are counted."""
 
@@ -55,7 +59,7 @@ class RingRecording:
         stats = ReadStats() if stats is None else stats
         stats.ticks = self.meta.ticks
         plan = Plan.of(self.layout, self.formats, wanted)
-        size = max(_SMALLEST, AT_ONCE // max(1, len(self.streams)))
+        size = max(_SMALLEST, min(_PAGES * self.layout.page, AT_ONCE // max(1, len(self.streams))))
         damage = Damage()
         if self._damage is not None:
             damage.add(self._damage)
@@ -109,8 +113,8 @@ class _Cpu:
 
     @property
     def last(self) -> int:
-        # Of all that is here: what comes later is not earlier than this.
-        return int(self.waiting[-1].key[-1])
+        # What comes later is not earlier than this.
+        return _NEVER if self._ended else int(self.waiting[-1].key[-1])
 
     def fill(self) -> None:
         # One record or more, and rather half a block than a few.
