@@ -36,7 +36,7 @@ class File:
         self._window = b""
         try:
             self.size = Path(path).stat().st_size
-            self.upto(0, 1)
+            self._read(0, 1)
         except OSError as e:
             raise UsageError(f"{path}: {e.strerror or e}") from e
 

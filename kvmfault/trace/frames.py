@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple, TypeAlias
 
@@ -18,8 +18,6 @@ FIRST: Final = ("place", "time", "cpu", "pid")
 """Columns that every frame begins with."""
 Column: TypeAlias = "NDArray[Any] | pl.Series"
 
-_FIXED: Final = 64
-"""Bytes of an array up to which it is compared as numbers."""
 _NUMBERS: Final = {(n, signed): f"<{'i' if signed else 'u'}{n}" for n in (1, 2, 4, 8) for signed in (False, True)}
 
 
@@ -72,23 +70,23 @@ def read_pages(pages: bytes, cpu: int, plan: Plan) -> Block:
     block = Block(cpu, found.time.view(np.int64), {}, Counter(), Counter(), gaps=found.gaps, damage=found.damage)
     # Records of one event together, in the order they came: a radix sort, since the key has 16 bits.
     order = np.argsort(found.kind, kind="stable")
-    counts = np.bincount(found.kind)
-    ends = np.cumsum(counts)
-    for kind in np.flatnonzero(counts):
-        number = int(counts[kind])
-        name = plan.names.get(int(kind), f"unknown-{kind}")
-        block.events[name] += number
-        event = plan.wanted.get(int(kind))
+    kinds = found.kind.take(order)
+    ends = np.append(np.flatnonzero(kinds[1:] != kinds[:-1]) + 1, len(kinds)) if len(kinds) else kinds
+    start = 0
+    for end in ends.tolist():
+        which, kind, start = order[start:end], int(kinds[start]), end
+        name = plan.names.get(kind, f"unknown-{kind}")
+        block.events[name] += len(which)
+        event = plan.wanted.get(kind)
         if event is None:
-            block.skipped[name] += number
+            block.skipped[name] += len(which)
             continue
-        which = order[ends[kind] - number : ends[kind]]
-        size = found.size[which]
+        size = found.size.take(which)
         if (short := size < event.size).any():
             block.misfits[name] += int(short.sum())
             which, size = which[~short], size[~short]
         if len(which):
-            block.rows[name] = Rows(which, columns_of(event, Records(words, found.word[which], size)))
+            block.rows[name] = Rows(which, columns_of(event, Records(words, found.word.take(which), size)))
     return block
 
 
@@ -102,7 +100,7 @@ class Records(NamedTuple):
 
 def columns_of(event: EventFormat, records: Records) -> dict[str, Column]:
     """``pid`` and the fields of *event*, a value for each of *records*."""
-    columns: dict[str, Column] = {"pid": _number(records, event.pid, 4, signed=True).astype(np.int32)}
+    columns: dict[str, Column] = {"pid": _narrow(records, event.pid, 4, signed=True)}
     for f in event.fields:
         name = f.name if f.name not in columns and f.name not in FIRST else f"{f.name}_"
         columns[name] = _column(f, records)
@@ -112,35 +110,41 @@ def columns_of(event: EventFormat, records: Records) -> dict[str, Column]:
 def _column(f: Field, records: Records) -> Column:
     if f.kind is Kind.NUMBER:
         return _number(records, f.offset, f.size, signed=f.signed)
-    dtype, make = (pl.String, _text) if f.kind is Kind.TEXT else (pl.Binary, bytes)
-    if f.place is Place.HERE and 0 < f.size <= _FIXED:
-        return _fixed(f, records, make, dtype)
-    values = _variable(f, records)
-    known = {value: None if value is None else make(value) for value in set(values)}
-    return pl.Series([known[value] for value in values], dtype=dtype)
+    if f.place is Place.HERE and f.size:
+        values = _fixed(f, records)
+    else:
+        values = pl.Series(_variable(f, records), dtype=pl.Binary)
+    return values if f.kind is Kind.BYTES else _texts(values)
 
 
-def _text(value: bytes) -> str:
-    return value.split(b"\0", 1)[0].decode(errors="replace")
+def _texts(values: pl.Series) -> pl.Series:
+    # Few are distinct: each is made once.
+    known = values.unique()
+    texts = [None if value is None else value.split(b"\0", 1)[0].decode(errors="replace") for value in known]
+    return values.replace_strict(known, pl.Series(texts, dtype=pl.String))
 
 
 def _number(records: Records, offset: int, size: int, *, signed: bool) -> NDArray[Any]:
-    # As 64 bits. Fields are aligned to their size, but a hostile format need not be.
-    words, at, _ = records
+    # As 64 bits.
+    return _narrow(records, offset, size, signed=signed).astype(np.int64 if signed else np.uint64, copy=False)
+
+
+def _narrow(records: Records, offset: int, size: int, *, signed: bool) -> NDArray[Any]:
+    # As many bytes as the field has. Fields are aligned to their size, but a hostile format need not be.
     first, shift = divmod(offset, 4)
+    words = records.words[first:]
     if size == 8 and not shift:
-        wide = np.empty((len(at), 2), "<u4")
-        wide[:, 0] = words.take(at + first, mode="clip")
-        wide[:, 1] = words.take(at + (first + 1), mode="clip")
-        return wide.view("<i8" if signed else "<u8").reshape(-1)
+        wide = np.empty((len(records.at), 2), "<u4")
+        wide[:, 0] = words.take(records.at, mode="clip")
+        wide[:, 1] = words[1:].take(records.at, mode="clip")
+        return wide.view(_NUMBERS[size, signed]).reshape(-1)
     if shift + size > 4:
         rows = np.ascontiguousarray(_bytes(records, offset, size))
-        return rows.view(_NUMBERS[size, signed]).reshape(-1).astype(np.int64 if signed else np.uint64)
-    word = words.take(at + first, mode="clip")
-    narrow = word if size == 4 else word.view(f"<u{size}")[shift // size :: 4 // size] if not shift % size else None
-    if narrow is None:
-        narrow = (word >> np.uint32(8 * shift)).astype(f"<u{size}")
-    return narrow.view(_NUMBERS[size, signed]).astype(np.int64 if signed else np.uint64)
+        return rows.view(_NUMBERS[size, signed]).reshape(-1)
+    word = words.take(records.at, mode="clip")
+    if shift or size < 4:
+        word = (word >> np.uint32(8 * shift)).astype(f"<u{size}")
+    return word.view(_NUMBERS[size, signed])
 
 
 def _bytes(records: Records, offset: int, size: int) -> NDArray[np.uint8]:
@@ -153,16 +157,9 @@ def _bytes(records: Records, offset: int, size: int) -> NDArray[np.uint8]:
     return rows[:, shift : shift + size]
 
 
-def _fixed(f: Field, records: Records, make: Callable[[bytes], str | bytes], dtype: type[pl.DataType]) -> pl.Series:
-    # Few are distinct: found as numbers, made once each.
-    rows = _bytes(records, f.offset, f.size)
-    wide = np.zeros((len(rows), -(-f.size // 8)), "<u8")
-    wide.view(np.uint8)[:, : f.size] = rows
-    keys = pl.DataFrame({f"k{n}": np.ascontiguousarray(wide[:, n]) for n in range(wide.shape[1])})
-    known = keys.unique()
-    values = [make(row.tobytes()[: f.size]) for row in known.to_numpy()]
-    known = known.with_columns(pl.Series("value", values, dtype=dtype))
-    return keys.join(known, on=keys.columns, how="left", maintain_order="left")["value"]
+def _fixed(f: Field, records: Records) -> pl.Series:
+    rows = pl.Series(np.ascontiguousarray(_bytes(records, f.offset, f.size)))
+    return rows.cast(pl.List(pl.UInt8)).cast(pl.Binary)
 
 
 def _variable(f: Field, records: Records) -> list[bytes | None]:

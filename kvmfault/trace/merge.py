@@ -17,9 +17,13 @@ from kvmfault.trace.frames import Block, Column, Plan
 from kvmfault.trace.recording import Frames, Lost, Meta, ReadStats
 from kvmfault.trace.ring import I64Col, Layout, U64Col
 
-AT_ONCE: Final = 1 << 23
+AT_ONCE: Final = 1 << 25
 """Bytes of pages that are columns at one time, of all CPUs together, or a little more."""
+_PAGES: Final = 1 << 10
+"""Pages of a block at most: enough that what a step of the walk costs apart from its work is shared by many, and so
+few that what is made of them stays in the cache."""
 _SMALLEST: Final = 1 << 16
+_NEVER: Final = (1 << 63) - 1
 _GAPS: Final = 10_000
 """Windows of lost events that are listed; all are counted."""
 
@@ -55,7 +59,7 @@ class RingRecording:
         stats = ReadStats() if stats is None else stats
         stats.ticks = self.meta.ticks
         plan = Plan.of(self.layout, self.formats, wanted)
-        size = max(_SMALLEST, AT_ONCE // max(1, len(self.streams)))
+        size = max(_SMALLEST, min(_PAGES * self.layout.page, AT_ONCE // max(1, len(self.streams))))
         damage = Damage()
         if self._damage is not None:
             damage.add(self._damage)
@@ -109,8 +113,8 @@ class _Cpu:
 
     @property
     def last(self) -> int:
-        # Of all that is here: what comes later is not earlier than this.
-        return int(self.waiting[-1].key[-1])
+        # What comes later is not earlier than this.
+        return _NEVER if self._ended else int(self.waiting[-1].key[-1])
 
     def fill(self) -> None:
         # One record or more, and rather half a block than a few.
@@ -140,7 +144,9 @@ class _Cpu:
             self._damage.add(TraceError(what, path=extent.path, offset=where))
         self._gaps(block)
         if len(block.time):
-            key = np.maximum.accumulate(np.maximum(block.time, self._latest))
+            key = block.time
+            if key[0] < self._latest or (key[1:] < key[:-1]).any():
+                key = np.maximum.accumulate(np.maximum(key, self._latest))
             self._latest = int(key[-1])
             self.waiting.append(_Waiting(block, key))
 
@@ -206,19 +212,24 @@ def _take(cpu: _Cpu, bound: int, *, inclusive: bool) -> Iterator[_Piece]:
 
 def _frames(pieces: list[_Piece], place: int) -> dict[str, pl.DataFrame]:
     parts: dict[str, list[dict[str, Column]]] = {}
-    for piece, numbers in zip(pieces, _places([p.key[p.start : p.stop] for p in pieces], place), strict=True):
+    for piece, numbers in zip(pieces, _places(pieces, place), strict=True):
         for name, rows in piece.block.rows.items():
             some = slice(*np.searchsorted(rows.number, (piece.start, piece.stop)))
             if some.start < some.stop:
                 number = rows.number[some]
                 columns: dict[str, Column] = {
-                    "place": numbers[number - piece.start],
-                    "time": piece.block.time[number],
+                    "place": numbers.take(number - piece.start),
+                    "time": piece.block.time.take(number),
                     "cpu": np.full(len(number), piece.block.cpu, np.uint16),
                 }
                 columns.update((key, column[some]) for key, column in rows.columns.items())
                 parts.setdefault(name, []).append(columns)
-    return {name: pl.DataFrame(some[0] if len(some) == 1 else _woven(some)) for name, some in parts.items()}
+    return {name: _frame(some[0] if len(some) == 1 else _woven(some)) for name, some in parts.items()}
+
+
+def _frame(columns: dict[str, Column]) -> pl.DataFrame:
+    # As a list, for polars takes longer to look through a dict.
+    return pl.DataFrame([pl.Series(name, column) for name, column in columns.items()])
 
 
 def _woven(parts: list[dict[str, Column]]) -> dict[str, Column]:
@@ -233,11 +244,11 @@ def _woven(parts: list[dict[str, Column]]) -> dict[str, Column]:
     return woven
 
 
-def _places(keys: list[I64Col], place: int) -> list[U64Col]:
-    total = sum(map(len, keys))
-    numbers = np.arange(place, place + total, dtype=np.uint64)
-    if len(keys) == 1:
+def _places(pieces: list[_Piece], place: int) -> list[U64Col]:
+    lengths = [p.stop - p.start for p in pieces]
+    numbers = np.arange(place, place + sum(lengths), dtype=np.uint64)
+    if len(pieces) == 1:
         return [numbers]
-    places = np.empty(total, np.uint64)
-    places[np.argsort(np.concatenate(keys), kind="stable")] = numbers
-    return np.split(places, np.cumsum([len(key) for key in keys])[:-1])
+    places = np.empty_like(numbers)
+    places[np.argsort(np.concatenate([p.key[p.start : p.stop] for p in pieces]), kind="stable")] = numbers
+    return np.split(places, np.cumsum(lengths)[:-1])

@@ -9,6 +9,7 @@ The format: the specification of Apache Parquet (parquet.thrift); pages of versi
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import cache
 from typing import IO, Any, Final, NamedTuple
 
 import numpy as np
@@ -128,7 +129,8 @@ class ParquetWriter:
         self.columns()
         names = self._names()
         keys = list(self._keys)
-        groups = [self._row_group(group, keys, names) for group in self._groups]
+        holes: dict[int, tuple[bytes, _Chunk]] = {}
+        groups = [self._row_group(group, names, holes) for group in self._groups]
         schema = [struct((4, "events"), (5, len(keys))), *(_element(key, names[key]) for key in keys)]
         pairs = [struct((1, name), (2, value)) for name, value in metadata.items()]
         footer = struct(
@@ -183,7 +185,7 @@ class ParquetWriter:
         statistics = struct((3, I64(rows - len(values))), *zip((5, 6), ends, strict=True))
         if kind.physical != _DOUBLE and (span := int(high) - int(low)) < min(256, len(values)):
             known = (low + np.arange(span + 1, dtype=values.dtype)).astype(kind.stored)
-            run = _run((values - low).astype(np.uint8), 8)
+            run = _run((values - low).astype(np.uint8), 8) if span else _zeros(len(values))
             return self._pages((known.tobytes(), len(known)), (levels, run), rows, _DICTIONARY, statistics)
         if kind.physical == _INT64 and (steps := _steps(stored)) is not None:
             return self._pages(None, (levels, steps), rows, _DELTA, statistics)
@@ -199,10 +201,8 @@ class ParquetWriter:
         return self._pages(_words(known), (levels, _run(numbers, width)), rows, _DICTIONARY, statistics)
 
     def _constant(self, value: str, rows: int) -> _Chunk:
-        # One run: all are number 0.
         statistics = struct((3, I64(0)), (5, value), (6, value))
-        run = b"\x08" + varint(rows << 1) + b"\0"
-        return self._pages(_words([value]), (_levels(rows, None), run), rows, _DICTIONARY, statistics)
+        return self._pages(_words([value]), (_levels(rows, None), _zeros(rows)), rows, _DICTIONARY, statistics)
 
     def _pages(
         self, known: tuple[bytes, int] | None, data: tuple[Any, ...], rows: int, encoding: int, statistics: Struct
@@ -213,28 +213,37 @@ class ParquetWriter:
             dictionary = start
             full += self._page(known[0], _DICTIONARY_PAGE, (7, struct((1, known[1]), (2, _PLAIN))))
         at = self._at
-        header = struct((1, rows), (2, encoding), (3, _RLE), (4, _RLE))
-        full += self._page(b"".join(data), _DATA_PAGE, (5, header))
+        full += self._page(b"".join(data), _DATA_PAGE, _data_header(rows, encoding))
         return _Chunk(at, dictionary, encoding, self._at - start, full, statistics)
 
     def _page(self, data: bytes, kind: int, header: tuple[int, Struct]) -> int:
+        page, full = self._packed(data, kind, header)
+        self._put(page)
+        return full
+
+    def _packed(self, data: bytes, kind: int, header: tuple[int, Struct]) -> tuple[bytes, int]:
+        # A page, and its size if it were not compressed.
         stored = self._compress(data)
         head = struct((1, kind), (2, len(data)), (3, len(stored)), header)
-        self._put(head)
-        self._put(stored)
-        return len(head) + len(data)
+        return head + stored, len(head) + len(data)
 
-    def _row_group(self, group: _Group, keys: list[_Key], names: Mapping[_Key, str]) -> Struct:
+    def _row_group(self, group: _Group, names: Mapping[_Key, str], holes: dict[int, tuple[bytes, _Chunk]]) -> Struct:
         columns, stored, full = [], 0, 0
-        for key in keys:
-            chunk = group.chunks.get(key) or self._hole(group.rows)
+        for key in self._keys:
+            chunk = group.chunks.get(key) or self._hole(group.rows, holes)
             columns.append(_column(key, names[key], chunk, group.rows))
             stored, full = stored + chunk.stored, full + chunk.full
         return struct((1, structs(columns)), (2, I64(full)), (3, I64(group.rows)), (6, I64(stored)))
 
-    def _hole(self, rows: int) -> _Chunk:
-        run = varint(rows << 1) + b"\0"
-        return self._pages(None, (len(run).to_bytes(4, "little"), run), rows, _PLAIN, struct((3, I64(rows))))
+    def _hole(self, rows: int, holes: dict[int, tuple[bytes, _Chunk]]) -> _Chunk:
+        # The same bytes for all holes of as many rows.
+        if rows not in holes:
+            run = varint(rows << 1) + b"\0"
+            page, full = self._packed(len(run).to_bytes(4, "little") + run, _DATA_PAGE, _data_header(rows, _PLAIN))
+            statistics = struct((3, I64(rows)))
+            holes[rows] = page, _Chunk(0, None, _PLAIN, len(page), full, statistics)
+        page, chunk = holes[rows]
+        return chunk._replace(at=self._put(page))
 
     def _names(self) -> dict[_Key, str]:
         # The type most events have keeps the name; another one says what it is.
@@ -267,10 +276,20 @@ def _run(numbers: NDArray[Any], width: int) -> bytes:
     return bytes([width]) + varint(-(-len(numbers) // 8) << 1 | 1) + packed
 
 
+def _zeros(rows: int) -> bytes:
+    # One run: all are the dictionary's value 0.
+    return b"\x08" + varint(rows << 1) + b"\0"
+
+
 def _steps(values: NDArray[Any]) -> bytes | None:
-    # Blocks of 128 steps in four parts; all steps as wide as the largest needs. None: they do not rise, or by too much.
-    steps = np.diff(values.view("<i8"))
-    if len(steps) < 128 or steps.min() < 0 or (most := int(steps.max())) >= 1 << 32:
+    # Blocks of 128 steps in four parts; all steps as wide as the largest needs. None: they do not rise, or by too much,
+    # which mostly shows at once.
+    few = np.diff(values[:128].view("<u8"))  # one back is a very large one
+    if len(few) < 127 or int(few.max()) >= 1 << 32:
+        return None
+    steps = np.diff(values.view("<u8"))
+    most = int(steps.max())
+    if most >= 1 << 32:
         return None
     width = 1 if most < 1 << 8 else 2 if most < 1 << 16 else 4
     blocks = np.zeros((-(-len(steps) // 128), 5 + 128 * width), np.uint8)  # each: the least step 0, four widths, steps
@@ -291,18 +310,25 @@ def _element(key: _Key, name: str) -> Struct:
     return struct((1, kind.physical), (3, 1), (4, name), (6, kind.converted), (10, kind.logical))
 
 
+def _data_header(rows: int, encoding: int) -> tuple[int, Struct]:
+    return 5, struct((1, rows), (2, encoding), (3, _RLE), (4, _RLE))
+
+
+@cache
+def _begun(key: _Key, name: str, encoding: int) -> Struct:
+    # The part of a column's metadata that is the same in every row group.
+    encodings = Items([*dict.fromkeys((_PLAIN, _RLE, encoding))])
+    return struct((1, _TYPES[key.dtype].physical), (2, encodings), (3, Items([name])), (4, _ZSTD))
+
+
 def _column(key: _Key, name: str, chunk: _Chunk, rows: int) -> Struct:
-    encodings = Items([*dict.fromkeys((_PLAIN, _RLE, chunk.encoding))])
     meta = struct(
-        (1, _TYPES[key.dtype].physical),
-        (2, encodings),
-        (3, Items([name])),
-        (4, _ZSTD),
         (5, I64(rows)),
         (6, I64(chunk.full)),
         (7, I64(chunk.stored)),
         (9, I64(chunk.at)),
         (11, None if chunk.dictionary is None else I64(chunk.dictionary)),
         (12, chunk.statistics),
+        begun=(4, _begun(key, name, chunk.encoding)),
     )
     return struct((2, I64(0)), (3, meta))

@@ -29,8 +29,14 @@ _MISSED_STORED: Final = 1 << 30
 _STAMP_TOP: Final = np.uint64(0xF8 << 56)
 """An absolute stamp has 59 bits; the rest is the page's."""
 
-_STEP: Final = np.array([0 if kind & 31 in (0, 29, 30, 31) else 4 + 4 * (kind & 31) for kind in range(256)], np.int64)
+_STEPS: Final = {_LONG: 0, _PADDING: 0, _TIME_EXTEND: 8, _TIME_STAMP: 8}
+_STEP: Final = np.array([_STEPS.get(kind & 31, 4 + 4 * (kind & 31)) for kind in range(256)], np.int64)
 """Bytes from one header to the next, by the lowest byte of the first; 0: it takes a closer look."""
+
+
+_COLUMNS: Final = 200
+"""Steps that there is room for at first: more than most pages have records. No power of two: such rows would all be
+in the way of each other in the cache."""
 
 
 class Layout(NamedTuple):
@@ -83,44 +89,46 @@ def walk(words: U32Col, layout: Layout) -> Walked:
 
 
 def _headers(words: U32Col, start: Index, end: Index, damage: list[tuple[int, str]]) -> Index:
-    # Positions of all headers. The walk counts in bytes, for the kind of a record is in the lowest one of its header. A
-    # page drops out when its chain has reached its end. Every call below costs more than its work: there are few.
+    # Positions of all headers, in order: a row of positions for each page, a column for each step. The walk counts in
+    # bytes, for the kind of a record is in the lowest one of its header. Every call in the loop costs more than its
+    # work, so there are few: a chain that has reached its end stays there until most have.
     lowest = words.view(np.uint8)
-    running = start < end
-    at, end = start[running] << 2, end[running] << 2
-    count = len(at)
-    passed = [at]
-    while count:
+    at, stop = start << 2, end << 2
+    last = stop[:, None]
+    rows: slice | Index = slice(None)
+    found = np.empty((len(at), _COLUMNS), np.int64)
+    n = 0
+    while True:
+        if not n % 8:
+            running = at < stop
+            left = int(np.count_nonzero(running))
+            if not left:
+                break
+            if left * 2 < len(at):
+                numbers = np.arange(len(found))[rows]
+                found[numbers[~running], n:] = 4 * len(words)
+                rows, at, stop = numbers[running], at[running], stop[running]
+            if n + 8 > found.shape[1]:
+                found = np.append(found, np.full_like(found, 4 * len(words)), axis=1)
+        found[rows, n] = at
         step = _STEP.take(lowest.take(at, mode="clip"), mode="clip")
-        if np.count_nonzero(step) != count:
-            odd = np.flatnonzero(step == 0)
-            step[odd] = _odd_steps(words, at[odd] >> 2, end[odd] >> 2, damage) << 2
-        at = at + step
-        running = at < end
-        left = int(np.count_nonzero(running))
-        if left != count:
-            at, end, count = at[running], end[running], left
-        passed.append(at)
-    mark = np.zeros(len(words), np.bool_)
-    mark[np.concatenate(passed) >> 2] = True
-    return np.flatnonzero(mark)
+        if np.count_nonzero(step) != len(at):
+            odd = np.flatnonzero((step == 0) & (at < stop))
+            step[odd] = _told_steps(words, at[odd] >> 2, stop[odd] >> 2, damage) << 2
+        at = np.minimum(at + step, stop)
+        n += 1
+    found = found[:, :n]
+    return found[found < last] >> 2
 
 
-def _is_odd(kind: U32Col) -> NDArray[np.bool_]:
-    # Not 1..28: no plain record of that many words.
-    return kind - np.uint32(1) > _PADDING - 2
-
-
-def _odd_steps(words: U32Col, at: Index, end: Index, damage: list[tuple[int, str]]) -> Index:
+def _told_steps(words: U32Col, at: Index, end: Index, damage: list[tuple[int, str]]) -> Index:
     # A length follows the header of large records, and of padding unless nothing comes after it.
     header = words[at]
-    kind = header & np.uint32(31)
-    last = (kind == _PADDING) & (header >> np.uint32(5) == 0)
-    told = (kind == _LONG) | ((kind == _PADDING) & ~last)
+    last = (header & np.uint32(31) == _PADDING) & (header >> np.uint32(5) == 0)
     length = words.take(at + 1, mode="clip").astype(np.int64)
-    bad = told & ((at + 1 >= end) | (length < 4))
+    bad = ~last & ((at + 1 >= end) | (length < 4))
     damage += [(int(where) * 4, "a record without a length") for where in at[bad]]
-    step = np.where(told, 1 + (length + 3 >> 2), 2)
+    step = 1 + (length + 3 >> 2)
     step[last | bad] = len(words)
     return step
 
@@ -130,7 +138,7 @@ def _records(
 ) -> Walked:
     header = words.take(at)
     kind = header & np.uint32(31)
-    odd = np.flatnonzero(_is_odd(kind))  # few
+    odd = np.flatnonzero(kind - np.uint32(2) > _PADDING - 3)  # no plain record, or too short for one: few
     odd_kind, told = kind[odd], words.take(at[odd] + 1, mode="clip")
     first = np.searchsorted(at, np.append(base, len(words)))
     delta = (header >> np.uint32(5)).astype(np.uint64)
@@ -145,14 +153,18 @@ def _records(
     size[odd[long]] = told[long] - np.uint32(4)
     word[odd[long]] += 1
     # Only the last record of a page can reach over its end; none may lack what every event begins with.
-    ends = first[1:][np.diff(first) > 0] - 1
-    over = word[ends] + (size[ends].astype(np.int64) + 3 >> 2) > end[np.diff(first) > 0]
-    wrong = np.union1d(ends[over & (kind[ends] < _PADDING)], np.flatnonzero(size < 8))
+    filled = first[1:] > first[:-1]
+    ends = first[1:][filled] - 1
+    over = word[ends] + (size[ends].astype(np.int64) + 3 >> 2) > end[filled]
+    wrong = np.concatenate([ends[over], odd[size[odd] < 8]])
     wrong = wrong[kind[wrong] < _PADDING]
-    known = {where for where, _ in damage}
-    damage += [(w, f"no room for a record of {size[n]} bytes") for n in wrong if (w := int(at[n]) * 4) not in known]
-    damage.sort()
-    drop = np.union1d(odd[odd_kind >= _PADDING], wrong)
+    drop = odd[odd_kind >= _PADDING]
+    if len(wrong):
+        wrong = np.unique(wrong)
+        known = {where for where, _ in damage}
+        damage += [(w, f"no room for a record of {size[n]} bytes") for n in wrong if (w := int(at[n]) * 4) not in known]
+        damage.sort()
+        drop = np.union1d(drop, wrong)
     gaps = _gaps(words, base, end, commit, layout, first[:-1] - np.searchsorted(drop, first[:-1]))
     if len(drop):
         keep = np.ones(len(at), np.bool_)

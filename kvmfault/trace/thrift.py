@@ -29,10 +29,11 @@ class Items(NamedTuple):
 Value: TypeAlias = "bool | int | str | bytes | Items"
 
 
-def struct(*fields: tuple[int, Value | None]) -> Struct:
-    """A struct of (number, value), numbers rising; a value None is left out."""
-    out = bytearray()
-    last = 0
+def struct(*fields: tuple[int, Value | None], begun: tuple[int, Struct] = (0, Struct(b"\0"))) -> Struct:
+    """A struct of (number, value), numbers rising; a value None is left out. *begun*: its first fields as a struct of
+    their own, with the number of the last one."""
+    last, first = begun
+    out = bytearray(first[:-1])
     for number, value in fields:
         if value is None:
             continue
