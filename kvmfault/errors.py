@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 
@@ -57,7 +57,7 @@ class LiveError(KvmfaultError):
 
 
 @contextmanager
-def needs(extra: str, what: str) -> Iterator[None]:
+def needs(extra: str, what: str) -> Generator[None]:
     """Imports that only the *extra* brings go inside: without it, UsageError says what to install for *what*."""
     try:
         yield

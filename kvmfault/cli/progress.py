@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 
 
 @contextmanager
-def progress(totals: Mapping[str, int | None]) -> Iterator[Callable[[str, int], None]]:
+def progress(totals: Mapping[str, int | None]) -> Generator[Callable[[str, int], None]]:
     """A bar for each name in *totals*, gone when the work is done. Call what it gives with a name and how much is done.
 
     A total counts bytes, items or whatever the calls count; None: not known.

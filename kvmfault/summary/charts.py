@@ -233,7 +233,7 @@ def _rate(summary: Summary, colours: Mapping[str, str]) -> Plot:
 
 def overlays(before: Summary, after: Summary) -> list[Plot]:
     """For each kind of exit that both or one of them have: before and after."""
-    found = {h.name: [h, None] for h in before.histograms}  # type: dict[str, list[Histogram | None]]
+    found: dict[str, list[Histogram | None]] = {h.name: [h, None] for h in before.histograms}
     for h in after.histograms:
         found.setdefault(h.name, [None, None])[1] = h
     colours = {"before": PALETTE[0], "after": PALETTE[1]}

@@ -205,11 +205,11 @@ class Reading:
                 )
         changes = Changes(
             np.concatenate([np.empty(0, np.int64), *(p.order for p in parts)]),
-            *(np.concatenate([np.empty(0, np.uint64), *(getattr(p, n) for p in parts)]) for n in ("frame", "place")),
-            *(
-                np.concatenate([np.empty(0, np.bool_), *(getattr(p, n) for p in parts)])
-                for n in ("removed", "protected", "split")
-            ),
+            np.concatenate([np.empty(0, np.uint64), *(p.frame for p in parts)]),
+            np.concatenate([np.empty(0, np.uint64), *(p.place for p in parts)]),
+            np.concatenate([np.empty(0, np.bool_), *(p.removed for p in parts)]),
+            np.concatenate([np.empty(0, np.bool_), *(p.protected for p in parts)]),
+            np.concatenate([np.empty(0, np.bool_), *(p.split for p in parts)]),
         )
         roles = (Role.UNMAP, Role.AGE, Role.CLEAR)
         assert len(roles) == len(EVER)
@@ -229,7 +229,7 @@ class Reading:
             tables["mmio"] = _count(frame, "gpa", "len", "type")
         for _, _, frame in meaning.frames(frames, Role.UNDECODED):
             tables["undecoded"] = _count(frame.rename({"ipa": "gpa"}, strict=False), "gpa")
-        parts = {role: [] for role in ("user", "walks", "host", "entries")}  # type: dict[str, list[pl.DataFrame]]
+        parts: dict[str, list[pl.DataFrame]] = {role: [] for role in ("user", "walks", "host", "entries")}
         for name, point, frame in meaning.frames(frames, Role.USER_EXIT, Role.WALK, Role.WALK_STEP, Role.WALK_FAILED):
             told = [pl.col(f).cast(pl.String).fill_null("") for f in point.told_by]
             values = pl.concat_str(told, separator=" ") if told else pl.lit("")
