@@ -207,7 +207,8 @@ def test_every_tracepoint_reads_in_both_forms() -> None:
         printed, assigned = (pattern.read(body) for body in bodies)
         assert isinstance(printed, Fields)
         assert isinstance(assigned, Fields)
-        assert assigned.numbers == printed.numbers
+        unsaid = {"errno"} if name == "kvm_userspace_exit" else set()
+        assert {n: v for n, v in assigned.numbers.items() if n not in unsaid} == printed.numbers
 
 
 @pytest.mark.parametrize(("body", "errno"), [("reason restart (4)", -4), ("reason error (38)", -38)])

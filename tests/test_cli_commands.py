@@ -145,7 +145,7 @@ def test_annotate_refuses(cli: Cli, words: list[str], says: list[str]) -> None:
     [
         ([], ["Missing argument"]),
         (["/nonexistent"], ["/nonexistent: no such file"]),
-        (["/"], ["/: a directory"]),
+        (["/"], ["/: no file of raw pages"]),
         ([RECORDING, "--backend", "nope"], ["no backend 'nope' in target 'nope'"]),
         ([RECORDING, "--backend", "arm64:5k"], ["arm64 has no format '5k'"]),
         ([RECORDING, "--slots", "/nonexistent"], ["/nonexistent"]),

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvmfault.errors import KvmfaultError, LayoutError, TraceError, UsageError
-from kvmfault.trace import text
+from kvmfault.trace import source, text
 from kvmfault.trace.pattern import Fields, Misfit, Pattern
 from kvmfault.trace.recording import ReadStats
 from kvmfault.trace.text import MAX_LINE, TextEvent, read_fields, read_text
@@ -350,7 +350,7 @@ def test_long_lines_are_dropped_and_counted(size: int) -> None:
 
 @pytest.mark.parametrize("chunk", [64, 1 << 18])
 def test_a_compressed_file_cut_anywhere_gives_what_it_holds(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(text, "_CHUNK", chunk)
+    monkeypatch.setattr(source, "_CHUNK", chunk)
     content = (DATA / "guest_fault.trace.txt").read_bytes() + LINE.encode() * 200
     packed = gzip.compress(content)
     for cut in range(12, len(packed) - 1, 7):

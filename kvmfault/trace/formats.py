@@ -6,10 +6,10 @@ at once; a format is parsed in full when it is asked for.
 >>> text = b'''name: fault
 ... ID: 7
 ... format:
-... 	field:unsigned short common_type;	offset:0;	size:2;	signed:0;
-... 	field:int common_pid;	offset:4;	size:4;	signed:1;
+... \\tfield:unsigned short common_type; offset:0; size:2; signed:0;
+... \\tfield:int common_pid; offset:4; size:4; signed:1;
 ...
-... 	field:u64 gpa;	offset:8;	size:8;	signed:0;
+... \\tfield:u64 gpa; offset:8; size:8; signed:0;
 ...
 ... print fmt: "gpa %llx", REC->gpa
 ... '''
