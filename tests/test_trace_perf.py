@@ -202,7 +202,7 @@ def test_what_perf_itself_records_and_prints(options: tuple[str, ...], tmp_path:
     record = ["perf", "record", "-q", "-e", "sched:sched_switch", "-e", "sched:sched_waking", "-o", str(path), *options]
     made = subprocess.run([*record, "--", "sh", "-c", "sleep 0.01; true"], capture_output=True, text=True, check=False)
     if made.returncode:
-        pytest.skip(f"perf cannot record here: {made.stderr.strip()[:100]}")
+        pytest.skip(f"no usable tracefs: perf cannot record: {made.stderr.strip()[:100]}")
     script = ["perf", "script", "--ns", "-i", str(path), "-G", "-F", "comm,tid,cpu,time,event,trace"]
     text = tmp_path / "script.txt"
     text.write_text(subprocess.run(script, capture_output=True, text=True, check=True).stdout)
