@@ -110,8 +110,9 @@ def test_lost_events_are_told(tmp_path: Path) -> None:
     stats = ReadStats()
     for _ in open_recording(str(file)).frames(stats=stats):
         pass
-    assert stats.lost.total() > 0
-    assert stats.lost.total() == sum(json.loads(out)["lost"].values())
+    # a page says how many were lost before it where that fits, or only that some were
+    assert stats.gaps
+    assert stats.lost.total() <= sum(json.loads(out)["lost"].values())
 
 
 @recordable
