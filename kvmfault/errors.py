@@ -9,6 +9,14 @@ from contextlib import contextmanager
 class KvmfaultError(Exception):
     """Base of all errors below. The command line prints its text and exits with status 2."""
 
+    def __reduce__(self) -> tuple[object, ...]:
+        # also where arguments have names: an error may come from another process
+        return _again, (type(self), self.args), self.__dict__
+
+
+def _again(kind: type[KvmfaultError], args: tuple[object, ...]) -> KvmfaultError:
+    return kind.__new__(kind, *args)
+
 
 class LayoutError(KvmfaultError):
     """A register layout or a stage-2 format declared wrongly. Raised at import, never by input."""

@@ -12,17 +12,19 @@ that dies costs time, not results: what it had not returned is done again.
 from __future__ import annotations
 
 import os
+import re
+import socket
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from concurrent.futures import CancelledError, Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from itertools import islice
 from multiprocessing import get_context
-from typing import Final, TypeVar, cast
+from typing import Final, Generic, NamedTuple, TypeVar, cast
 
-from kvmfault.errors import UsageError
+from kvmfault.errors import UsageError, needs
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -30,6 +32,9 @@ R = TypeVar("R")
 MAX_JOBS: Final = 256
 _LIVES: Final = 3
 """A task that kills this many workers in a row is given up: the fault is then its own."""
+_PATIENCE: Final = 5
+"""Seconds that a scheduler has to answer."""
+_DYING: Final = "worker processes keep dying: out of memory? fewer --jobs need less"
 
 
 class Workers(ABC):
@@ -40,12 +45,18 @@ class Workers(ABC):
     def jobs(self) -> int:
         """How many tasks are done at the same time."""
 
+    @property
     @abstractmethod
-    def in_order(self, function: Callable[[T], R], tasks: Iterable[T]) -> Iterator[R]:
+    def apart(self) -> bool:
+        """Whether they are done in other processes, so that what goes there and back costs."""
+
+    @abstractmethod
+    def in_order(self, function: Callable[[T], R], tasks: Iterable[T], *, ahead: int | None = None) -> Iterator[R]:
         """``function`` of every task, in the order of the tasks.
 
-        Tasks are taken from their iterable as results are: never more than twice ``jobs`` of them are under way or
-        waiting to be fetched. An exception of the function is raised here, at its task's turn.
+        Tasks are taken from their iterable as results are: never more than *ahead* of them, by default twice ``jobs``,
+        are under way or waiting to be fetched. An exception of the function is raised here, at its task's turn. The
+        tasks may themselves be made of what another call gives.
         """
 
 
@@ -54,65 +65,93 @@ class _Alone(Workers):
     def jobs(self) -> int:
         return 1
 
-    def in_order(self, function: Callable[[T], R], tasks: Iterable[T]) -> Iterator[R]:
+    @property
+    def apart(self) -> bool:
+        return False
+
+    def in_order(self, function: Callable[[T], R], tasks: Iterable[T], *, ahead: int | None = None) -> Iterator[R]:
         return map(function, tasks)
 
 
+class _Given(NamedTuple, Generic[T, R]):
+    # A task, what will be its result, and who has it.
+    task: T
+    future: Future[R]
+    to: Executor
+
+    def returned(self) -> bool:
+        done = self.future.done() and not self.future.cancelled()
+        return done and not isinstance(self.future.exception(), BrokenProcessPool)
+
+
 class _Pool(Workers):
-    # *make* gives an executor; one whose processes died is replaced by another
-    def __init__(self, jobs: int, make: Callable[[], Executor]) -> None:
+    # *make* gives an executor; one whose processes died is replaced by another. *gone*: what it raises for a task that
+    # kills worker after worker, where it tries by itself.
+    def __init__(self, jobs: int, make: Callable[[], Executor], gone: tuple[type[BaseException], ...] = ()) -> None:
         self._jobs = jobs
         self._make = make
+        self._gone = gone
         self._executor = make()
 
     @property
     def jobs(self) -> int:
         return self._jobs
 
-    def in_order(self, function: Callable[[T], R], tasks: Iterable[T]) -> Iterator[R]:
-        waiting: deque[tuple[T, Future[R]]] = deque()
+    @property
+    def apart(self) -> bool:
+        return True
+
+    def in_order(self, function: Callable[[T], R], tasks: Iterable[T], *, ahead: int | None = None) -> Iterator[R]:
+        waiting: deque[_Given[T, R]] = deque()
         source = iter(tasks)
+        most = ahead or 2 * self._jobs
         lives = _LIVES
         try:
             while True:
-                for task in islice(source, 2 * self._jobs - len(waiting)):
-                    waiting.append((task, self._submit(function, task)))
+                for task in islice(source, most - len(waiting)):
+                    waiting.append(self._give(function, task))
                 if not waiting:
                     return
-                task, future = waiting[0]
+                first = waiting[0]
                 try:
-                    result = future.result()
+                    result = first.future.result()
                 except BrokenProcessPool:
                     lives -= 1
                     if not lives:
-                        raise UsageError("worker processes keep dying: out of memory? fewer --jobs need less") from None
-                    self._renew()
-                    waiting = deque((t, f if _returned(f) else self._submit(function, t)) for t, f in waiting)
+                        raise UsageError(_DYING) from None
+                    self._renew(first.to)
+                    waiting = deque(g if g.returned() else self._give(function, g.task) for g in waiting)
                     continue
+                except self._gone:
+                    raise UsageError(_DYING) from None
+                except CancelledError:
+                    raise UsageError("the scheduler is gone, or has cancelled the work") from None
                 lives = _LIVES
                 waiting.popleft()
                 yield result
         finally:
-            for _, future in waiting:
-                future.cancel()
+            for given in waiting:
+                given.future.cancel()
 
-    def _submit(self, function: Callable[[T], R], task: T) -> Future[R]:
+    def _give(self, function: Callable[[T], R], task: T) -> _Given[T, R]:
+        to = self._executor
         try:
-            return self._executor.submit(function, task)
+            return _Given(task, to.submit(function, task), to)
         except BrokenProcessPool:
-            self._renew()
-            return self._executor.submit(function, task)
+            self._renew(to)
+            return _Given(task, self._executor.submit(function, task), self._executor)
 
-    def _renew(self) -> None:
-        self._executor.shutdown(wait=False, cancel_futures=True)
-        self._executor = self._make()
+    def _renew(self, broken: Executor) -> None:
+        if broken is self._executor:  # or another call has found out before
+            broken.shutdown(wait=False, cancel_futures=True)
+            self._executor = self._make()
 
     def close(self) -> None:
         self._executor.shutdown(wait=True, cancel_futures=True)
 
 
-def _returned(future: Future[R]) -> bool:
-    return future.done() and not future.cancelled() and not isinstance(future.exception(), BrokenProcessPool)
+ALONE: Final[Workers] = _Alone()
+"""This process."""
 
 
 @contextmanager
@@ -132,10 +171,11 @@ def workers(*, jobs: int | None = None, scheduler: str | None = None) -> Generat
         raise UsageError(f"--jobs {jobs}: expected 0 (one for each CPU) to {MAX_JOBS}")
     count = len(os.sched_getaffinity(0)) if jobs == 0 else jobs or 1
     if count == 1:
-        yield _Alone()
+        yield ALONE
         return
     # not fork: libraries that compute columns have threads of their own, which a forked child lacks
-    local = _Pool(count, lambda: ProcessPoolExecutor(count, mp_context=get_context("forkserver")))
+    context = get_context("forkserver")
+    local = _Pool(count, lambda: ProcessPoolExecutor(count, mp_context=context, initializer=_one_thread))
     try:
         yield local
     finally:
@@ -144,17 +184,41 @@ def workers(*, jobs: int | None = None, scheduler: str | None = None) -> Generat
 
 @contextmanager
 def _cluster(address: str) -> Generator[Workers]:
+    with needs("cluster", "--scheduler"):
+        from distributed import Client, KilledWorker
+    _reach(address)
     try:
-        from distributed import Client
-    except ImportError as e:
-        raise UsageError("--scheduler needs the extra 'cluster': pip install 'kvmfault[cluster]'") from e
-    try:
-        client = Client(address, timeout=5, set_as_default=False)
+        client = Client(address, timeout=_PATIENCE, set_as_default=False)
     except (OSError, ValueError) as e:
         raise UsageError(f"--scheduler {address}: nobody answers there: {e}") from e
     with client:
         threads = sum(cast("Mapping[str, int]", client.nthreads()).values())  # declared for both uses, awaited or not
         if not threads:
             raise UsageError(f"--scheduler {address}: it has no workers")
+        try:
+            client.run(_able)
+        except Exception as e:  # whatever their Python says
+            raise UsageError(f"--scheduler {address}: its workers cannot run kvmfault: {e}") from e
         # dask does work of a lost worker again by itself
-        yield _Pool(threads, lambda: client.get_executor(pure=False))
+        yield _Pool(threads, lambda: client.get_executor(pure=False), (KilledWorker,))
+
+
+def _one_thread() -> None:
+    # A worker is one of many: libraries that bring threads of their own, and ask when they are first imported.
+    os.environ.setdefault("POLARS_MAX_THREADS", "1")
+
+
+def _reach(address: str) -> None:
+    # Before the client does: where nobody is, it takes long to say so, and says much.
+    told = re.fullmatch(r"(?:tcp|tls)://(?:\[([0-9A-Fa-f:]+)\]|([^:/\[\]]+)):(\d{1,5})", address)
+    if told is None:
+        raise UsageError(f"--scheduler {address}: expected tcp://HOST:PORT")
+    try:
+        socket.create_connection((told[1] or told[2], int(told[3])), _PATIENCE).close()
+    except (OSError, OverflowError, UnicodeError) as e:
+        raise UsageError(f"--scheduler {address}: nobody answers there: {e}") from e
+
+
+def _able() -> bool:
+    # That it can be called at all says what is asked.
+    return True

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -43,3 +46,36 @@ def recordings(pattern: str) -> list[pytest.ParameterSet]:
     found = sorted(TRACES.glob(pattern))
     assert found, f"no recording matches {pattern}"
     return [pytest.param(path, id=str(path.relative_to(TRACES))) for path in found]
+
+
+class Cluster(NamedTuple):
+    """A dask scheduler, and its workers, one thread each."""
+
+    address: str
+    workers: list[subprocess.Popen[bytes]]
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[Cluster]:
+    """A scheduler and two workers, each a process of its own, in folders of their own."""
+    from distributed import Client
+
+    where = tmp_path / "scheduler.json"
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+
+    def start(what: str, *options: str) -> subprocess.Popen[bytes]:
+        common = ["--host", "127.0.0.1", "--no-dashboard", "--scheduler-file", str(where)]
+        run = [sys.executable, "-m", f"distributed.cli.{what}", *common, *options]
+        return subprocess.Popen(run, env=env, cwd=tmp_path, stderr=subprocess.DEVNULL)
+
+    scheduler = start("dask_scheduler", "--port", "0")
+    workers = [start("dask_worker", "--no-nanny", "--nthreads", "1") for _ in range(2)]
+    try:
+        with Client(scheduler_file=str(where), timeout=60, set_as_default=False) as client:
+            client.wait_for_workers(2, timeout=60)
+            address = client.scheduler.address
+        yield Cluster(address, workers)
+    finally:
+        for process in (*workers, scheduler):
+            process.kill()
+            process.wait()

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
-import subprocess
-import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from distributed import Client
 
-from kvmfault.errors import UsageError
+from kvmfault.errors import DecodeError, KvmfaultError, TraceError, UsageError
 from kvmfault.parallel import workers
+from tests.conftest import Cluster
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 
 def square(n: int) -> int:
+    return n * n
+
+
+def slowly_square(n: int) -> int:
+    """Some are still under way when a worker dies."""
+    time.sleep(0.1)
     return n * n
 
 
@@ -95,42 +101,31 @@ def test_nobody_at_the_address() -> None:
         pass
 
 
-@pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[str]:
-    """A scheduler and two workers, each a process of its own."""
-    run = [sys.executable, "-m"]
-    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
-    where = tmp_path / "scheduler.json"
-    common = ["--scheduler-file", str(where)]
-    started = [
-        subprocess.Popen(
-            [*run, "distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard", *common],
-            env=env,
-            cwd=tmp_path,
-            stderr=subprocess.DEVNULL,
-        )
-    ]
-    worker = ["--no-dashboard", "--no-nanny", "--nthreads", "1", "--host", "127.0.0.1", *common]
-    started += [
-        subprocess.Popen(
-            [*run, "distributed.cli.dask_worker", *worker], env=env, cwd=tmp_path, stderr=subprocess.DEVNULL
-        )
-        for _ in range(2)
-    ]
-    try:
-        with Client(scheduler_file=str(where), timeout=60, set_as_default=False) as client:
-            client.wait_for_workers(2, timeout=60)
-            address = client.scheduler.address
-        yield address
-    finally:
-        for process in reversed(started):
-            process.kill()
-            process.wait()
-
-
-def test_a_cluster_with_a_worker_killed_half_way(cluster: str, tmp_path: Path) -> None:
+def test_tasks_that_another_call_gives_with_a_worker_killed(tmp_path: Path) -> None:
     mark = str(tmp_path / "died")
-    with workers(scheduler=cluster) as where:
+    with workers(jobs=2) as where:
+        inner = where.in_order(die_once, [(n, mark) for n in range(20)], ahead=3)
+        assert list(where.in_order(slowly_square, inner)) == [n * n for n in range(20)]
+    assert Path(mark).exists()
+
+
+@pytest.mark.parametrize("address", ["localhost", "127.0.0.1:8786", "http://h:1", "tcp://h", "tcp://:1", "tcp://h:x"])
+def test_what_is_no_address(address: str) -> None:
+    with pytest.raises(UsageError, match="expected tcp://HOST:PORT"), workers(scheduler=address):
+        pass
+
+
+@pytest.mark.parametrize(
+    "error", [UsageError("no"), TraceError("bad", path="f", offset=4), DecodeError("bad", register="R", value=1)]
+)
+def test_an_error_of_another_process_is_the_same(error: KvmfaultError) -> None:
+    got = pickle.loads(pickle.dumps(error))
+    assert (type(got), str(got), vars(got)) == (type(error), str(error), vars(error))
+
+
+def test_a_cluster_with_a_worker_killed_half_way(cluster: Cluster, tmp_path: Path) -> None:
+    mark = str(tmp_path / "died")
+    with workers(scheduler=cluster.address) as where:
         assert where.jobs == 2
         assert list(where.in_order(die_once, [(n, mark) for n in range(20)])) == list(range(20))
     assert Path(mark).exists()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from kvmfault.cli.options import Where
 from kvmfault.cli.progress import progress
 from kvmfault.cli.render import columns, to_json
 from kvmfault.errors import UsageError, needs
@@ -15,15 +16,19 @@ with needs("trace", "trace convert"):
     from kvmfault.trace.opening import open_recording
 
 
-def run(source: str, out: str, told: str | None, formats: str | None, instance: str | None, *, json: bool) -> int:
+def run(
+    source: str, out: str, told: str | None, formats: str | None, instance: str | None, where: Where, *, json: bool
+) -> int:
     """Convert and say what was written; status 1 if the recording is damaged."""
     if out == "-" or (Path(out).exists() and Path(source).exists() and Path(out).samefile(source)):
         raise UsageError(f"{out}: the Parquet file must be another file than the recording, and no stream")
     faults = FaultColumns.of(told)
     recording = open_recording(source, formats=formats, instance=instance)
     size = Path(source).stat().st_size if Path(source).is_file() else None
-    with progress({"convert": size}) as done:
-        made: Converted = convert(recording, Path(out), faults=faults, progress=lambda read: done("convert", read))
+    with where.workers() as at, progress({"convert": size}) as done:
+        made: Converted = convert(
+            recording, Path(out), faults=faults, where=at, progress=lambda read: done("convert", read)
+        )
     print(to_json(as_data(made, out)) if json else render(made, out))
     return 1 if made.read.damage else 0
 

@@ -14,7 +14,16 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from kvmfault.cli.options import JsonFlag, SettingOption, TargetArgument, finish
+from kvmfault.cli.options import (
+    JobsOption,
+    JsonFlag,
+    SchedulerOption,
+    SettingOption,
+    SlotsOption,
+    TargetArgument,
+    Where,
+    finish,
+)
 from kvmfault.cli.recordings import (
     compare_traces_command,
     trace_convert_command,
@@ -113,7 +122,7 @@ def replay_command(
     backend: Annotated[
         list[str] | None, typer.Option("--backend", metavar="TARGET", help="Where to replay it; may be repeated.")
     ] = None,
-    slots: Annotated[str | None, typer.Option("--slots", help="Memslots: TOML, JSON or an aux recording.")] = None,
+    slots: SlotsOption = None,
     settings: SettingOption = None,
     strict: Annotated[bool, typer.Option("--strict", help="Stop at the first line that cannot be read.")] = False,
     check: Annotated[
@@ -123,16 +132,22 @@ def replay_command(
         str | None,
         typer.Option("--aux", metavar="FILE", help="Kprobe events for --check; default: aux.txt[.gz] beside it."),
     ] = None,
+    jobs: JobsOption = None,
+    scheduler: SchedulerOption = None,
     json: JsonFlag = False,
 ) -> None:
     """Run the recorded faults through the path, on their own backend and on others, and say what happened."""
     if check or aux is not None:
+        if jobs is not None or scheduler is not None:
+            raise typer.BadParameter("--check works in one process: leave --jobs and --scheduler out")
         from kvmfault.cli import check as checking
 
         finish(checking.run(recording, backend or [], slots, settings or [], aux, json=json))
     from kvmfault.cli import replay
 
-    finish(replay.run(recording, backend or [], slots, settings or [], strict=strict, json=json))
+    finish(
+        replay.run(recording, backend or [], slots, settings or [], Where(jobs, scheduler), strict=strict, json=json)
+    )
 
 
 def selfcheck_command(

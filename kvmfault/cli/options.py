@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, NoReturn
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Annotated, NamedTuple, NoReturn
 
 import typer
+
+if TYPE_CHECKING:
+    from kvmfault.parallel import Workers
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 TargetArgument = Annotated[str, typer.Argument(metavar="TARGET", help="BACKEND[:FORMAT][@KERNEL]; see 'backend list'.")]
@@ -22,6 +26,37 @@ ToldOption = Annotated[
 InstanceOption = Annotated[
     str | None, typer.Option("--instance", metavar="NAME", help="A buffer of a trace.dat other than the top one.")
 ]
+SlotsOption = Annotated[str | None, typer.Option("--slots", help="Memslots: TOML, JSON or an aux recording.")]
+HtmlOption = Annotated[str | None, typer.Option("--html", metavar="OUT.html", help="Write a page with plots, too.")]
+PidsOption = Annotated[
+    list[int] | None,
+    typer.Option("--pid", "-p", metavar="P", help="Only this process, its threads and children; may be repeated."),
+]
+JobsOption = Annotated[
+    int | None,
+    typer.Option("--jobs", "-j", metavar="N", help="Work in N processes of this machine; 0: one for each CPU."),
+]
+SchedulerOption = Annotated[
+    str | None,
+    typer.Option(
+        "--scheduler",
+        metavar="tcp://HOST:PORT",
+        help="Work on a dask cluster that has the recording in the same place.",
+    ),
+]
+
+
+class Where(NamedTuple):
+    """Where to work: what ``--jobs`` and ``--scheduler`` say."""
+
+    jobs: int | None = None
+    scheduler: str | None = None
+
+    def workers(self) -> AbstractContextManager[Workers]:
+        """See `kvmfault.parallel.workers`."""
+        from kvmfault.parallel import workers
+
+        return workers(jobs=self.jobs, scheduler=self.scheduler)
 
 
 def finish(status: int) -> NoReturn:

@@ -6,7 +6,19 @@ from typing import Annotated
 
 import typer
 
-from kvmfault.cli.options import FormatsOption, InstanceOption, JsonFlag, ToldOption, finish
+from kvmfault.cli.options import (
+    FormatsOption,
+    HtmlOption,
+    InstanceOption,
+    JobsOption,
+    JsonFlag,
+    PidsOption,
+    SchedulerOption,
+    SlotsOption,
+    ToldOption,
+    Where,
+    finish,
+)
 from kvmfault.errors import needs
 
 
@@ -15,10 +27,7 @@ def trace_record_command(
         list[str] | None, typer.Argument(metavar="[-- COMMAND...]", help="Run it, and record what it does.")
     ] = None,
     output: Annotated[str, typer.Option("--output", "-o", metavar="FILE", help="The recording.")] = "trace.dat",
-    pids: Annotated[
-        list[int] | None,
-        typer.Option("--pid", "-p", metavar="P", help="Only this process, its threads and children; may be repeated."),
-    ] = None,
+    pids: PidsOption = None,
     duration: Annotated[
         float | None, typer.Option("--duration", "-d", metavar="S", help="Seconds; default: until Ctrl-C.")
     ] = None,
@@ -46,10 +55,7 @@ def trace_record_command(
 
 
 def trace_top_command(
-    pids: Annotated[
-        list[int] | None,
-        typer.Option("--pid", "-p", metavar="P", help="Only this process, its threads and children; may be repeated."),
-    ] = None,
+    pids: PidsOption = None,
     interval: Annotated[float, typer.Option("--interval", "-i", metavar="S", help="Seconds of one interval.")] = 1.0,
     backend: Annotated[
         str | None, typer.Option("--backend", metavar="TARGET", help="What this machine's KVM is; default: found out.")
@@ -67,39 +73,39 @@ def trace_top_command(
 
 def trace_summary_command(
     recording: Annotated[str, typer.Argument(help="A recording of any kind.")],
-    slots: Annotated[str | None, typer.Option("--slots", help="Memslots: TOML, JSON or an aux recording.")] = None,
+    slots: SlotsOption = None,
     backend: ToldOption = None,
     formats: FormatsOption = None,
     instance: InstanceOption = None,
-    html: Annotated[
-        str | None, typer.Option("--html", metavar="OUT.html", help="Write a page with plots, too.")
-    ] = None,
+    html: HtmlOption = None,
+    jobs: JobsOption = None,
+    scheduler: SchedulerOption = None,
     json: JsonFlag = False,
 ) -> None:
     """Say what matters in a recording: faults, why frames fault again, times, devices, large pages, what is missing."""
     with needs("trace", "trace summary"):
         from kvmfault.cli import summary
 
-    finish(summary.run(recording, slots=slots, told=backend, formats=formats, instance=instance, page=html, json=json))
+    finish(summary.run(recording, slots, backend, formats, instance, html, Where(jobs, scheduler), json=json))
 
 
 def compare_traces_command(
     before: Annotated[str, typer.Argument(help="A recording of any kind.")],
     after: Annotated[str, typer.Argument(help="Another one.")],
-    html: Annotated[
-        str | None, typer.Option("--html", metavar="OUT.html", help="Write a page with plots, too.")
-    ] = None,
+    html: HtmlOption = None,
     fail_if_slower: Annotated[
         float | None,
         typer.Option(metavar="PERCENT", min=0, help="Status 1 if a percentile of a kind of fault has grown by more."),
     ] = None,
+    jobs: JobsOption = None,
+    scheduler: SchedulerOption = None,
     json: JsonFlag = False,
 ) -> None:
     """Compare two recordings: faults, times, devices and large pages before and after, what changed most first."""
     with needs("trace", "compare traces"):
         from kvmfault.cli import summary
 
-    finish(summary.compare(before, after, page=html, limit=fail_if_slower, json=json))
+    finish(summary.compare(before, after, page=html, limit=fail_if_slower, where=Where(jobs, scheduler), json=json))
 
 
 def trace_convert_command(
@@ -110,12 +116,14 @@ def trace_convert_command(
     backend: ToldOption = None,
     formats: FormatsOption = None,
     instance: InstanceOption = None,
+    jobs: JobsOption = None,
+    scheduler: SchedulerOption = None,
     json: JsonFlag = False,
 ) -> None:
     """Write a recording's events and decoded faults as one Parquet table; status 1 if the recording is damaged."""
     from kvmfault.cli import convert
 
-    finish(convert.run(recording, out, backend, formats, instance, json=json))
+    finish(convert.run(recording, out, backend, formats, instance, Where(jobs, scheduler), json=json))
 
 
 def trace_info_command(

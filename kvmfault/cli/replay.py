@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kvmfault.cli import whatif
+from kvmfault.cli.options import Where
 from kvmfault.cli.progress import progress
 from kvmfault.cli.render import columns, to_json
 from kvmfault.contract.format import size_text
@@ -16,13 +17,20 @@ from kvmfault.trace.slotfile import read_slots
 
 
 def run(
-    recording: str, targets: Sequence[str], slots: str | None, settings: Sequence[str], *, strict: bool, json: bool
+    recording: str,
+    targets: Sequence[str],
+    slots: str | None,
+    settings: Sequence[str],
+    where: Where,
+    *,
+    strict: bool,
+    json: bool,
 ) -> int:
     """Replay and print; status 1 if an outcome contradicts the recording."""
     known = read_slots(slots) if slots is not None else None
     size = Path(recording).stat().st_size if recording != "-" and Path(recording).is_file() else None
-    with progress({"survey": size, "replay": size}) as done:
-        report = replay(recording, targets, known, settings=settings, strict=strict, progress=done)
+    with where.workers() as at, progress({"survey": size, "replay": size}) as done:
+        report = replay(recording, targets, known, settings=settings, strict=strict, where=at, progress=done)
     if known is not None and not known.timed:  # written by hand: what the kernel refuses is a mistake in it
         refused = report.results[0].first_refused
         if refused:

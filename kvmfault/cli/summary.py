@@ -10,8 +10,10 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
+from kvmfault.cli.options import Where
 from kvmfault.cli.render import to_json
 from kvmfault.errors import UsageError, needs
+from kvmfault.parallel import Workers
 from kvmfault.summary.compare import Comparison
 from kvmfault.summary.compare import compare as compared
 from kvmfault.summary.figures import Section, Summary
@@ -25,26 +27,29 @@ NARROW = 110
 
 def run(
     path: str,
-    *,
     slots: str | None,
     told: str | None,
     formats: str | None,
     instance: str | None,
     page: str | None,
+    where: Where,
+    *,
     json: bool,
 ) -> int:
     """Summarise and print; status 1 if the file is damaged."""
     write = _writer(page)
-    summary = _summarised(path, slots, told, formats, instance)
+    with where.workers() as at:
+        summary = _summarised(path, at, slots, told, formats, instance)
     write(summary)
     print(to_json(as_data(summary))) if json else _show(_tables(summary))
     return 1 if summary.damaged else 0
 
 
-def compare(before: str, after: str, *, page: str | None, limit: float | None, json: bool) -> int:
+def compare(before: str, after: str, *, page: str | None, limit: float | None, where: Where, json: bool) -> int:
     """Compare and print; status 1 if something is slower by more than *limit* percent."""
     write = _writer(page)
-    found = compared(_summarised(before), _summarised(after))
+    with where.workers() as at:
+        found = compared(_summarised(before, at), _summarised(after, at))
     if limit is not None and (found.before.ticks or found.after.ticks):
         raise UsageError(f"{before}, {after}: times are ticks, which --fail-if-slower cannot compare")
     slower = found.slower(limit) if limit is not None else []
@@ -73,6 +78,7 @@ def _writer(path: str | None) -> Callable[[Summary | Comparison], object]:
 
 def _summarised(
     path: str,
+    where: Workers,
     slots: str | None = None,
     told: str | None = None,
     formats: str | None = None,
@@ -91,6 +97,7 @@ def _summarised(
             instance=instance,
             slots=known,
             told=told,
+            where=where,
             progress=lambda done: bar.update(task, completed=done),
         )
 

@@ -48,6 +48,9 @@ class Target:
     def __repr__(self) -> str:
         return f"<Target {self.name}>"
 
+    def __reduce__(self) -> tuple[Callable[[str], Target], tuple[str]]:
+        return backend, (self.name,)  # what was compiled for it stays; another process does that itself
+
     @cached_property
     def policy(self) -> Policy:
         """The kernel's decisions where architectures and versions differ."""

@@ -97,6 +97,13 @@ class State:
         """Faults report virtual addresses: the guest's paging is shadowed."""
         self._path = bind(target)
 
+    def __getstate__(self) -> dict[str, object]:
+        return {name: value for name, value in vars(self).items() if name != "_path"}  # it is the target's
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        vars(self).update(state)
+        self._path = bind(self.target)
+
     def use_vcpu(self, number: int) -> Self:
         """Faults and accesses from here on are those of this vCPU; it is created with those before it."""
         if not 0 <= number < MAX_VCPUS:

@@ -112,7 +112,15 @@ class ReplayTarget(Machine):
         self.unexplained: list[Unexplained] = []
         self.unexplained_count = 0
         self._pending: dict[str, tuple[FaultEvent, Outcome, Gpa | None, Evidence]] = {}
+        self._own = own
         self._translate = _translator(own, target)
+
+    def __getstate__(self) -> dict[str, object]:
+        return {name: value for name, value in vars(self).items() if name != "_translate"}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        vars(self).update(state)
+        self._translate = _translator(self._own, self.target)
 
     # A fault and what followed it.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import sys
@@ -9,19 +10,23 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from errno import EFAULT
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from kvmfault.contract.access import kind
 from kvmfault.contract.format import size_text
 from kvmfault.contract.shapes import Raw
 from kvmfault.contract.target import Target, backend, backends
 from kvmfault.errors import TraceError, UsageError
+from kvmfault.parallel import ALONE, Workers
 from kvmfault.replay.machine import ReplayTarget
-from kvmfault.replay.settings import AS_RECORDED, split_settings
+from kvmfault.replay.settings import AS_RECORDED, HostSettings, split_settings
 from kvmfault.replay.whatif import Variant
 from kvmfault.trace.assemble import Assembler, AssembleStats, assemble, opened
+from kvmfault.trace.binary import expect
 from kvmfault.trace.events import (
     AgeEvent,
     EntryEvent,
@@ -80,9 +85,11 @@ def replay(
     *,
     settings: Sequence[str] = (),
     strict: bool = False,
+    where: Workers = ALONE,
     progress: Progress | None = None,
 ) -> Report:
     """Replay the recording *source* ("-" for standard input) on *targets*; its own backend always comes first.
+    *where* works on the machines, one task each; the report is the same wherever that is.
 
     Without *slots* the inferred ones are used; with them, the report says what inference would have missed or invented.
     *settings*: ``KEY=VALUE`` for every target, the recording's own included; with them, or with targets, the report
@@ -105,7 +112,10 @@ def replay(
             others = (Variant(t, own, host=host) for t in (named or [own]))
             as_recorded = Variant(recorded, own, host=AS_RECORDED)
             report.variants = [as_recorded, *(v for v in others if v.name != as_recorded.name)]
-        _run(found, report, _assembler(named), strict=strict, progress=progress)
+        if where.apart and len(report.results) + len(report.variants) > 1:
+            _spread(_Task(os.path.abspath(path), found.name, named, strict), report, where, progress)  # noqa: PTH100
+        else:
+            _run(found, report, _assembler(named), strict=strict, progress=progress)
     _remark(report)
     if own not in named:
         page = size_text(1 << own.format.page_shift)
@@ -215,6 +225,45 @@ def _named(name: str, chosen: Iterable[Target], like: Target | None = None) -> T
 
 def _assembler(chosen: Sequence[Target]) -> Assembler:
     return Assembler(backends().values(), told=chosen[0].backend.name if chosen else None)
+
+
+class _Task(NamedTuple):
+    # What all machines have in common.
+    path: str
+    name: str
+    named: list[Target]
+    strict: bool
+
+
+def _spread(task: _Task, report: Report, where: Workers, progress: Progress | None) -> None:
+    # Each machine by itself, over the whole recording.
+    path = Path(task.path)
+    size = path.stat().st_size if path.is_file() else None
+    count = len(report.results)
+    empty = replace(report, results=[], variants=[])
+    alone: list[tuple[Report, Target, HostSettings | None]] = [(empty, r.target, None) for r in report.results]
+    alone += [(empty, v.target, v.host) for v in report.variants]
+    done: list[Report] = []
+    for one in where.in_order(partial(_one, task, size), alone):
+        done.append(one)
+        if progress is not None:
+            progress("replay", (size or 0) * len(done) // len(alone))
+    first = done[0]
+    report.results = [r for one in done[:count] for r in one.results]
+    report.variants = [v for one in done[count:] for v in one.variants]
+    report.kinds, report.read, report.assembled = first.kinds, first.read, first.assembled
+    report.foreign, report.host_events = first.foreign, first.host_events
+
+
+def _one(task: _Task, size: int | None, machine: tuple[Report, Target, HostSettings | None]) -> Report:
+    expect(task.path, size)
+    report, target, host = machine
+    if host is None:
+        report.results = [ReplayTarget(target, report.own)]
+    else:
+        report.variants = [Variant(target, report.own, host=host)]
+    _run(Opened(task.path, task.name), report, _assembler(task.named), strict=task.strict, progress=None)
+    return report
 
 
 def _run(source: Opened, report: Report, assembler: Assembler, *, strict: bool, progress: Progress | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -66,6 +67,19 @@ class File:
     def wrong(self, message: str, offset: int) -> TraceError:
         """See `Bytes.wrong`."""
         return TraceError(message, path=self.path, offset=offset)
+
+
+def expect(path: str, size: int | None) -> None:
+    """Raise UsageError, in words for where work is given out, unless this machine has the file *path*, of *size* bytes
+    if that is told."""
+    try:
+        have = Path(path).stat().st_size
+        wrong = None if size in {None, have} else f"{have:,} bytes, but {size:,} where the work is given out"
+    except OSError as e:
+        wrong = e.strerror or str(e)
+    if wrong is not None:
+        where = f"worker on {socket.gethostname()}: {path}: {wrong}"
+        raise UsageError(f"{where}; every worker needs the recording under this path")
 
 
 class Memory:

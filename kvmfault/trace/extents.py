@@ -33,6 +33,13 @@ class Extent:
     codec: str
     """How each part is compressed: ``none``, ``zstd`` or ``zlib``."""
     parts: tuple[Part, ...]
+    whole: int
+    """Bytes of the file, to know it again."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of its pages."""
+        return sum(part.size for part in self.parts)
 
 
 class Stream(Protocol):
@@ -138,12 +145,12 @@ class PageRange:
                 parts.append(part)
                 total += part.size
                 if total >= size:
-                    yield Extent(self.file.path, self.cpu, self.codec, tuple(parts))
+                    yield Extent(self.file.path, self.cpu, self.codec, tuple(parts), self.file.size)
                     parts, total = [], 0
         except TraceError as e:
             wrong = e
         if parts:
-            yield Extent(self.file.path, self.cpu, self.codec, tuple(parts))
+            yield Extent(self.file.path, self.cpu, self.codec, tuple(parts), self.file.size)
         if wrong is not None:
             raise wrong
 

@@ -11,7 +11,8 @@ Facts are computed for every row, not for each distinct syndrome: to find those 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from functools import partial
 from typing import Final
 
 import numpy as np
@@ -45,8 +46,16 @@ class FaultColumns:
         self._own = [_Own(name, target, facts) for name, target in targets.items()]
         self._told = told
         self._makers = {name for own in self._own for role in (Role.FAULT, Role.EXIT) for name in own.named(role)}
-        self._exits: dict[str, pl.DataFrame] = {}  # by backend, of each task: whether its last one makes a fault
-        self._waiting: dict[str, pl.DataFrame] = {}  # faults whose address has not come yet
+        self.fresh: Callable[[], FaultColumns] = partial(FaultColumns, targets, told=told, facts=facts)
+        """Makes another one like this, in any process, that was fed nothing."""
+        self.exits: dict[str, pl.DataFrame] = {}
+        """By backend, of each task: whether its last exit makes a fault."""
+        self.waiting: dict[str, pl.DataFrame] = {}
+        """Faults whose address has not come yet."""
+        self.since = 0
+        """Place from which on all was fed."""
+        self.asked: set[int] = set()
+        """Tasks whose last exit before ``since`` decided whose fault an event is."""
 
     @classmethod
     def of(cls, told: str | None = None, *, facts: Collection[str] | None = None) -> FaultColumns:
@@ -70,7 +79,7 @@ class FaultColumns:
 
     def by_backend(self, frames: Frames) -> dict[str, pl.DataFrame]:
         """The same by backend, each with the columns of its own, the same ones every time."""
-        if frames.keys().isdisjoint(self._makers) and not self._waiting:
+        if frames.keys().isdisjoint(self._makers) and not self.waiting:
             return {}
         found: list[tuple[str, pl.DataFrame]] = []
         behind = {own.name: self._last_exits(own, frames) for own in self._own}
@@ -79,7 +88,7 @@ class FaultColumns:
         for own in self._own:
             found += self._alone(own, frames)
         for own in self._own:
-            self._exits[own.name] = behind[own.name].group_by("pid").last().select("place", "pid", "holds")
+            self.exits[own.name] = behind[own.name].group_by("pid").last().select("place", "pid", "holds")
         return {
             name: pl.concat([frame for of, frame in found if of == name]).sort("place")
             for name in dict.fromkeys(of for of, _ in found)
@@ -88,7 +97,7 @@ class FaultColumns:
     def _last_exits(self, own: _Own, frames: Frames) -> pl.DataFrame:
         # every exit, and whether one that follows it is a fault of the backend
         when = next((p.when for p in own.points.values() if p.role is Role.FAULT), None)
-        parts = [self._exits[own.name]] if own.name in self._exits else []
+        parts = [self.exits[own.name]] if own.name in self.exits else []
         for name in own.named(Role.EXIT):
             if (frame := frames.get(name)) is not None:
                 holds = np.ones(len(frame), np.bool_) if when is None else _holds(when, frame, own.points[name])
@@ -106,7 +115,10 @@ class FaultColumns:
                 continue
             mine = free.copy()
             if point.when is not None:
-                joined = frame.select(_AT).join_asof(behind[own.name], on="place", by="pid", check_sortedness=False)
+                exits = behind[own.name].with_columns(at="place")
+                joined = frame.select(_AT).join_asof(exits, on="place", by="pid", check_sortedness=False)
+                if self.since:
+                    self.asked.update(joined.filter(pl.col("at").fill_null(0) < self.since)["pid"].unique())
                 mine &= joined["holds"].fill_null(own.name == self._told).to_numpy()
             mine &= _present(frame, _reads(point), point)
             if mine.any():
@@ -121,7 +133,7 @@ class FaultColumns:
 
     def _alone(self, own: _Own, frames: Frames) -> Iterator[tuple[str, pl.DataFrame]]:
         # exits that are faults by themselves, and lack the address: it is in the next event of the task that has one
-        parts = [self._waiting.pop(own.name)] if own.name in self._waiting else []
+        parts = [self.waiting.pop(own.name)] if own.name in self.waiting else []
         awaits = ""
         for name in own.named(Role.EXIT):
             point, frame = own.points[name], frames.get(name)
@@ -139,7 +151,7 @@ class FaultColumns:
             own.addresses(frames), on="place", by="pid", strategy="forward", allow_exact_matches=False,
             check_sortedness=False,
         )  # fmt: skip
-        self._waiting[own.name] = met.filter(pl.col("ends").is_null()).select(waiting.columns)
+        self.waiting[own.name] = met.filter(pl.col("ends").is_null()).select(waiting.columns)
         self.stats.without_address += met.filter(pl.col("ends")).height
         rows = met.filter(~pl.col("ends"))
         if rows.height:

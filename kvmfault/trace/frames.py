@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
@@ -36,6 +36,13 @@ class Plan:
     names: Mapping[int, str]
     """Of every event, by common_type."""
     wanted: Mapping[int, EventFormat]
+    columns: bool = True
+    """False: records are only counted and their times told."""
+
+    def index(self) -> Plan:
+        """The same without columns."""
+        sizes = {number: replace(event, fields=(), print_format="") for number, event in self.wanted.items()}
+        return Plan(self.layout, self.names, sizes, columns=False)
 
     @classmethod
     def of(cls, layout: Layout, formats: Formats, wanted: Collection[str] | None) -> Plan:
@@ -85,7 +92,7 @@ def read_pages(pages: bytes, cpu: int, plan: Plan) -> Block:
         if (short := size < event.size).any():
             block.misfits[name] += int(short.sum())
             which, size = which[~short], size[~short]
-        if len(which):
+        if len(which) and plan.columns:
             block.rows[name] = Rows(which, columns_of(event, Records(words, found.word.take(which), size)))
     return block
 

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from functools import partial
+from typing import Final
 
 import numpy as np
-import polars as pl
 
 from kvmfault.errors import TraceError
-from kvmfault.trace.extents import Clock, Stream, read_extent
+from kvmfault.parallel import ALONE, Workers
+from kvmfault.trace.extents import Clock, Extent, Stream, read_extent
 from kvmfault.trace.formats import Formats
-from kvmfault.trace.frames import Block, Column, Plan
-from kvmfault.trace.recording import Frames, Lost, Meta, ReadStats
-from kvmfault.trace.ring import I64Col, Layout, U64Col
+from kvmfault.trace.frames import Block, Plan
+from kvmfault.trace.recording import Frames, Lost, Meta, ReadStats, Recording
+from kvmfault.trace.ring import Layout
+from kvmfault.trace.stretches import LONG_AGO, Held, Near, Piece, Run, absolute, far_runs, made, near_runs, there
 
 AT_ONCE: Final = 1 << 25
 """Bytes of pages that are columns at one time, of all CPUs together, or a little more."""
@@ -59,12 +61,52 @@ class RingRecording:
         stats = ReadStats() if stats is None else stats
         stats.ticks = self.meta.ticks
         plan = Plan.of(self.layout, self.formats, wanted)
+        for place, pieces in self._stretches(partial(read_extent, plan=plan, clock=self._clock), stats, ALONE):
+            if frames := made(pieces, place):
+                yield frames
+
+    def runs(
+        self, wanted: Collection[str] | None = None, *, stats: ReadStats | None = None, where: Workers = ALONE
+    ) -> Iterator[Run]:
+        """The same stretches, some at a time, for *where* to work on: the same whatever that is. Here they are read
+        once; workers apart read them themselves, after they have told what must be known to cut them."""
+        stats = ReadStats() if stats is None else stats
+        stats.ticks = self.meta.ticks
+        plan = Plan.of(self.layout, self.formats, wanted)
+        if where.apart:
+            yield from far_runs(
+                self._stretches(partial(there, plan=plan.index(), clock=self._clock), stats, where), plan, self._clock
+            )
+        else:
+            read = self._stretches(partial(read_extent, plan=plan, clock=self._clock), stats, where)
+            yield from near_runs(read)
+
+    def _stretches(
+        self, read: Callable[[Extent], Block], stats: ReadStats, where: Workers
+    ) -> Iterator[tuple[int, list[Piece]]]:
+        # The place of the first record of each stretch, and what it takes of each CPU.
         size = max(_SMALLEST, min(_PAGES * self.layout.page, AT_ONCE // max(1, len(self.streams))))
+        ahead = max(1, -(-2 * where.jobs // max(1, len(self.streams))))
         damage = Damage()
         if self._damage is not None:
             damage.add(self._damage)
-        yield from _merged([_Cpu(stream, size, plan, self._clock, stats, damage) for stream in self.streams])
+        cpus = []
+        for stream in self.streams:
+            extents = _Extents(absolute(stream.extents(size)) if where.apart else stream.extents(size))
+            cpus.append(_Cpu(stream.cpu, extents, where.in_order(read, extents, ahead=ahead), stats, damage))
+        yield from _merged(cpus)
         stats.damage = damage.text()
+
+
+def runs(recording: Recording, wanted: Collection[str] | None, *, stats: ReadStats, where: Workers) -> Iterator[Run]:
+    """See `RingRecording.runs`; of any other recording each stretch as it is read here."""
+    if isinstance(recording, RingRecording):
+        yield from recording.runs(wanted, stats=stats, where=where)
+        return
+    earlier: Frames = {}
+    for frames in recording.frames(wanted, stats=stats):
+        yield Near(min(int(frame["place"][0]) for frame in frames.values()), (frames,), earlier)
+        earlier = frames
 
 
 @dataclass(slots=True)
@@ -87,27 +129,38 @@ class Damage:
         return f"{self.first}; and {self.more} more places" if self.more else self.first
 
 
-@dataclass(slots=True)
-class _Waiting:
-    # A block of which the records from `done` on wait. Time may go back on a CPU (a clock that is not monotonic): a
-    # record waits for the one before it, so what counts is the latest time up to it.
-    block: Block
-    key: I64Col
-    done: int = 0
+class _Extents(Iterator[Extent]):
+    # Those of one CPU. What is given and not yet taken back is being read.
+    def __init__(self, source: Iterator[Extent]) -> None:
+        self._source = source
+        self._given: deque[Extent] = deque()
+        self.wrong: TraceError | None = None
+
+    def __next__(self) -> Extent:
+        try:
+            extent = next(self._source)
+        except TraceError as e:  # told when all before it has been read
+            self.wrong = e
+            raise StopIteration from None
+        self._given.append(extent)
+        return extent
+
+    def back(self) -> Extent:
+        return self._given.popleft()
 
 
 class _Cpu:
-    # What one CPU still has to give.
-    def __init__(self, stream: Stream, size: int, plan: Plan, clock: Clock, stats: ReadStats, damage: Damage) -> None:
-        self.waiting: deque[_Waiting] = deque()
-        self._cpu = stream.cpu
-        self._extents = stream.extents(size)
-        self._plan = plan
-        self._clock = clock
+    # What one CPU still has to give. Time may go back on a CPU (a clock that is not monotonic): a record waits for the
+    # one before it, so what counts is the latest time up to it.
+    def __init__(self, cpu: int, extents: _Extents, blocks: Iterator[Block], stats: ReadStats, damage: Damage) -> None:
+        self.waiting: deque[Held] = deque()
+        self._cpu = cpu
+        self._extents = extents
+        self._blocks = blocks
         self._stats = stats
         self._damage = damage
         self._ended = False
-        self._latest = -(1 << 63)
+        self._latest = LONG_AGO
         self._last: int | None = None  # time of the last record, in the order of the file
         self._open: list[tuple[int | None, int | None]] = []  # gaps after which nothing has come yet
 
@@ -126,16 +179,14 @@ class _Cpu:
         return max((len(w.key) for w in self.waiting), default=1)
 
     def _next(self) -> None:
-        try:
-            extent = next(self._extents, None)
-        except TraceError as e:
-            self._damage.add(e)
-            extent = None
-        if extent is None:
+        block = next(self._blocks, None)
+        if block is None:
+            if self._extents.wrong is not None:
+                self._damage.add(self._extents.wrong)
             self._ended = True
             self._close(None)
             return
-        block = read_extent(extent, self._plan, self._clock)
+        extent = self._extents.back()
         self._stats.bytes += sum(part.stored for part in extent.parts)
         self._stats.events.update(block.events)
         self._stats.skipped.update(block.skipped)
@@ -144,11 +195,8 @@ class _Cpu:
             self._damage.add(TraceError(what, path=extent.path, offset=where))
         self._gaps(block)
         if len(block.time):
-            key = block.time
-            if key[0] < self._latest or (key[1:] < key[:-1]).any():
-                key = np.maximum.accumulate(np.maximum(key, self._latest))
-            self._latest = int(key[-1])
-            self.waiting.append(_Waiting(block, key))
+            self.waiting.append(Held.of(extent, block, self._latest))
+            self._latest = self.last
 
     def _gaps(self, block: Block) -> None:
         times = block.time
@@ -171,7 +219,7 @@ class _Cpu:
         self._open.clear()
 
 
-def _merged(cpus: list[_Cpu]) -> Iterator[Frames]:
+def _merged(cpus: list[_Cpu]) -> Iterator[tuple[int, list[Piece]]]:
     place = 1
     while True:
         for cpu in cpus:
@@ -184,71 +232,17 @@ def _merged(cpus: list[_Cpu]) -> Iterator[Frames]:
         bound = min(cpu.last for cpu in cpus)
         first = next(n for n, cpu in enumerate(cpus) if cpu.last == bound)
         pieces = [p for n, cpu in enumerate(cpus) for p in _take(cpu, bound, inclusive=n <= first)]
-        made = _frames(pieces, place)
+        yield place, pieces
         place += sum(p.stop - p.start for p in pieces)
-        if made:
-            yield made
 
 
-class _Piece(NamedTuple):
-    # Records of a block that belong to a stretch.
-    block: Block
-    key: I64Col
-    start: int
-    stop: int
-
-
-def _take(cpu: _Cpu, bound: int, *, inclusive: bool) -> Iterator[_Piece]:
+def _take(cpu: _Cpu, bound: int, *, inclusive: bool) -> Iterator[Piece]:
     while cpu.waiting:
-        w = cpu.waiting[0]
-        stop = int(np.searchsorted(w.key, bound, side="right" if inclusive else "left"))
-        if stop > w.done:
-            yield _Piece(w.block, w.key, w.done, stop)
-            w.done = stop
-        if stop < len(w.key):
+        held = cpu.waiting[0]
+        stop = int(np.searchsorted(held.key, bound, side="right" if inclusive else "left"))
+        if stop > held.done:
+            yield Piece(held, held.done, stop)
+            held.done = stop
+        if stop < len(held.key):
             return
         cpu.waiting.popleft()
-
-
-def _frames(pieces: list[_Piece], place: int) -> dict[str, pl.DataFrame]:
-    parts: dict[str, list[dict[str, Column]]] = {}
-    for piece, numbers in zip(pieces, _places(pieces, place), strict=True):
-        for name, rows in piece.block.rows.items():
-            some = slice(*np.searchsorted(rows.number, (piece.start, piece.stop)))
-            if some.start < some.stop:
-                number = rows.number[some]
-                columns: dict[str, Column] = {
-                    "place": numbers.take(number - piece.start),
-                    "time": piece.block.time.take(number),
-                    "cpu": np.full(len(number), piece.block.cpu, np.uint16),
-                }
-                columns.update((key, column[some]) for key, column in rows.columns.items())
-                parts.setdefault(name, []).append(columns)
-    return {name: _frame(some[0] if len(some) == 1 else _woven(some)) for name, some in parts.items()}
-
-
-def _frame(columns: dict[str, Column]) -> pl.DataFrame:
-    # As a list, for polars takes longer to look through a dict.
-    return pl.DataFrame([pl.Series(name, column) for name, column in columns.items()])
-
-
-def _woven(parts: list[dict[str, Column]]) -> dict[str, Column]:
-    # One after the other would not be in order of place.
-    order = np.argsort(np.concatenate([part["place"] for part in parts]), kind="stable")
-    woven: dict[str, Column] = {}
-    for key in parts[0]:
-        columns = [part[key] for part in parts]
-        series = [column for column in columns if isinstance(column, pl.Series)]
-        arrays = [column for column in columns if not isinstance(column, pl.Series)]
-        woven[key] = pl.concat(series).gather(order) if series else np.concatenate(arrays).take(order)
-    return woven
-
-
-def _places(pieces: list[_Piece], place: int) -> list[U64Col]:
-    lengths = [p.stop - p.start for p in pieces]
-    numbers = np.arange(place, place + sum(lengths), dtype=np.uint64)
-    if len(pieces) == 1:
-        return [numbers]
-    places = np.empty_like(numbers)
-    places[np.argsort(np.concatenate([p.key[p.start : p.stop] for p in pieces]), kind="stable")] = numbers
-    return np.split(places, np.cumsum(lengths)[:-1])

@@ -23,6 +23,8 @@ _MAGIC: Final = b"PAR1"
 _LEVEL: Final = 1
 _ROWS: Final = 1 << 18
 """Rows of an event that make a row group."""
+ENOUGH: Final = _ROWS // 2
+"""Rows of an event that are worth a row group of their own."""
 _HELD: Final = 1 << 26
 """Bytes that wait for their row group to fill; above it the largest is written as it is."""
 
@@ -78,11 +80,35 @@ class _Chunk(NamedTuple):
     full: int
     statistics: Struct
 
+    def moved(self, by: int) -> _Chunk:
+        # The same so many bytes later.
+        return self._replace(at=self.at + by, dictionary=None if self.dictionary is None else self.dictionary + by)
+
 
 class _Group(NamedTuple):
     event: str
     rows: int
     chunks: dict[_Key, _Chunk]
+
+
+class Encoded(NamedTuple):
+    """A row group; where its chunks are counts from its own begin."""
+
+    group: _Group
+    data: bytes
+
+
+def encode(event: str, frame: pl.DataFrame) -> list[Encoded]:
+    """Rows of one event as row groups. A function of its arguments alone."""
+    return [_encode(event, frame.slice(start, _ROWS * 2)) for start in range(0, len(frame), _ROWS * 2)]
+
+
+def _encode(event: str, frame: pl.DataFrame) -> Encoded:
+    pages = _Pages()
+    chunks = {_Key("event", pl.String): pages.constant(event, len(frame))}
+    for series in frame:
+        chunks[_Key(series.name, series.dtype.base_type())] = pages.chunk(series)
+    return Encoded(_Group(event, len(frame), chunks), b"".join(pages.data))
 
 
 class ParquetWriter:
@@ -99,7 +125,6 @@ class ParquetWriter:
         self._keys: dict[_Key, None] = {_Key("event", pl.String): None}
         self._waiting: dict[str, list[pl.DataFrame]] = {}
         self._sizes: dict[str, int] = {}
-        self._compress = zstandard.ZstdCompressor(level=_LEVEL).compress
         self._put(_MAGIC)
 
     def write(self, event: str, frame: pl.DataFrame) -> None:
@@ -150,82 +175,19 @@ class ParquetWriter:
         self._at += len(data)
         return at
 
+    def add(self, made: Iterable[Encoded]) -> None:
+        """Row groups that are encoded already. What waits of their events is written before them."""
+        for (event, rows, chunks), data in made:
+            if event in self._waiting:
+                self._flush(event)
+            at = self._put(data)
+            self._keys.update(dict.fromkeys(chunks))
+            self._groups.append(_Group(event, rows, {key: chunk.moved(at) for key, chunk in chunks.items()}))
+
     def _flush(self, event: str) -> None:
         frame = pl.concat(self._waiting.pop(event))
         del self._sizes[event]
-        for start in range(0, len(frame), _ROWS * 2):
-            some = frame.slice(start, _ROWS * 2)
-            chunks = {_Key("event", pl.String): self._constant(event, len(some))}
-            for series in some:
-                chunks[_Key(series.name, series.dtype.base_type())] = self._chunk(series)
-            self._keys.update(dict.fromkeys(chunks))
-            self._groups.append(_Group(event, len(some), chunks))
-
-    def _chunk(self, series: pl.Series) -> _Chunk:
-        kind = _TYPES[series.dtype.base_type()]
-        valid = series.is_not_null().to_numpy() if series.null_count() else None
-        levels = _levels(len(series), valid)
-        present = series.drop_nulls() if valid is not None else series
-        if kind.physical == _BYTE_ARRAY:
-            return self._coded(present, len(series), levels)
-        if kind.physical == _BOOLEAN:
-            bits = np.packbits(present.to_numpy(), bitorder="little")
-            nulls = struct((3, I64(len(series) - len(present))))
-            return self._pages(None, (levels, bits), len(series), _PLAIN, nulls)
-        return self._numbers(np.ascontiguousarray(present.to_numpy()), len(series), levels, kind)
-
-    def _numbers(self, values: NDArray[Any], rows: int, levels: bytes, kind: _Type) -> _Chunk:
-        # What is compressed takes the time, so it is made small: numbers of a small range as one byte each, and rising
-        # ones (places, times) by their steps.
-        stored = values.astype(kind.stored, copy=False)
-        if not len(values):
-            return self._pages(None, (levels,), rows, _PLAIN, struct((3, I64(rows))))
-        low, high = values.min(), values.max()
-        ends = (np.array([v]).astype(kind.stored).tobytes() for v in (high, low))
-        statistics = struct((3, I64(rows - len(values))), *zip((5, 6), ends, strict=True))
-        if kind.physical != _DOUBLE and (span := int(high) - int(low)) < min(256, len(values)):
-            known = (low + np.arange(span + 1, dtype=values.dtype)).astype(kind.stored)
-            run = _run((values - low).astype(np.uint8), 8) if span else _zeros(len(values))
-            return self._pages((known.tobytes(), len(known)), (levels, run), rows, _DICTIONARY, statistics)
-        if kind.physical == _INT64 and (steps := _steps(stored)) is not None:
-            return self._pages(None, (levels, steps), rows, _DELTA, statistics)
-        return self._pages(None, (levels, stored), rows, _PLAIN, statistics)
-
-    def _coded(self, present: pl.Series, rows: int, levels: bytes) -> _Chunk:
-        # Text and bytes: the distinct values once, then their numbers, as 8, 16 or 32 bits each.
-        known = present.unique(maintain_order=True)
-        codes = pl.DataFrame({"v": known, "n": np.arange(len(known), dtype=np.uint32)})
-        numbers = pl.DataFrame({"v": present}).join(codes, on="v", how="left", maintain_order="left")["n"].to_numpy()
-        width = 8 if len(known) <= 1 << 8 else 16 if len(known) <= 1 << 16 else 32
-        statistics = struct((3, I64(rows - len(present))))
-        return self._pages(_words(known), (levels, _run(numbers, width)), rows, _DICTIONARY, statistics)
-
-    def _constant(self, value: str, rows: int) -> _Chunk:
-        statistics = struct((3, I64(0)), (5, value), (6, value))
-        return self._pages(_words([value]), (_levels(rows, None), _zeros(rows)), rows, _DICTIONARY, statistics)
-
-    def _pages(
-        self, known: tuple[bytes, int] | None, data: tuple[Any, ...], rows: int, encoding: int, statistics: Struct
-    ) -> _Chunk:
-        # *known*: the distinct values, plain, and how many.
-        dictionary, full, start = None, 0, self._at
-        if known is not None:
-            dictionary = start
-            full += self._page(known[0], _DICTIONARY_PAGE, (7, struct((1, known[1]), (2, _PLAIN))))
-        at = self._at
-        full += self._page(b"".join(data), _DATA_PAGE, _data_header(rows, encoding))
-        return _Chunk(at, dictionary, encoding, self._at - start, full, statistics)
-
-    def _page(self, data: bytes, kind: int, header: tuple[int, Struct]) -> int:
-        page, full = self._packed(data, kind, header)
-        self._put(page)
-        return full
-
-    def _packed(self, data: bytes, kind: int, header: tuple[int, Struct]) -> tuple[bytes, int]:
-        # A page, and its size if it were not compressed.
-        stored = self._compress(data)
-        head = struct((1, kind), (2, len(data)), (3, len(stored)), header)
-        return head + stored, len(head) + len(data)
+        self.add(encode(event, frame))
 
     def _row_group(self, group: _Group, names: Mapping[_Key, str], holes: dict[int, tuple[bytes, _Chunk]]) -> Struct:
         columns, stored, full = [], 0, 0
@@ -238,12 +200,13 @@ class ParquetWriter:
     def _hole(self, rows: int, holes: dict[int, tuple[bytes, _Chunk]]) -> _Chunk:
         # The same bytes for all holes of as many rows.
         if rows not in holes:
+            pages = _Pages()
             run = varint(rows << 1) + b"\0"
-            page, full = self._packed(len(run).to_bytes(4, "little") + run, _DATA_PAGE, _data_header(rows, _PLAIN))
-            statistics = struct((3, I64(rows)))
-            holes[rows] = page, _Chunk(0, None, _PLAIN, len(page), full, statistics)
+            data = (len(run).to_bytes(4, "little"), run)
+            chunk = pages.chunk_of(None, data, rows, _PLAIN, struct((3, I64(rows))))
+            holes[rows] = b"".join(pages.data), chunk
         page, chunk = holes[rows]
-        return chunk._replace(at=self._put(page))
+        return chunk.moved(self._put(page))
 
     def _names(self) -> dict[_Key, str]:
         # The type most events have keeps the name; another one says what it is.
@@ -254,6 +217,77 @@ class ParquetWriter:
             taken = names.values()
             names[key] = key.name if key.name not in taken else key.name + _TYPES[key.dtype].suffix
         return names
+
+
+class _Pages:
+    # The pages of chunks, one after the other.
+    def __init__(self) -> None:
+        self.data: list[bytes] = []
+        self._at = 0
+        self._compress = zstandard.ZstdCompressor(level=_LEVEL).compress
+
+    def chunk(self, series: pl.Series) -> _Chunk:
+        kind = _TYPES[series.dtype.base_type()]
+        valid = series.is_not_null().to_numpy() if series.null_count() else None
+        levels = _levels(len(series), valid)
+        present = series.drop_nulls() if valid is not None else series
+        if kind.physical == _BYTE_ARRAY:
+            return self._coded(present, len(series), levels)
+        if kind.physical == _BOOLEAN:
+            bits = np.packbits(present.to_numpy(), bitorder="little")
+            nulls = struct((3, I64(len(series) - len(present))))
+            return self.chunk_of(None, (levels, bits), len(series), _PLAIN, nulls)
+        return self._numbers(np.ascontiguousarray(present.to_numpy()), len(series), levels, kind)
+
+    def _numbers(self, values: NDArray[Any], rows: int, levels: bytes, kind: _Type) -> _Chunk:
+        # What is compressed takes the time, so it is made small: numbers of a small range as one byte each, and rising
+        # ones (places, times) by their steps.
+        stored = values.astype(kind.stored, copy=False)
+        if not len(values):
+            return self.chunk_of(None, (levels,), rows, _PLAIN, struct((3, I64(rows))))
+        low, high = values.min(), values.max()
+        ends = (np.array([v]).astype(kind.stored).tobytes() for v in (high, low))
+        statistics = struct((3, I64(rows - len(values))), *zip((5, 6), ends, strict=True))
+        if kind.physical != _DOUBLE and (span := int(high) - int(low)) < min(256, len(values)):
+            known = (low + np.arange(span + 1, dtype=values.dtype)).astype(kind.stored)
+            run = _run((values - low).astype(np.uint8), 8) if span else _zeros(len(values))
+            return self.chunk_of((known.tobytes(), len(known)), (levels, run), rows, _DICTIONARY, statistics)
+        if kind.physical == _INT64 and (steps := _steps(stored)) is not None:
+            return self.chunk_of(None, (levels, steps), rows, _DELTA, statistics)
+        return self.chunk_of(None, (levels, stored), rows, _PLAIN, statistics)
+
+    def _coded(self, present: pl.Series, rows: int, levels: bytes) -> _Chunk:
+        # Text and bytes: the distinct values once, then their numbers, as 8, 16 or 32 bits each.
+        known = present.unique(maintain_order=True)
+        codes = pl.DataFrame({"v": known, "n": np.arange(len(known), dtype=np.uint32)})
+        numbers = pl.DataFrame({"v": present}).join(codes, on="v", how="left", maintain_order="left")["n"].to_numpy()
+        width = 8 if len(known) <= 1 << 8 else 16 if len(known) <= 1 << 16 else 32
+        statistics = struct((3, I64(rows - len(present))))
+        return self.chunk_of(_words(known), (levels, _run(numbers, width)), rows, _DICTIONARY, statistics)
+
+    def constant(self, value: str, rows: int) -> _Chunk:
+        statistics = struct((3, I64(0)), (5, value), (6, value))
+        return self.chunk_of(_words([value]), (_levels(rows, None), _zeros(rows)), rows, _DICTIONARY, statistics)
+
+    def chunk_of(
+        self, known: tuple[bytes, int] | None, data: tuple[Any, ...], rows: int, encoding: int, statistics: Struct
+    ) -> _Chunk:
+        # *known*: the distinct values, plain, and how many.
+        dictionary, full, start = None, 0, self._at
+        if known is not None:
+            dictionary = start
+            full += self._page(known[0], _DICTIONARY_PAGE, (7, struct((1, known[1]), (2, _PLAIN))))
+        at = self._at
+        full += self._page(b"".join(data), _DATA_PAGE, _data_header(rows, encoding))
+        return _Chunk(at, dictionary, encoding, self._at - start, full, statistics)
+
+    def _page(self, data: bytes, kind: int, header: tuple[int, Struct]) -> int:
+        # Its size if it were not compressed.
+        stored = self._compress(data)
+        head = struct((1, kind), (2, len(data)), (3, len(stored)), header)
+        self.data += (head, stored)
+        self._at += len(head) + len(stored)
+        return len(head) + len(data)
 
 
 def _levels(rows: int, valid: NDArray[np.bool_] | None) -> bytes:
