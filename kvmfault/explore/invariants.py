@@ -107,7 +107,7 @@ def writable_protected(vm: Explored) -> str | None:
 
 def lost_write(vm: Explored) -> str | None:
     """Dirty marking may follow the entry, but nothing is forgotten: the marks of vCPUs on their way count."""
-    for slot, page in sorted(vm.written.unreported):
+    for slot, page in sorted(vm.written.unreported - vm.written.telling):
         bitmap = vm.log.bitmap(slot)
         if bitmap is not None and page in bitmap:
             continue

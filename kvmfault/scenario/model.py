@@ -42,6 +42,8 @@ class Machine(Record):
     """With it: new bitmaps are all ones, and nothing is protected before it is cleared."""
     dirty_ring: Bytes | None = None
     """Bytes of each vCPU's dirty ring (16 an entry), instead of bitmaps."""
+    invalidations: Word = 0
+    """Invalidations that have ended before the first event: where the sequence number begins."""
     policy: Mapping[str, Setting] = {}
     """Other decisions than the target's, as ``--set``: ``userfault = "v3"``."""
     facts: Mapping[str, Setting] = {}
