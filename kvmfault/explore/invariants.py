@@ -185,11 +185,11 @@ def warning(vm: Explored) -> str | None:
 
 
 INVARIANTS: Final[Mapping[str, Callable[[Explored], str | None]]] = {
+    "private-and-shared": private_and_shared,
     "reaches-old-page": reaches_old_page,
     "writable-protected": writable_protected,
     "lost-write": lost_write,
     "outside-slot": outside_slot,
-    "private-and-shared": private_and_shared,
     "break-before-make": break_before_make,
     "stale-tlb": stale_tlb,
     "marked-mapped": marked_mapped,
