@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Final, NamedTuple, TypeAlias, cast
 
+from kvmfault.contract.access import Access, Cause
 from kvmfault.contract.values import SlotFlush
 from kvmfault.errors import ModelError
 from kvmfault.explore.actor import Actor, Did, Rest
 from kvmfault.explore.world import Blocked, Explored
 from kvmfault.scenario import events
-from kvmfault.scenario.run import bits_to_clear, change_host, place, slot_request
-from kvmfault.types import Gfn, Hva
+from kvmfault.scenario.run import bits_to_clear, change_guest_map, change_host, place, slot_request
+from kvmfault.types import Gfn, Gpa, Gva, Hva
 from kvmfault.vm.area import HvaRange
 from kvmfault.vm.memslot_change import Stage
 
@@ -297,6 +298,27 @@ def flush(vm: Explored, event: events.Event, who: str, data: Hashable) -> Done:
     return Done("flush")
 
 
+def prefault(vm: Explored, event: events.Event, who: str, data: Hashable) -> Done:
+    """All of it at once, while the vCPU is in user space: both need vcpu->mutex. (KVM_PRE_FAULT_MEMORY)"""
+    assert isinstance(event, events.Prefault)
+    if not vm.of_vcpu("idle", event.vcpu):
+        raise Blocked
+    answer = vm.prefault(event.gpa, event.size, vcpu=event.vcpu)
+    vm.unlock()
+    vm.vcpu_part("marks", frozenset())
+    address = Gpa(event.gpa & -4096)
+    asked = Access(gpa=address, gva=Gva(address), offset=0, read=True, final=True, cause=Cause.MISSING, prefetch=True)
+    vm.vcpu_part("fault", asked)
+    return Done("prefault", note=f"error {answer.errno}" if answer.errno else "")
+
+
+def remap_guest(vm: Explored, event: events.Event, who: str, data: Hashable) -> Done:
+    """Nobody tells the kernel."""
+    assert isinstance(event, events.GuestMap)
+    change_guest_map(vm, event)
+    return Done("write entry")
+
+
 _TABLES: Final = frozenset(("own_table", "reverse"))
 _NOTIFIER: Final = frozenset(("writer", "invalidations", "host")) | _TABLES
 _NOTIFY: Final = (range_start, zap, flush_and_unlock, change, range_end)
@@ -318,10 +340,16 @@ EVENTS: Final[Mapping[type, tuple[tuple[Action, ...], frozenset[str]]]] = {
         _CHANGE,
         frozenset(("writer", "invalidations", "memfds", "memfd_pages", "memfd_next")) | _TABLES,
     ),
+    events.Prefault: (
+        (prefault,),
+        frozenset(("warnings", "signals", "vcpu", "marks", "fault", "reads", "host", "invalidations")) | _LOGS,
+    ),
+    events.GuestMap: ((remap_guest,), frozenset(("guest_tables",))),
     events.Mark: ((mark,), frozenset(("userfault",))),
     events.Track: ((track, flush), frozenset(("tracked",)) | _TABLES),
 }
 """What may be explored beside accesses: the actions of each kind of event, and what they may change."""
+_DIGITS: Final = "0123456789"
 _OF_VCPUS: Final = ("tlb", "ring", "inside")
 """Parts of vCPUs that others may change."""
 
@@ -361,8 +389,10 @@ class HostActor(Actor):
         if not left:
             return Rest(frozenset(), frozenset())
         writes = frozenset[str]().union(*(EVENTS[type(event)][1] for event in left))
-        of_vcpus = frozenset(p for p in parts if p.startswith(_OF_VCPUS) and p[-1].isdigit())
-        return Rest(frozenset(p for p in parts if not p.startswith("vcpu")), writes | of_vcpus)
+        own = any(isinstance(event, events.Prefault) for event in left)  # done as the vCPU
+        of_vcpus = frozenset(p for p in parts if p.rstrip(_DIGITS) in (*_OF_VCPUS, *writes))
+        touches = frozenset(p for p in parts if own or not p.startswith(("vcpu", "fault", "idle")))
+        return Rest(touches, writes | of_vcpus)
 
     def act(self, vm: Explored, local: Hashable) -> Did:
         """See Actor."""

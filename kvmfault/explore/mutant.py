@@ -8,6 +8,7 @@ from typing import Final, TypeAlias
 
 from kvmfault.contract.target import Target
 from kvmfault.explore.host import Action
+from kvmfault.explore.vcpu import Complete
 from kvmfault.explore.world import Explored
 from kvmfault.path.run import PATH, Locked, Step, StepFn
 
@@ -87,6 +88,9 @@ class Mutant:
     """Methods of the VM that differ."""
     misread: Mapping[str, Callable[..., bool]] = field(default_factory=dict)
     """Facts of a fault that are read wrongly: name -> function of the fault."""
+
+    complete: Complete | None = None
+    """By what device accesses are finished instead."""
 
     def path(self) -> Path:
         """PATH with the bug."""

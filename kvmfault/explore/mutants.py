@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
-from typing import Final
+from typing import Final, cast
 
 from kvmfault.contract.access import Access, Cause
+from kvmfault.contract.accessors import Gap
 from kvmfault.contract.fault import MmioFault
-from kvmfault.contract.format import Memory
-from kvmfault.contract.outcome import Outcome
+from kvmfault.contract.format import Memory, W
+from kvmfault.contract.outcome import Completion, Exit, Outcome
 from kvmfault.contract.ports import MapResult, Memslot, Ports
 from kvmfault.contract.progress import Progress
 from kvmfault.contract.target import Target
-from kvmfault.contract.values import ExecGrant, InvalidSlot, MemfdSource, Unbacked
+from kvmfault.contract.values import ExecGrant, InvalidSlot, MemfdSource, Prefault, Unbacked
 from kvmfault.explore import host
 from kvmfault.explore.mutant import Mutant, after, instead, without
-from kvmfault.explore.world import Explored
+from kvmfault.explore.world import Explored, SeenVcpu
 from kvmfault.path import lookup
-from kvmfault.path.run import Step
+from kvmfault.path.run import BoundPath, Step
 from kvmfault.scenario import events
 from kvmfault.types import Gfn, Gpa, Gva, Pfn
 from kvmfault.vm.memslots import UPDATING
@@ -169,6 +170,46 @@ def _any_block(self: Explored, slot: Memslot, gfn: Gfn, size: int) -> bool:
     return super(Explored, self).block_allowed(slot, gfn, size)
 
 
+def _track_writable(self: Explored, gfn: Gfn) -> None:
+    self.tracked.add(gfn)
+    for table, start, end in self.tables_over(gfn, gfn + 1):
+        if any(self.format.prot(leaf.desc) & W for leaf in table.in_range(start, end)):
+            table.write_protect(start, end, for_good=True)
+    self.flush_stale()
+
+
+def _put_unflushed(self: Explored, at: Gpa, gpa: Gpa, prot: int) -> MapResult:
+    self.late = True
+    result = Explored.map_mmio(self, at, gpa, prot)
+    self.take_stale()
+    return result
+
+
+def make_pages(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
+    """Table pages are short once: tables in use are taken. (make_mmu_pages_available)"""
+    explored = cast(Explored, vm)
+    if explored.spare:
+        explored.spare -= 1
+        explored.retire()
+    return None
+
+
+def _shadows(target: Target) -> bool:
+    return isinstance(target.definition.gpa_valid, Gap)
+
+
+def _by_registers(vm: Explored, bound: BoundPath, left: Exit) -> Completion | None:
+    # decode what the fault registers hold now
+    now = cast(Access, vm.of_vcpu("fault", cast(SeenVcpu, vm.vcpu).number))
+    progress = Progress(bound.policy, bound.joints)
+    progress.at = progress.gpa = Gpa(now.gpa or 0)
+    for joint in bound.joints.decode_mmio:
+        outcome = joint(vm, vm.target.encode(now).fault, progress)
+        if isinstance(outcome, Exit):
+            return outcome.completion
+    return None
+
+
 # What a fault says.
 
 
@@ -253,7 +294,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         commit="e0c378684b65",
         about="a slot that is being deleted was no slot: an entry of MMIO took the place of a present one",
         scenario="slot_delete",
-        applies=lambda target: target.policy.invalid_slot is InvalidSlot.RETRY,
+        applies=lambda target: target.policy.invalid_slot is InvalidSlot.RETRY and not _shadows(target),
         changes=(instead("lookup", _invalid_is_none),),
     ),
     Mutant(
@@ -332,6 +373,50 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         scenario="convert",
         applies=lambda target: target.policy.memfd_source is MemfdSource.PRIVATE_ACCESS,
         changes=(after("check_private", Step("sample", _sample)),),
+    ),
+    Mutant(
+        name="track-skips-protected",
+        fix="KVM: x86/mmu: Fix write-protection of PTs mapped by the TDP MMU",
+        commit="7c8a4742c4ab",
+        about="a page that was protected for the dirty log already was not protected for good as a guest's table",
+        scenario="track_logged",
+        applies=lambda target: target.policy.write_tracking and not _shadows(target),
+        ports={"track_writes": _track_writable},
+    ),
+    Mutant(
+        name="mmio-over-present",
+        fix="KVM: x86/mmu: Drop/zap existing present SPTE even when creating an MMIO SPTE",
+        commit="aad885e77496",
+        about="user space had changed a guest's table: an entry of MMIO took the place of one that stayed in TLBs",
+        scenario="guest_map",
+        applies=_shadows,
+        ports={"map_mmio": _put_unflushed},
+    ),
+    Mutant(
+        name="stale-before-reclaim",
+        fix="KVM: x86/mmu: Check for invalid/obsolete root after making MMU pages available",
+        commit="CVE-2026-64561",
+        about="making table pages available retired the very table that the fault then mapped into",
+        scenario="migrate",
+        applies=_shadows,
+        changes=(after("stale", Step("make_pages", make_pages)),),
+    ),
+    Mutant(
+        name="mmio-generation-of-first-space",
+        fix="KVM: x86: Use active memslots for the per-vCPU MMIO cache",
+        commit="CVE-2026-99082",
+        about="what a vCPU in another address space remembered as MMIO had the generation of the first one's slots",
+        scenario="slot_create_smm",
+        applies=lambda target: _remembers_mmio(target) and target.backend.host(target.format).nr_address_spaces > 1,
+        ports={"mmio_space": lambda self: 0},
+    ),
+    Mutant(
+        name="completion-by-registers",
+        fix="KVM: arm64: Avoid consuming a stale esr value when SError occur",
+        about="a device access was finished by fault registers that held another fault by then",
+        scenario="completion",
+        applies=lambda target: bool(target.joints.decode_mmio) and target.policy.prefault is Prefault.OFFERED,
+        complete=_by_registers,
     ),
     Mutant(
         name="block-while-mixing",

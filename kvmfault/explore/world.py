@@ -94,7 +94,9 @@ OF_VM: Final = {
     "memfd_next": _VALUE,
     "signals": _VALUE,
     "warnings": _VALUE,
+    "guest_tables": _VALUE,
     "mixing": _VALUE,
+    "spare": _VALUE,
     "writer": _VALUE,
     "written": _VALUE,
 }
@@ -106,9 +108,13 @@ OF_VCPU: Final = {
     "reads": _VALUE,
     "inside": _VALUE,
     "marks": _VALUE,
+    "retired": _VALUE,
+    "idle": _VALUE,
+    "fault": _VALUE,
 }
-"""Parts that each vCPU has: its own state; TLB; dirty ring; whether it holds mmu_lock for read; whether it is in an
-SRCU read-side section (2: in one that somebody waits for); pages that it made writable and is yet to mark dirty."""
+"""Parts that each vCPU has: its own state; TLB; dirty ring; whether it holds mmu_lock for a fault; whether it is in an
+SRCU read-side section (2: in one that somebody waits for); pages that it made writable and is yet to mark dirty;
+whether its table was retired; whether it is in user space, for a device access; what its fault registers hold."""
 
 
 def part(name: str, vcpu: int) -> str:
@@ -134,6 +140,8 @@ class Explored(World):
     """Who holds mmu_lock for write."""
     mixing: tuple[tuple[Gfn, Gfn], ...]
     """Frames whose attributes are being changed: no block may reach out of such a range."""
+    spare: int
+    """How often the kernel may yet be short of table pages: see ``retire``."""
     written: Written
     late: bool
     """Flushes are put off: what is stale stays noted in the table until ``flush_late``."""
@@ -155,14 +163,14 @@ class Explored(World):
         values: list[object] = [vars(world).get(name) for name in OF_VM]
         logging = frozenset(s.number for space in world.slots.active for s in space.slots() if s.logs_dirty)
         values[parts.index("written")] = Written(logging=logging)
-        values[parts.index("mixing")] = ()
+        values[parts.index("mixing")], values[parts.index("spare")] = (), 1
         kinds = list(OF_VM.values())
         for number, vcpu in enumerate(world.vcpus):
             own = vcpu.fork()
             tlb, ring, own.tlb, own.ring = own.tlb, own.ring, type(own.tlb)(), ()
             parts += [part(name, number) for name in OF_VCPU]
             kinds += OF_VCPU.values()
-            values += [own, tlb, ring, False, 0, frozenset()]
+            values += [own, tlb, ring, False, 0, frozenset(), False, False, None]
         new.names, new.kinds = tuple(parts), tuple(kinds)
         new.index = {name: i for i, name in enumerate(new.names)}
         new.vcpus = tuple(SeenVcpu(new, number) for number in range(vcpus))
@@ -200,8 +208,11 @@ class Explored(World):
         return inside and super().block_allowed(slot, gfn, size)
 
     def lock(self) -> None:
-        """See Ports. Held for read until the fault leaves the part of the path under it."""
-        if self.writer is not None:
+        """See Ports. Held until the fault leaves the part of the path under it: for read, or for write where the
+        guest's paging is shadowed. (FNAME(page_fault))"""
+        if self._virtual:
+            self.need_lock()
+        elif self.writer is not None:
             raise Blocked
         self.vcpu_part("reads", True)
 
@@ -250,6 +261,27 @@ class Explored(World):
         if any(self.of_vcpu("inside", n) == 2 for n in range(len(self.vcpus))):
             raise Blocked
 
+    @property
+    def shadows(self) -> bool:
+        """Faults report virtual addresses: the guest's paging is shadowed."""
+        return self._virtual
+
+    def table_retired(self) -> bool:
+        """See Ports."""
+        return bool(self.of_vcpu("retired", self._number))
+
+    def retire(self) -> None:
+        """Every table goes, the one of the vCPU that asks, too; each vCPU takes a new one before it runs again."""
+        self.clear_tables()
+        self.flush_stale()
+        for n in range(len(self.vcpus)):
+            self.live[self.index[part("retired", n)]] = True
+
+    def mmio_space(self) -> int:
+        """The vCPU's own: a fix of the kernel that the targets do not have yet, and without which a vCPU in another
+        address space takes memory for a device."""
+        return self.vcpu.as_id
+
     # What a kernel does in several steps, and the model elsewhere in one.
 
     def flush_stale(self) -> None:
@@ -269,6 +301,8 @@ class Explored(World):
         self, gpa: Gpa, size: int, pfn: Pfn, prot: int, memory: Memory, *, host_writable: bool, young: bool, tag: int
     ) -> MapResult:
         """See Ports."""
+        if self.table_retired():
+            raise Broken("refused", f"an entry for {gpa:#x} goes into a table that was retired")
         result = super().map(gpa, size, pfn, prot, memory, host_writable=host_writable, young=young, tag=tag)
         self._to_mark(gpa, prot)
         return result
@@ -281,7 +315,7 @@ class Explored(World):
 
     def map_mmio(self, at: Gpa, gpa: Gpa, prot: int) -> MapResult:
         """See Ports. Whatever was mapped there has to be gone, and flushed, before."""
-        if self.table.leaf(at) is not None:
+        if not self._virtual and self.table.leaf(at) is not None:
             raise Broken("refused", f"an entry of MMIO takes the place of a present one at {at:#x}")
         return super().map_mmio(at, gpa, prot)
 

@@ -22,6 +22,7 @@ from kvmfault.scenario.world import Misuse, Subject, World
 from kvmfault.types import U64, Gfn, Gpa, Hva
 from kvmfault.vm.area import AreaKind, HvaRange
 from kvmfault.vm.dirty import LogAnswer
+from kvmfault.vm.guest_tables import GuestEntry, GuestTables
 from kvmfault.vm.hostmem import HostMemory
 from kvmfault.vm.memslot import MemslotFlag, slot_number
 from kvmfault.vm.memslot_request import NO_FILE, MemslotRequest
@@ -155,6 +156,9 @@ class Runner:
             case events.Track():
                 vm.track_writes(Gfn(event.gpa >> vm.page_shift))
                 return _OK
+            case events.GuestMap():
+                change_guest_map(vm, event)
+                return _OK
             case events.Look():
                 return _OK
             case _:
@@ -182,6 +186,9 @@ class Runner:
         )
 
     def _one(self, event: events.Access, gpa: int) -> AccessRun:
+        if event.as_id >= self.world.caps.nr_address_spaces:
+            raise ModelError(f"there is no address space {event.as_id}")
+        self.world.use_vcpu(event.vcpu).vcpu.as_id = event.as_id
         run = self.world.access(
             gpa,
             event.size,
@@ -350,6 +357,12 @@ def _slot_flags(event: events.SetSlot, old: MemslotFlag, memfd: int | None) -> i
         (MemslotFlag.GUEST_MEMFD, memfd is not None),
     )
     return sum(int(flag) for flag, on in wanted if (flag in old if on is None else on))
+
+
+def change_guest_map(vm: World, event: events.GuestMap) -> None:
+    """The guest's own tables as the event leaves them."""
+    entry = GuestEntry(address=event.address, size=event.size, gpa=Gpa(event.gpa))
+    vm.guest_tables = (vm.guest_tables or GuestTables()).put(entry)
 
 
 def bits_to_clear(event: events.ClearLog) -> int:
