@@ -6,7 +6,7 @@ ENV := .venv/.stamp
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint types unit long fuzz bench fidelity lock clean
+.PHONY: help demo test lint types unit long fuzz explore bench fidelity lock clean
 
 help:  ## show this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do printf '  make %-8s %s\n' "$$name" "$$text"; done
@@ -38,6 +38,9 @@ long: $(ENV)  ## many more random cases, and the tests marked long
 
 fuzz: $(ENV)  ## read damaged recordings for ten minutes; what breaks a reader is kept in tests/data/fuzz
 	@$(PY) -m tests.fuzz --seconds 600
+
+explore: $(ENV)  ## every interleaving of the standing scenarios on every backend, and every bug of the past; minutes
+	@$(PY) -m bench.explore
 
 bench: $(ENV)  ## measure the speed budgets, as ratios
 	@$(PY) -m bench

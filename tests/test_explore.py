@@ -109,7 +109,7 @@ def test_mutants_have_names_scenarios_and_sources() -> None:
     assert len(BY_NAME) == len(MUTANTS)
     for mutant in MUTANTS:
         assert mutant.scenario in STANDING
-        assert mutant.fix.lower().startswith("kvm")
+        assert mutant.fix.lower().startswith("kvm: ")
         assert mutant.about
 
 

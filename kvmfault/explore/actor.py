@@ -33,6 +33,8 @@ class Actor(ABC):
     """Somebody who acts on the VM. Its own state is one hashable value, so that states of the whole can be compared."""
 
     name: str
+    holds: str = ""
+    """Part that is True while the actor holds mmu_lock for a fault."""
 
     @abstractmethod
     def start(self) -> Hashable:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Final, TypeAlias
+from functools import cache
+from importlib.resources import files
+from typing import Final, TypeAlias, cast
 
 from kvmfault.contract.target import Target
-from kvmfault.explore.host import Action
+from kvmfault.explore.actions import Action
 from kvmfault.explore.vcpu import Complete
 from kvmfault.explore.world import Explored
 from kvmfault.path.run import PATH, Locked, Step, StepFn
@@ -60,6 +63,11 @@ def _each(path: Path, change: Callable[[Step], tuple[Step, ...]]) -> Path:
     return tuple(new)
 
 
+@cache
+def _fixes() -> Mapping[str, Mapping[str, str]]:
+    return cast("Mapping[str, Mapping[str, str]]", tomllib.loads((files(__package__) / "fixes.toml").read_text()))
+
+
 def everywhere(target: Target) -> bool:
     """It applies to every target."""
     return True
@@ -70,10 +78,6 @@ class Mutant:
     """One bug. Nothing of it is in what other commands run."""
 
     name: str
-    fix: str
-    """Title of the kernel commit that it undoes."""
-    commit: str = ""
-    """Its hash, or the number of the CVE."""
     about: str = ""
     """What went wrong, in a sentence."""
     scenario: str = ""
@@ -92,6 +96,16 @@ class Mutant:
     complete: Complete | None = None
     """By what device accesses are finished instead."""
 
+    @property
+    def fix(self) -> str:
+        """Title of the kernel commit that it undoes."""
+        return _fixes()[self.name]["title"] if self.name in _fixes() else ""
+
+    @property
+    def commit(self) -> str:
+        """Its hash, or the number of the CVE; "" where neither is known."""
+        return _fixes().get(self.name, {}).get("commit", "")
+
     def path(self) -> Path:
         """PATH with the bug."""
         path = PATH
@@ -104,5 +118,5 @@ class Mutant:
         return type(kind.__name__, (kind,), dict(self.ports)) if self.ports else kind
 
 
-NONE: Final = Mutant(name="", fix="")
+NONE: Final = Mutant(name="")
 """The kernel as it is."""

@@ -14,7 +14,7 @@ from kvmfault.contract.ports import MapResult, Memslot, Ports
 from kvmfault.contract.progress import Progress
 from kvmfault.contract.target import Target
 from kvmfault.contract.values import ExecGrant, InvalidSlot, MemfdSource, Prefault, Unbacked
-from kvmfault.explore import host
+from kvmfault.explore import actions
 from kvmfault.explore.mutant import Mutant, after, instead, without
 from kvmfault.explore.world import Explored, SeenVcpu
 from kvmfault.path import lookup
@@ -43,33 +43,33 @@ def _sample_int(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
     return outcome
 
 
-def _end_without_sequence(vm: Explored, event: events.Event, who: str, data: Hashable) -> host.Done:
+def _end_without_sequence(vm: Explored, event: events.Event, who: str, data: Hashable) -> actions.Done:
     before = vm.invalidations.seq
-    done = host.range_end(vm, event, who, data)
+    done = actions.range_end(vm, event, who, data)
     vm.invalidations.seq = before
     return done
 
 
-def _unlock_only(vm: Explored, event: events.Event, who: str, data: Hashable) -> host.Done:
+def _unlock_only(vm: Explored, event: events.Event, who: str, data: Hashable) -> actions.Done:
     vm.take_stale()
-    return host.flush_and_unlock(vm, event, who, data)._replace(name="no flush")
+    return actions.flush_and_unlock(vm, event, who, data)._replace(name="no flush")
 
 
-def _report_only(vm: Explored, event: events.Event, who: str, data: Hashable) -> host.Done:
+def _report_only(vm: Explored, event: events.Event, who: str, data: Hashable) -> actions.Done:
     vm.take_stale()
-    return host.report(vm, event, who, data)._replace(name="no flush")
+    return actions.report(vm, event, who, data)._replace(name="no flush")
 
 
-def _protect_first(vm: Explored, event: events.Event, who: str, data: Hashable) -> host.Done:
+def _protect_first(vm: Explored, event: events.Event, who: str, data: Hashable) -> actions.Done:
     assert isinstance(event, events.GetLog)
     vm.need_lock()
     bits = vm.log.fork()
-    host.collect(vm, event, who, data)
+    actions.collect(vm, event, who, data)
     vm.log = bits
-    return host.Done("protect")
+    return actions.Done("protect")
 
 
-def _take_bits(vm: Explored, event: events.Event, who: str, data: Hashable) -> host.Done:
+def _take_bits(vm: Explored, event: events.Event, who: str, data: Hashable) -> actions.Done:
     assert isinstance(event, events.GetLog)
     pages = tuple((event.slot, page) for page in vm.log.pages(event.slot))
     bitmap = vm.log.bitmap(event.slot)
@@ -77,18 +77,18 @@ def _take_bits(vm: Explored, event: events.Event, who: str, data: Hashable) -> h
         assert bitmap is not None
         bitmap.discard(page)
     vm.told(pages)
-    return host.Done("take bits", note=f"pages {[page for _, page in pages]}")
+    return actions.Done("take bits", note=f"pages {[page for _, page in pages]}")
 
 
-_NOTIFY: Final = (host.range_start, host.zap, host.flush_and_unlock, host.change, host.range_end)
+_NOTIFY: Final = (actions.range_start, actions.zap, actions.flush_and_unlock, actions.change, actions.range_end)
 
 
-def _instead_of(old: host.Action, new: host.Action) -> tuple[host.Action, ...]:
+def _instead_of(old: actions.Action, new: actions.Action) -> tuple[actions.Action, ...]:
     return tuple(new if action is old else action for action in _NOTIFY)
 
 
-def _of_host(actions: tuple[host.Action, ...]) -> Mapping[type, tuple[host.Action, ...]]:
-    return {events.Host: actions, events.Back: actions}
+def _of_host(does: tuple[actions.Action, ...]) -> Mapping[type, tuple[actions.Action, ...]]:
+    return {events.Host: does, events.Back: does}
 
 
 # Memslots.
@@ -249,8 +249,6 @@ def _remembers_mmio(target: Target) -> bool:
 MUTANTS: Final[tuple[Mutant, ...]] = (
     Mutant(
         name="sequence-after-area",
-        fix="KVM: arm64: Retry fault if vma_lookup() results become invalid",
-        commit="13ec9308a857",
         about="the sequence was sampled when the host's areas were unlocked again: a block of an old size was mapped",
         scenario="remap",
         applies=lambda target: target.policy.area_sizes is not None,
@@ -258,40 +256,30 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     Mutant(
         name="sequence-in-int",
-        fix="KVM: Fix an sign-extension bug with mmu_seq that hangs vCPUs",
-        commit="82d811ff5665",
         about="the sampled sequence was kept in an int: after 2^31 invalidations it never equals the current one",
         scenario="sequence_wrap",
         changes=(instead("snapshot", _sample_int),),
     ),
     Mutant(
         name="no-recheck",
-        fix="KVM: Synchronize guest physical memory map to host virtual memory map",
-        commit="e930bffe95e1",
         about="the page was looked up without mmu_lock, and not looked at again under it",
         scenario="migrate",
         changes=(without("stale"),),
     ),
     Mutant(
         name="end-without-sequence",
-        fix="KVM: Synchronize guest physical memory map to host virtual memory map",
-        commit="e930bffe95e1",
         about="an invalidation that begins and ends between look-up and lock left no trace",
         scenario="migrate",
-        actions=_of_host(_instead_of(host.range_end, _end_without_sequence)),
+        actions=_of_host(_instead_of(actions.range_end, _end_without_sequence)),
     ),
     Mutant(
         name="zap-without-flush",
-        fix="KVM: x86/mmu: preserve pending TLB flush across calls to kvm_tdp_mmu_zap_sp",
-        commit="315f02c60d94",
         about="the note that a flush is due was lost, and the invalidation ended without one",
         scenario="migrate",
-        actions=_of_host(_instead_of(host.flush_and_unlock, _unlock_only)),
+        actions=_of_host(_instead_of(actions.flush_and_unlock, _unlock_only)),
     ),
     Mutant(
         name="invalid-slot-as-none",
-        fix="KVM: x86/mmu: Retry page faults that hit an invalid memslot",
-        commit="e0c378684b65",
         about="a slot that is being deleted was no slot: an entry of MMIO took the place of a present one",
         scenario="slot_delete",
         applies=lambda target: target.policy.invalid_slot is InvalidSlot.RETRY and not _shadows(target),
@@ -299,16 +287,12 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     Mutant(
         name="invalid-slot-mapped",
-        fix="KVM: Avoid illegal stage2 mapping on invalid memory slot",
-        commit="2230f9e1171a",
         about="a slot that is being deleted was used like any other, also after its mappings were dropped",
         scenario="slot_delete",
         ports={"find_slot": _find_unmarked},
     ),
     Mutant(
         name="mmio-generation-once",
-        fix="kvm: fix potentially corrupt mmio cache",
-        commit="ee3d1570b586",
         about="one generation number for new slots and for readers of the old: a decision was tagged with the next one",
         scenario="slot_create",
         applies=_remembers_mmio,
@@ -316,8 +300,6 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     Mutant(
         name="exchange-not-marked",
-        fix="KVM: x86: Mark target gfn of emulated atomic instruction as dirty",
-        commit="910c57dfa4d1",
         about="an emulated atomic instruction wrote to memory and left no mark in the dirty log",
         scenario="track",
         applies=lambda target: target.policy.write_tracking,
@@ -325,16 +307,12 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     Mutant(
         name="block-stays",
-        fix="KVM: x86/mmu: drop read-only large sptes when creating lower level sptes",
-        commit="404381c5839d",
         about="a read-only block stayed where dirty logging wants pages: the write faulted for ever",
         scenario="log_block",
         ports={"map": _keep_blocks},
     ),
     Mutant(
         name="walk-is-write",
-        fix="KVM: arm64: Fix S1PTW handling on RO memslots",
-        commit="406504c7b040",
         about="every fault on a walk of the guest's tables was a write, also where they are in read-only memory",
         scenario="walks",
         applies=lambda target: target.policy.unbacked is Unbacked.LEAVE and _walk_reads(target),
@@ -342,8 +320,6 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     Mutant(
         name="walk-is-fetch",
-        fix="KVM: arm64: Assume write fault on S1PTW permission fault on instruction fetch",
-        commit="c4ad98e4b72c",
         about="the walk of a fetch was taken for the fetch: the table was made executable, not writable",
         scenario="walks",
         applies=lambda target: target.policy.exec_grant is ExecGrant.ON_FETCH and _walk_writes(target),
@@ -351,24 +327,18 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     Mutant(
         name="protect-without-flush",
-        fix="KVM: Fix write protection race during dirty logging",
-        commit="6dbf79e7164e",
         about="pages were protected, and TLBs kept what allowed writes: they were missing from the log",
         scenario="log_get",
-        actions={events.GetLog: (host.collect, _report_only)},
+        actions={events.GetLog: (actions.collect, _report_only)},
     ),
     Mutant(
         name="protect-before-swap",
-        fix="KVM: Write protect memory after slot swap",
-        commit="edde99ce0529",
         about="pages were protected before the bitmap was swapped: a write between the two was forgotten",
         scenario="log_get",
-        actions={events.GetLog: (_protect_first, host.flush, _take_bits)},
+        actions={events.GetLog: (_protect_first, actions.flush, _take_bits)},
     ),
     Mutant(
         name="sequence-refreshed",
-        fix="KVM: x86/mmu: Don't refresh mmu_invalidate_seq after checking private attr",
-        commit="f66e50ed09b3",
         about="the sequence was sampled again after the attribute was checked: its change in between went unnoticed",
         scenario="convert",
         applies=lambda target: target.policy.memfd_source is MemfdSource.PRIVATE_ACCESS,
@@ -376,8 +346,6 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     Mutant(
         name="track-skips-protected",
-        fix="KVM: x86/mmu: Fix write-protection of PTs mapped by the TDP MMU",
-        commit="7c8a4742c4ab",
         about="a page that was protected for the dirty log already was not protected for good as a guest's table",
         scenario="track_logged",
         applies=lambda target: target.policy.write_tracking and not _shadows(target),
@@ -385,8 +353,6 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     Mutant(
         name="mmio-over-present",
-        fix="KVM: x86/mmu: Drop/zap existing present SPTE even when creating an MMIO SPTE",
-        commit="aad885e77496",
         about="user space had changed a guest's table: an entry of MMIO took the place of one that stayed in TLBs",
         scenario="guest_map",
         applies=_shadows,
@@ -394,8 +360,6 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     Mutant(
         name="stale-before-reclaim",
-        fix="KVM: x86/mmu: Check for invalid/obsolete root after making MMU pages available",
-        commit="CVE-2026-64561",
         about="making table pages available retired the very table that the fault then mapped into",
         scenario="migrate",
         applies=_shadows,
@@ -403,8 +367,6 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     Mutant(
         name="mmio-generation-of-first-space",
-        fix="KVM: x86: Use active memslots for the per-vCPU MMIO cache",
-        commit="CVE-2026-99082",
         about="what a vCPU in another address space remembered as MMIO had the generation of the first one's slots",
         scenario="slot_create_smm",
         applies=lambda target: _remembers_mmio(target) and target.backend.host(target.format).nr_address_spaces > 1,
@@ -412,15 +374,13 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     Mutant(
         name="completion-by-registers",
-        fix="KVM: arm64: Avoid consuming a stale esr value when SError occur",
-        about="a device access was finished by fault registers that held another fault by then",
+        about="what fault registers held was used after it was no longer that fault's; here to finish a device access",
         scenario="completion",
         applies=lambda target: bool(target.joints.decode_mmio) and target.policy.prefault is Prefault.OFFERED,
         complete=_by_registers,
     ),
     Mutant(
         name="block-while-mixing",
-        fix="KVM: x86/mmu: Prevent installing hugepages when mem attributes are changing",
         about="a fault beside pages that are being converted mapped a block over them",
         scenario="convert_block",
         applies=lambda target: target.policy.memfd_source is MemfdSource.PRIVATE_ACCESS,
@@ -428,13 +388,11 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     Mutant(
         name="merge-without-break",
-        fix="KVM: arm/arm64: Fix handling of stage2 huge mappings",
-        commit="3c3736cd32bf",
         about="pages were merged into a block, and TLBs that held a page met the block",
         scenario="log_stop",
         applies=lambda target: target.format.break_before_make,
         ports={"map": _map_unflushed},
     ),
 )
-"""All of them."""
+"""All of them; the commits that fixed them are in fixes.toml, since titles name architectures."""
 BY_NAME: Final[Mapping[str, Mutant]] = {mutant.name: mutant for mutant in MUTANTS}

@@ -10,9 +10,10 @@ from kvmfault.explore.actor import Actor, Rest
 from kvmfault.explore.host import HostActor
 from kvmfault.explore.invariants import INVARIANTS
 from kvmfault.explore.mutant import NONE, Mutant
+from kvmfault.explore.parts import OF_VCPU, OF_VM, part
 from kvmfault.explore.space import Space
 from kvmfault.explore.vcpu import Conduct, VcpuActor
-from kvmfault.explore.world import OF_VCPU, OF_VM, Explored, part
+from kvmfault.explore.world import Explored
 from kvmfault.scenario import events, model
 from kvmfault.scenario.run import Runner
 from kvmfault.scenario.world import Misuse, Subject, World

@@ -26,12 +26,13 @@ from kvmfault.contract.progress import Progress
 from kvmfault.contract.target import Target
 from kvmfault.errors import UsageError
 from kvmfault.explore.actor import Actor, Did, Rest
-from kvmfault.explore.world import OF_VCPU, Broken, Explored, part
+from kvmfault.explore.parts import OF_VCPU, part
+from kvmfault.explore.world import Broken, Explored
 from kvmfault.machine.guest import wanted_access
 from kvmfault.machine.tlb import Cached
 from kvmfault.path.run import FELL_THROUGH, PATH, BoundPath, Locked, Step, StepFn
 from kvmfault.scenario import events
-from kvmfault.scenario.run import known
+from kvmfault.scenario.meaning import known
 from kvmfault.types import Gfn, Gpa
 
 Path: TypeAlias = tuple[Step | Locked, ...]
@@ -124,6 +125,7 @@ class VcpuActor(Actor):
     ) -> None:
         self.name = f"vcpu{number}"
         self.number = number
+        self.holds = part("reads", number)
         self._conduct = conduct
         self._accesses = tuple(
             (Gpa(event.gpa + n * event.step), event, _wanted(event)) for event in accesses for n in range(event.count)
