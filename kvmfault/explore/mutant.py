@@ -95,6 +95,14 @@ class Mutant:
 
     complete: Complete | None = None
     """By what device accesses are finished instead."""
+    guards: bool = True
+    """Nobody changes what mmu_lock guards while a fault holds it: see ``parts.GUARDED``."""
+    reorderings: tuple[Mutant, ...] = ()
+    """What a machine that keeps no order of its own may make of it."""
+
+    def allowing(self, *reorderings: Mutant) -> Mutant:
+        """The same, and what else it may become."""
+        return replace(self, reorderings=reorderings)
 
     @property
     def fix(self) -> str:
