@@ -65,7 +65,9 @@ def _each(path: Path, change: Callable[[Step], tuple[Step, ...]]) -> Path:
 
 @cache
 def _fixes() -> Mapping[str, Mapping[str, str]]:
-    return cast("Mapping[str, Mapping[str, str]]", tomllib.loads((files(__package__) / "fixes.toml").read_text()))
+    return cast(
+        "Mapping[str, Mapping[str, str]]", tomllib.loads((files("kvmfault.explore") / "fixes.toml").read_text())
+    )
 
 
 def everywhere(target: Target) -> bool:
