@@ -22,7 +22,7 @@ import pytest
 
 from tests.conftest import ROOT, VECTORS
 
-PAGES: Final = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES: Final = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 EXAMPLES: Final = sorted((ROOT / "examples").glob("*.py"))
 BLOCK: Final = re.compile(r"^```(?P<kind>\w+)[^\n]*\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL)
 
