@@ -232,6 +232,18 @@ def emit_json_command(
     finish(emit.json(backend or []))
 
 
+def compare_facts_command(
+    targets: Annotated[
+        list[str] | None, typer.Argument(metavar="[TARGET]...", help="See 'backend list'; all backends if none.")
+    ] = None,
+    json: JsonFlag = False,
+) -> None:
+    """Print what each target tells of a fault, by which bits, and the laws that hold on one and not on another."""
+    from kvmfault.cli import compare
+
+    finish(compare.facts(targets or [], json=json))
+
+
 _COMMANDS: dict[str, Callable[..., None]] = {
     "decode": decode_command,
     "annotate": annotate_command,
@@ -245,7 +257,11 @@ _GROUPS: dict[str, tuple[str, dict[str, Callable[..., None]]]] = {
     "backend": ("The architectures that are installed.", {"list": backend_list_command}),
     "compare": (
         "How targets or recordings differ.",
-        {"policies": compare_policies_command, "traces": compare_traces_command},
+        {
+            "facts": compare_facts_command,
+            "policies": compare_policies_command,
+            "traces": compare_traces_command,
+        },
     ),
     "emit": ("The definitions in other languages.", {"c": emit_c_command, "json": emit_json_command}),
     "trace": (
