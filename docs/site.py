@@ -1,4 +1,4 @@
-"""What the site has beside the pages of this folder: a page for each module, and one for each file that a page names."""
+"""What the site has beside the pages of this folder: one for each module, one for each file that a page names."""
 
 from __future__ import annotations
 
@@ -21,7 +21,14 @@ ROOT: Final = Path(__file__).resolve().parents[1]
 LINK: Final = re.compile(r"\]\(((?:\.\./)+[^)#\s]+)(#[^)]*)?\)")
 LARGE: Final = 100_000
 """Bytes of a file above which it is copied as it is, without a page that shows it."""
-LANGUAGES: Final = {".py": "python", ".toml": "toml", ".json": "json", ".yml": "yaml", ".out": "text", ".md": "markdown"}
+LANGUAGES: Final = {
+    ".py": "python",
+    ".toml": "toml",
+    ".json": "json",
+    ".yml": "yaml",
+    ".out": "text",
+    ".md": "markdown",
+}
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
@@ -39,7 +46,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Pages of modules, and of files of the repository that pages link to."""
     names = modules()
     lines = "".join(f"- [`{name}`]({name}.md)\n" for name in names)
-    files.append(File.generated(config, "reference/index.md", content=f"# Reference\n\nEvery public module.\n\n{lines}"))
+    files.append(
+        File.generated(config, "reference/index.md", content=f"# Reference\n\nEvery public module.\n\n{lines}")
+    )
     for name in names:
         files.append(File.generated(config, f"reference/{name}.md", content=f"::: {name}\n"))
     described = json.dumps(definitions(every_target()))

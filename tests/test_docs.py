@@ -36,6 +36,7 @@ NOT_RUN: Final = {
     "make test": "runs this test",
     "make bench": "measures",
     "make long": "takes long",
+    "make exhaustive": "takes long",
     "git clone": "needs a network",
     "cd ": "follows a clone",
     "pip install": "needs a network",

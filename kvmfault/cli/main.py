@@ -205,6 +205,45 @@ def compare_policies_command(
     finish(compare.policies(targets, everything=everything, json=json))
 
 
+def emit_c_command(
+    backend: Annotated[
+        str | None,
+        typer.Option("--backend", metavar="TARGET", help="Whose header; without it, prototypes."),
+    ] = None,
+    shape: Annotated[
+        str | None,
+        typer.Option("--shape", metavar="SHAPE", help="fields, raw, opaque or hybrid; a code register is raw."),
+    ] = None,
+) -> None:
+    """Write a target's facts as a C header, or the prototypes that arch-neutral code is built with."""
+    from kvmfault.cli import emit
+
+    finish(emit.c(backend, shape))
+
+
+def emit_json_command(
+    backend: Annotated[
+        list[str] | None, typer.Option("--backend", metavar="TARGET", help="Whose; may be repeated. Default: all.")
+    ] = None,
+) -> None:
+    """Write the definitions as JSON for other tools: registers, facts and the kernel's accessors, as trees."""
+    from kvmfault.cli import emit
+
+    finish(emit.json(backend or []))
+
+
+def compare_facts_command(
+    targets: Annotated[
+        list[str] | None, typer.Argument(metavar="[TARGET]...", help="See 'backend list'; all backends if none.")
+    ] = None,
+    json: JsonFlag = False,
+) -> None:
+    """Print what each target tells of a fault, by which bits, and the laws that hold on one and not on another."""
+    from kvmfault.cli import compare
+
+    finish(compare.facts(targets or [], json=json))
+
+
 _COMMANDS: dict[str, Callable[..., None]] = {
     "decode": decode_command,
     "annotate": annotate_command,
@@ -218,8 +257,13 @@ _GROUPS: dict[str, tuple[str, dict[str, Callable[..., None]]]] = {
     "backend": ("The architectures that are installed.", {"list": backend_list_command}),
     "compare": (
         "How targets or recordings differ.",
-        {"policies": compare_policies_command, "traces": compare_traces_command},
+        {
+            "facts": compare_facts_command,
+            "policies": compare_policies_command,
+            "traces": compare_traces_command,
+        },
     ),
+    "emit": ("The definitions in other languages.", {"c": emit_c_command, "json": emit_json_command}),
     "trace": (
         "Recordings of what KVM does.",
         {
