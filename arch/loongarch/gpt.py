@@ -119,8 +119,8 @@ class Gpt:
         tag: int,
         dirty: bool = True,
     ) -> int:
-        """A leaf, readable and executable. It notes that it may be made dirty where the host allows writes."""
-        desc = hpa & self._frame | PRESENT | _MEMORY[memory] | (VALID if young else 0)
+        """A leaf, always readable. It notes that it may be made dirty where the host allows writes."""
+        desc = hpa & self._frame | PRESENT | _MEMORY[memory] | (VALID if young else 0) | (0 if prot & X else NO_EXEC)
         desc |= HUGE if shift > self.page_shift else 0
         return desc | (DIRTY | WRITE if prot & W else 0) | (WRITEABLE if host_writable else 0)
 

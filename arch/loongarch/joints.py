@@ -39,7 +39,7 @@ def beyond(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
 
 def map_fast(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
     """Make the entry young or dirty again; before anyone looks at memslots. (kvm_map_page_fast)"""
-    match vm.repair_fast(at.at, write=fault.is_write, execute=False):
+    match vm.repair_fast(at.at, write=fault.is_write, execute=fault.is_exec):
         case Repair.FIXED:
             leaf = vm.find_leaf(at.at)
             prot, size = (leaf.prot, leaf.size) if leaf is not None else (R, 1 << vm.page_shift)

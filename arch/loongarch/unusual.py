@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from arch.loongarch.facts import REACHABLE, handled_read, handled_write
+from arch.loongarch.facts import handled_read, handled_write
 from arch.loongarch.mmio import decode
 from arch.loongarch.registers import BADI, ESTAT, KVM, REGISTERS
 from kvmfault.algebra.expr import Pred
@@ -13,7 +13,7 @@ from kvmfault.algebra.expr import Pred
 _PAGE: Final = ESTAT["ECODE"].one_of(range(1, 8))
 RULES: Final[tuple[tuple[Pred, str], ...]] = (
     (~_PAGE, "this code is no page exception: facts about one mean nothing"),
-    (_PAGE & ~REACHABLE, "page exceptions have no subcode"),
+    (_PAGE & ~ESTAT["ESUBCODE"].is_(0), "page exceptions have no subcode"),
     (_PAGE & ~(handled_read | handled_write), "KVM has no handler for this code: the guest gets INE"),
     (_PAGE & ~KVM["BADV_GIVEN"].is_set, "without BADV there is no guest-physical address"),
 )

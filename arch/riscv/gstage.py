@@ -80,11 +80,11 @@ class GStage:
         return None
 
     def kind(self, desc: int, shift: int) -> Kind:
-        """What the entry is. Reserved combinations fault like an empty one."""
+        """What the entry is. Reserved combinations, and misaligned blocks, fault like an empty one."""
         if not desc & VALID or desc & (READ | WRITE) == WRITE:
             return Kind.EMPTY
         if desc & _RWX:
-            return Kind.LEAF
+            return Kind.EMPTY if desc & _misaligned(shift) else Kind.LEAF
         return Kind.TABLE if shift > 12 else Kind.EMPTY
 
     def hpa(self, desc: int, shift: int) -> Hpa:
@@ -184,9 +184,16 @@ class GStage:
         )
 
 
+def _misaligned(shift: int) -> int:
+    # the bits of PPN below a block's own
+    return (1 << shift - 2) - (1 << 10)
+
+
 def _empty_notes(desc: int) -> list[str]:
     if desc & VALID:
-        return ["reserved: W without R" if desc & WRITE else "reserved: a page that grants nothing"]
+        if desc & (READ | WRITE) == WRITE:
+            return ["reserved: W without R"]
+        return ["a misaligned block" if desc & _RWX else "reserved: a page that grants nothing"]
     return [f"invalid, other bits {desc:#x}"] if desc else []
 
 
@@ -202,9 +209,8 @@ def _leaf_notes(desc: int, shift: int) -> list[str]:
         notes.append("N: one of a naturally aligned run (Svnapot)")
     if desc & _PBMT == _PBMT:
         notes.append("PBMT 3 is reserved")
-    low = desc & PPN & ((1 << shift - 2) - 1)
-    rest = desc & ~_KNOWN | desc & SOFTWARE | (0 if desc & NAPOT else low)
-    return [*notes, f"bits {rest:#x} set: reserved, software's, or a misaligned block"] if rest else notes
+    rest = desc & ~_KNOWN | desc & SOFTWARE
+    return [*notes, f"bits {rest:#x} set: reserved or software's"] if rest else notes
 
 
 FORMATS: Final = {fmt.name: fmt for fmt in (GStage("sv39x4", 3), GStage("sv48x4", 4), GStage("sv57x4", 5))}

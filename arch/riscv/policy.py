@@ -1,8 +1,10 @@
 """Decisions of RISC-V KVM that are data (gstage_page_fault, kvm_riscv_gstage_map and what they call).
 
-Some values are behaviour that one may question: huge pages of hugetlb are mapped without a look at the slot's geometry,
-a block size that is no level of the table fails the guest, and so does a write to a block of a slot whose logging began
-after it was mapped (gstage_set_pte finds a leaf on its way: EEXIST).
+Some values are behaviour that one may question:
+- huge pages of hugetlb are mapped without a look at the slot's geometry: a misaligned block, which faults for ever
+  where gpa and hva differ modulo its size;
+- a block size that is no level of the table fails the guest;
+- so does a write to a block that was mapped before its slot was logged (gstage_set_pte finds a leaf on its way).
 """
 
 from __future__ import annotations
