@@ -126,7 +126,7 @@ class Policy:
     unchanged: Unchanged
     """install. (arm64: EAGAIN of stage2_map_walker_try_leaf; x86: RET_PF_SPURIOUS)"""
     smaller_over_block: SmallerOverBlock
-    """State. (arm64: stage2_map_walk_leaf; x86: tdp_mmu_split_huge_page)"""
+    """State. (arm64: stage2_map_walk_leaf; x86: tdp_mmu_split_huge_page; riscv: gstage_set_pte)"""
     present_leaf: PresentLeaf
     """keep_present. (arm64: has unchanged instead; x86: tdp_mmu_map_handle_target_level, mmu_set_spte,
     "KVM: x86/mmu: Treat TDP MMU faults as spurious if access is already allowed")"""

@@ -80,5 +80,7 @@ def _of_tlbs(vm: World) -> Iterator[tuple[str, str]]:
             for gpa in {cached.gpa, Gpa(last)}:
                 leaf = vm.table.leaf(gpa)
                 wanted = cached.pfn + (gpa - cached.gpa >> vm.page_shift)
-                if leaf is None or _frame(vm, leaf, gpa) != wanted or cached.prot & ~vm.format.prot(leaf.desc):
+                # aging flushes nothing: where an old leaf grants nothing, a TLB may still know it from before
+                grants = vm.format.prot(vm.format.with_young(leaf.desc, True)) if leaf is not None else 0
+                if leaf is None or _frame(vm, leaf, gpa) != wanted or cached.prot & ~grants:
                     yield "stale-tlb", f"vCPU {number} still translates {gpa:#x} to frame {wanted:#x}"
