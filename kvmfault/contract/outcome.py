@@ -126,7 +126,8 @@ class Completion:
 
 
 ZERO_REGISTER = 31
-"""Number of a transfer register that reads as zero and drops what is written."""
+"""Number of a transfer register that reads as zero and drops what is written. Where all 32 registers are real ones, the
+last has the number above."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,7 +57,7 @@ class State:
         self.facts = facts or target.facts
         self.format = target.format.with_hardware_ad(self.facts.hardware_access_dirty)
         self.slots = Memslots(self.caps)
-        self.host = HostMemory(self.page_shift)
+        self.host = HostMemory(self.page_shift, thp_size=self.caps.thp_size)
         self.invalidations = Invalidation()
         split = target.policy.smaller_over_block is SmallerOverBlock.SPLIT
         self.table = Stage2(self.format, split_blocks=split, marks_rewritten=target.policy.marks_rewritten)

@@ -22,7 +22,8 @@ class Vcpu:
     def __init__(self) -> None:
         self.as_id = 0
         """Address space that it uses."""
-        self.registers: tuple[int, ...] = (0,) * ZERO_REGISTER
+        self.registers: tuple[int, ...] = (0,) * (ZERO_REGISTER + 2)
+        """By number. ZERO_REGISTER is none: its place is never used, and the one above is a 32nd register."""
         self.mmio = MmioCache()
         """The frame last found to be MMIO."""
         self.deferred = AsyncPageFaults()

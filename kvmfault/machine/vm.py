@@ -46,6 +46,7 @@ class Vm(PrivateMemory, Prefaulting):
             raise ModelError("what the host offers cannot change under a VM that has slots")
         self.caps = replace(self.caps, **caps)  # type: ignore[arg-type]  # as above
         self.slots = type(self.slots)(self.caps)
+        self.host.thp_size = self.caps.thp_size or self.host.thp_size
         return self
 
     # Memslots.
