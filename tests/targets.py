@@ -54,6 +54,11 @@ DECISIVE: Final[dict[str, dict[str, dict[str, tuple[int, ...]]]]] = {
     },
     "x86-npt": {"EXITINFO1": dict.fromkeys(("P", "W", "U", "RSVD", "F", "PK", "SS", "FINAL", "WALK"), BIT)},
     "x86-shadow": {"ERROR_CODE": dict.fromkeys(("P", "W", "U", "RSVD", "F", "PK", "SS"), BIT)},
+    "riscv": {
+        "SCAUSE": {"CODE": (20, 21, 23), "INTERRUPT": (0,)},
+        "HTINST": {"OPCODE": (0, 1, 8, 9, 11), "FUNCT3": tuple(range(8)), "WIDTH": BIT, "TRANSFORMED": BIT},
+    },
+    "loongarch": {"ESTAT": {"ECODE": tuple(range(1, 7)), "ESUBCODE": (0,)}},
 }
 """Fields that decide whether hardware produces a value, with their candidates. The others are free where
 REACHABLE leaves them so."""

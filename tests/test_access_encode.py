@@ -138,6 +138,10 @@ def test_every_member_can_be_lost_to_somebody_and_some_to_nobody() -> None:
         | {"size", "register", "sign_extend", "wide", "ordered"},
         "x86-shadow": {"gpa", "offset", "cause", "on_walk", "final", "granule", "cache_op"}
         | {"size", "register", "sign_extend", "wide", "ordered"},
+        "riscv": {"user", "cause", "granule", "cache_op", "protection_key", "shadow_stack", "private"}
+        | {"sign_extend", "ordered"},
+        "loongarch": {"gva", "user", "cause", "on_walk", "final", "granule", "cache_op", "protection_key"}
+        | {"shadow_stack", "private", "size", "register", "sign_extend", "wide", "ordered"},
     }
 
 

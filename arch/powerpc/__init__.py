@@ -7,7 +7,7 @@ from typing import Final
 
 from arch.powerpc.facts import FACTS, REACHABLE
 from arch.powerpc.radix import FORMATS
-from arch.powerpc.registers import HDSI, REGISTERS, inst_layout
+from arch.powerpc.registers import HDSI, NO_ZERO_REGISTER, REGISTERS, inst_layout
 from arch.powerpc.unusual import unusual
 from kvmfault.contract.backend import Backend, Behaviour, Named
 from kvmfault.contract.format import Stage2Format
@@ -39,6 +39,7 @@ BACKEND: Final = Backend(
     registers=REGISTERS,
     code="HDSISR",
     defaults={"TRAP": HDSI},
+    zero_register=NO_ZERO_REGISTER,
     given={"HDAR": "EA_GIVEN", "ASDR": "GPA_GIVEN", "INST": "INST_GIVEN"},
     facts=dict.fromkeys(("6.12", "7.4"), lambda fmt: FACTS),
     accessors=dict.fromkeys(("6.12", "7.4"), _accessors),

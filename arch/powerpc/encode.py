@@ -30,7 +30,6 @@ REASONS: Final[Mapping[str, str]] = {
     "shadow_stack": "there is none",
     "prefetch": "a plain bit: somebody waits is the default",
     "size": "the plain forms describe a load or store of 1, 2, 4 or 8 bytes of one of 32 registers",
-    "register": "no register reads as zero",
     "sign_extend": "loads that sign-extend have 2 or 4 bytes, and lwa is told from ld by its last bits only",
     "wide": "registers are 64 bits wide",
     "ordered": "no load or store of this kind orders others",
@@ -73,8 +72,8 @@ def _cause(cause: Cause | None, fetch: bool) -> str:
 def _instruction(access: Access, fetch: bool) -> int | None:
     if access.cache_op is True:
         return _CACHE_OP
-    number = 31 if access.register == 32 else access.register
-    if fetch or access.size not in _LOADS or number is None or access.register == 31 or not 0 <= number < 32:
+    number = access.register
+    if fetch or access.size not in _LOADS or number is None or not 0 <= number < 32:
         return None
     loads = _SIGNED if access.sign_extend is True and access.size in _SIGNED else _LOADS
     return (_STORES if access.write is True else loads)[access.size] | number << 21

@@ -61,8 +61,7 @@ FACTS: Final[Definition] = Accessors(
     is_prefetch=KVM["PREFETCH"].is_set,
     mmio_valid=described,
     mmio_bytes=_OPCODE.table(_SIZES),
-    # r31 is a register like any other
-    mmio_register_number=INST["RT"].table({**{n: n for n in range(31)}, 31: 32}),
+    mmio_register_number=INST["RT"],
     mmio_sign_extend=_OPCODE.is_(42),
     mmio_wide=ALWAYS,
     mmio_ordered=NEVER,

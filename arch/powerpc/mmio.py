@@ -7,31 +7,26 @@ change RA, which KVM does before user space is asked (kvmppc_emulate_loadstore);
 from __future__ import annotations
 
 from functools import partial
-from typing import Final
 
 from arch.powerpc.instruction import LoadStore
+from arch.powerpc.registers import NO_ZERO_REGISTER
 from kvmfault.contract.outcome import Completion, MmioAccess
 from kvmfault.contract.ports import Ports
 from kvmfault.types import U64, Gpa
-
-_R31: Final = 31
-
-
-def register_number(rt: int) -> int:
-    """RT as the model numbers registers: 31 is a zero register there, and no register reads as zero here."""
-    return rt if rt != _R31 else _R31 + 1
 
 
 def access_and_completion(vm: Ports, found: LoadStore, gpa: Gpa) -> tuple[MmioAccess, Completion]:
     """The device access at *gpa*, byte exact. (kvmppc_handle_store, kvmppc_handle_load)"""
     swapped = vm.facts.big_endian != found.reverse
-    number = register_number(found.register)
+    number = found.register
     data = b""
     if found.store:
         value = vm.register(number) & (1 << 8 * found.size) - 1
         data = value.to_bytes(found.size, "big" if swapped else "little")
     access = MmioAccess(gpa, found.size, found.store, data)
-    return access, Completion(access, number, found.sign_extend, True, partial(_loaded, swapped=swapped))
+    return access, Completion(
+        access, number, found.sign_extend, True, partial(_loaded, swapped=swapped), NO_ZERO_REGISTER
+    )
 
 
 def _loaded(done: Completion, value: int, *, swapped: bool) -> int:

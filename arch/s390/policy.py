@@ -76,6 +76,7 @@ _POLICY_74: Final = Policy(
     prefault=Prefault.ABSENT,
     recovers_blocks=False,
     mmio_sign_extension=SignExtension.KEPT,
+    age_flushes=True,
 )
 _POLICY_612: Final = replace(_POLICY_74, invalid_slot=InvalidSlot.KEPT)
 

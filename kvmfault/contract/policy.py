@@ -127,7 +127,7 @@ class Policy:
     unchanged: Unchanged
     """install. (arm64: EAGAIN of stage2_map_walker_try_leaf; x86: RET_PF_SPURIOUS)"""
     smaller_over_block: SmallerOverBlock
-    """State. (arm64: stage2_map_walk_leaf; x86: tdp_mmu_split_huge_page)"""
+    """State. (arm64: stage2_map_walk_leaf; x86: tdp_mmu_split_huge_page; riscv: gstage_set_pte)"""
     present_leaf: PresentLeaf
     """keep_present. (arm64: has unchanged instead; x86: tdp_mmu_map_handle_target_level, mmu_set_spte,
     "KVM: x86/mmu: Treat TDP MMU faults as spurious if access is already allowed")"""
@@ -189,6 +189,9 @@ class Policy:
     logging_drops: bool = False
     """DirtyLogging.slot_changed: when logging begins or ends, what maps the slot is dropped.
     (arm64: protects or splits instead; x86: as arm64; powerpc: kvmppc_core_commit_memory_region_hv)"""
+    age_flushes: bool = False
+    """Vm.age: what was made old is flushed from the TLBs.
+    (arm64: kvm_age_gfn flushes nothing; x86: as arm64; s390: gmap_age_gfn, by the instruction that changes the entry)"""
     marks_rewritten: bool = True
     """State: a writable leaf over an entry that was writable is marked dirty again.
     (arm64: has no dirty state; x86: make_spte, "KVM: x86/mmu: Always set SPTE's dirty bit if it's created as

@@ -122,6 +122,7 @@ class SmallerOverBlock(Enum):
 
     SPLIT = "the block is split, its other pieces stay mapped"
     DROP = "the block is dropped, its other pieces fault again"
+    REFUSE = "refused with EEXIST: the block stays"
 
 
 class PresentLeaf(Enum):

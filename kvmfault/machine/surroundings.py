@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from errno import ENOENT
+from errno import EEXIST, ENOENT
 
 from kvmfault.contract.fault import MmioFault
 from kvmfault.contract.format import Kind, Memory
-from kvmfault.contract.outcome import ZERO_REGISTER, MmioAccess, Signal
+from kvmfault.contract.outcome import MmioAccess, Signal
 from kvmfault.contract.ports import (
     Area,
     GuestTranslation,
@@ -118,7 +118,7 @@ class Surroundings(State):
 
     def register(self, number: int) -> int:
         """See Ports."""
-        return 0 if number == ZERO_REGISTER else self.vcpu.registers[number]
+        return 0 if number == self.target.backend.zero_register else self.vcpu.registers[number]
 
     # Ports: what steps do.
 
@@ -192,9 +192,11 @@ class Surroundings(State):
 
     def map(
         self, gpa: Gpa, size: int, pfn: Pfn, prot: int, memory: Memory, *, host_writable: bool, young: bool, tag: int
-    ) -> MapResult:
+    ) -> MapResult | int:
         """See Ports."""
         table = self.table
+        if self._refuses_pieces and (block := table.leaf(gpa)) is not None and 1 << block.shift > size:
+            return EEXIST
         result = table.map(gpa, size, pfn, prot, memory, host_writable=host_writable, young=young, tag=tag)
         if table.stale:
             self.flush_stale()
