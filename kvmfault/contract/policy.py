@@ -191,7 +191,7 @@ class Policy:
     (arm64: protects or splits instead; x86: as arm64; powerpc: kvmppc_core_commit_memory_region_hv)"""
     age_flushes: bool = False
     """Vm.age: what was made old is flushed from the TLBs.
-    (arm64: kvm_age_gfn flushes nothing; x86: as arm64; s390: gmap_age_gfn, by the instruction that changes the entry)"""
+    (arm64: kvm_age_gfn flushes nothing; x86: as arm64; s390: gmap_age_gfn, with the entry)"""
     marks_rewritten: bool = True
     """State: a writable leaf over an entry that was writable is marked dirty again.
     (arm64: has no dirty state; x86: make_spte, "KVM: x86/mmu: Always set SPTE's dirty bit if it's created as
