@@ -13,7 +13,7 @@ from kvmfault.algebra.layout import Register, register
 
 HDSI, HISI = 0xE00, 0xE20
 """Vectors of the two interrupts (BOOK3S_INTERRUPT_H_DATA_STORAGE, _H_INST_STORAGE)."""
-NO_ZERO_REGISTER: Final = -1
+NO_ZERO_REGISTER: Final = 32
 """All 32 general registers hold values."""
 CANARY: Final = 0x7FFF
 """What KVM puts into HDSISR before it enters the guest: some CPUs interrupt without writing it (HDSISR_CANARY)."""

@@ -144,7 +144,7 @@ class Backend:
     given: Mapping[str, str] = field(default_factory=dict)
     """Register -> field of the synthetic register that says it was captured."""
     zero_register: int = 31
-    """Number of the transfer register that reads as zero and drops what is written; negative: there is none."""
+    """Number of the transfer register that reads as zero and drops what is written; 32: none does."""
     facts: Mapping[str, Callable[[Stage2Format], Definition]]
     accessors: Mapping[str, Callable[[Stage2Format], Named]]
     """The kernel's own accessors under their own names."""
