@@ -133,7 +133,7 @@ class ToyFormat:
         """Permission bits are the library's own."""
         return desc & 7
 
-    def table(self, hpa: Hpa) -> int:
+    def table(self, hpa: Hpa, shift: int) -> int:
         """Pointer to a table."""
         return hpa | TABLE
 

@@ -21,6 +21,27 @@ DECISIVE: Final[dict[str, dict[str, dict[str, tuple[int, ...]]]]] = {
             **dict.fromkeys(("ISV", "CM", "WnR", "FnV", "S1PTW"), BIT),
         }
     },
+    "powerpc": {
+        "TRAP": {"VECTOR": (0xE00, 0xE20)},
+        "HDSISR": dict.fromkeys(
+            (
+                "NOHPTE",
+                "NOEXEC_OR_G",
+                "PROTFAULT",
+                "BADACCESS",
+                "ISSTORE",
+                "KEYFAULT",
+                "UNSUPP_MMU",
+                "SET_RC",
+                "PRTABLE",
+            ),
+            BIT,
+        ),
+    },
+    "s390": {
+        "INT_CODE": {"CODE": tuple(range(0x40)), "PER": BIT},
+        "TEID": {"FSI": (0, 1, 2, 3), **dict.fromkeys(("B56", "B60", "B61"), BIT)},
+    },
     "x86-ept": {
         "EXIT_REASON": {"REASON": (48, 49)},
         "EXIT_QUALIFICATION": dict.fromkeys(
