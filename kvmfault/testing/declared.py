@@ -26,7 +26,7 @@ _PART: Final = re.compile(r"[a-z0-9][a-z0-9._-]*")
 
 
 def layout(backend: Backend) -> Iterator[str]:
-    """Names, registers and everything keyed by them refer to each other."""
+    """Names, registers and what is keyed by them go together."""
     for what, names in (("backend", [backend.name]), ("format", backend.formats), ("kernel", backend.kernels)):
         yield from (f"{what} {n!r}: lower-case letters, digits, . _ -" for n in names if not _PART.fullmatch(n))
     if not backend.about.strip() or "\n" in backend.about:
@@ -78,7 +78,7 @@ def reads_undeclared(backend: Backend, expression: Pred | Word) -> Iterator[str]
 
 
 def policies(target: Target) -> Iterator[str]:
-    """Policy, joints, facts of a VM and host: each is there, each value is of its type, sizes are of the format."""
+    """Every decision has a value of its type, for every kernel, of sizes that the format has."""
     backend, fmt = target.backend, target.format
     behaviour = backend.behaviour()
     for what, by_kernel in (("policies", behaviour.policies), ("joints", behaviour.joints)):
@@ -117,7 +117,7 @@ def policies(target: Target) -> Iterator[str]:
 
 
 def tracepoints(backend: Backend) -> Iterator[str]:
-    """Templates can be compiled; what an event tells is of its own fields, and for registers that exist."""
+    """Events tell registers that exist, out of fields that they have."""
     behaviour = backend.behaviour()
     for name, point in behaviour.tracepoints.items():
         yield from (f"{name}: {text}" for text in _tracepoint(backend, point))

@@ -48,7 +48,7 @@ _VALID_OF: Final = {value: valid for valid, value in VALUES.values()}
 
 
 def expressions(target: Target) -> Iterator[str]:
-    """Facts, stand-ins of gaps and the kernel's accessors read bits that the registers have; gaps have a reason."""
+    """Facts, stand-ins and accessors read bits that the registers have. Gaps have a reason."""
     for name in FACTS:
         fact: Pred | Gap | Word = getattr(target.definition, name)
         if isinstance(fact, Gap) and (not fact.reason.strip() or "\n" in fact.reason):
@@ -63,7 +63,7 @@ def expressions(target: Target) -> Iterator[str]:
 
 
 def totality(target: Target) -> Iterator[str]:
-    """Whatever registers hold, every fact has an answer, and every answer an explanation in one line."""
+    """Whatever registers hold, every fact has an answer, and that an explanation."""
     truths = predicates(target)
     for row in any_rows(target):
         fault = target.decode(**row)
@@ -89,7 +89,7 @@ def totality(target: Target) -> Iterator[str]:
 
 
 def laws(target: Target) -> Iterator[str]:
-    """What neutral code relies on holds for every value that hardware can produce, by proof."""
+    """What neutral code relies on holds for all that hardware can produce, by proof."""
     reachable = target.backend.reachable
     if where(reachable) is None:
         yield "reachable is empty: no fault is one of this backend"
@@ -129,7 +129,7 @@ def where(pred: Pred) -> Witness | None:
 
 
 def values(target: Target) -> Iterator[str]:
-    """Values are in range wherever they are valid: addresses, offsets, sizes, registers."""
+    """Addresses, offsets, sizes and register numbers are in range where they are valid."""
     for name, allowed in (("gpa_page", ~0xFFF), ("gpa_offset_bits", 0xFFF)):
         word: Word = getattr(target.definition, name)
         if word.mask_out & ~allowed:
@@ -144,7 +144,7 @@ def values(target: Target) -> Iterator[str]:
 
 
 def text(backend: Backend) -> Iterator[str]:
-    """Lines that people paste give registers that can be decoded, or None; nothing makes it fail."""
+    """Lines that people paste give registers that can be decoded, or nothing."""
     widths = {r.name: r.width for r in backend.registers}
     names = " ".join(f"{name}=0x{(1 << width) - 1:x}" for name, width in widths.items())
     hostile = ("", " ", "\0", "x" * 5000, "=" * 300, "0x" * 300, names, names.lower(), "kvm: " + names, "é\u2028", "-1")

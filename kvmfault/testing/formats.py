@@ -51,7 +51,7 @@ def leaves(fmt: Stage2Format) -> Iterator[Leaf]:
 
 
 def geometry(fmt: Stage2Format) -> Iterator[str]:
-    """Levels are root first, fit together without a gap, and cover the guest-physical space to the last page."""
+    """Levels are root first, fit together, and cover the guest-physical space."""
     if fmt.page_shift not in _PAGE_SHIFTS:
         yield f"page_shift is {fmt.page_shift}; pages are 4K, 16K or 64K"
     levels = fmt.levels
@@ -77,7 +77,7 @@ def geometry(fmt: Stage2Format) -> Iterator[str]:
 
 
 def descriptors(fmt: Stage2Format) -> Iterator[str]:
-    """A leaf is a leaf where it was made, maps what it was made for, and grants to write and fetch what it says."""
+    """A leaf maps what it was made for and grants what it says; so do tables and MMIO entries."""
     for leaf in leaves(fmt):
         if fmt.kind(leaf.desc, leaf.shift) is not Kind.LEAF:
             yield f"{leaf} is {fmt.kind(leaf.desc, leaf.shift).value}"
@@ -115,7 +115,7 @@ def _mmio(fmt: Stage2Format) -> Iterator[str]:
 
 
 def changes(fmt: Stage2Format) -> Iterator[str]:
-    """What changes one thing of a leaf (age, permissions, dirty) does that, can be undone, and changes no other."""
+    """What changes age, permissions or dirty state of a leaf does that and nothing else."""
     for leaf in leaves(fmt):
         for what, problem in (*_ages(fmt, leaf), *_permissions(fmt, leaf), *_writes(fmt, leaf)):
             yield f"{what} of {leaf}: {problem}"
@@ -177,7 +177,7 @@ def _writes(fmt: Stage2Format, leaf: Leaf) -> Iterator[tuple[str, str]]:
 
 
 def pieces(fmt: Stage2Format) -> Iterator[str]:
-    """The pieces of a block map what the block mapped, with its attributes; a live change is refused where needed."""
+    """The pieces of a block map what it mapped. A live change is refused where break-before-make is needed."""
     shifts = [level.shift for level in fmt.levels]
     for leaf in leaves(fmt):
         if leaf.shift == fmt.page_shift:
@@ -212,7 +212,7 @@ def _broken_before_made(fmt: Stage2Format) -> Iterator[str]:
 
 
 def entries(fmt: Stage2Format) -> Iterator[str]:
-    """Any bits at all can be explained, and people are told what the walk does."""
+    """Any bits at all can be shown, as what a walk takes them for."""
     dice = Random(3)
     bits = [0, (1 << 64) - 1, *(1 << bit for bit in range(64)), *(dice.getrandbits(64) for _ in range(200))]
     bits += [leaf.desc for leaf in leaves(fmt)] + [fmt.table(Hpa(FRAME))]

@@ -51,7 +51,7 @@ def told(fault: MmioFault) -> dict[str, object]:
 
 
 def shape_agreement(target: Target) -> Iterator[str]:
-    """Snapshot, raw registers, handle, hybrid and columns tell the same of a fault; people see gaps as gaps."""
+    """The four shapes of a fault and columns tell the same. People are told gaps as gaps."""
     rows = (*reachable_rows(target), *any_rows(target))
     faults = [target.decode(**row) for row in rows]
     registers = zip(*(fault.of for fault in faults), strict=True)
@@ -97,8 +97,10 @@ def accesses() -> Iterator[Access]:
 
 
 def encoding(target: Target) -> Iterator[str]:
-    """Registers made from an access read back as it; what is lost is told. Of its own faults a backend loses nothing
-    unless ``encode`` gives the reason."""
+    """An access comes back from the registers made of it, or what is lost is told.
+
+    Of its own faults a backend loses nothing unless ``encode`` gives the reason.
+    """
     for row in reachable_rows(target):
         fault = target.decode(**row)
         wanted = target.access(fault)

@@ -205,6 +205,6 @@ class _Trial:
 
 
 def tables(fmt: Stage2Format) -> Iterator[str]:
-    """Map, unmap, split, collapse, protect, relax and age a table: each address is translated as is meant."""
+    """Tables mapped, unmapped, split, collapsed, protected and aged translate as is meant."""
     for splits in (False, True):
         yield from _Trial(fmt, splits=splits).run()

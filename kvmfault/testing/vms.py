@@ -17,6 +17,7 @@ from kvmfault.testing.facts import spelled
 from kvmfault.testing.samples import any_rows, reachable_rows
 from kvmfault.testing.shapes import shapes
 from kvmfault.types import Gpa, Gva, Hva, Pfn
+from kvmfault.vm.area import HvaRange
 
 __all__ = ["guest", "invalidation", "logging", "path"]
 
@@ -42,6 +43,12 @@ class World:
         """The guest reads, writes or fetches."""
         return self.vm.access(at, write=how == "write", fetch=how == "fetch")
 
+    def aged_and_reached(self, how: str, at: int) -> bool:
+        """Whether the guest gets on after the host took its page for unused."""
+        self.vm.age(HvaRange(Hva(HVA), Hva(HVA + self.size)))
+        self.vm.vcpu.tlb.flush_all()
+        return self.access(how, at).pfns == (self.frame(at),)
+
     def write_fault(self, at: int) -> Raw:
         """The fault of a write to memory that is not mapped."""
         access = Access(
@@ -63,7 +70,7 @@ class World:
 
 
 def guest(target: Target) -> Iterator[str]:
-    """A guest reaches its memory: its own frame, with the permission it needs, and without a second fault."""
+    """A guest reaches its own memory, and nothing where it has none."""
     for kind in ("anon", "thp"):
         for how, need in ACCESSES.items():
             world = World(target, kind)
@@ -79,6 +86,8 @@ def guest(target: Target) -> Iterator[str]:
                 yield f"{where}: the entry grants {'nothing' if prot is None else PROTS[prot]}"
             elif world.access(how, at).faults:
                 yield f"{where} faults again"
+            elif not world.aged_and_reached(how, at):
+                yield f"{where} does not reach it again once it was aged"
     yield from _elsewhere(target)
 
 
@@ -115,7 +124,7 @@ def logging(target: Target) -> Iterator[str]:
 
 
 def invalidation(target: Target) -> Iterator[str]:
-    """What the host takes away is nowhere mapped, and no fault installs an answer that became stale on its way."""
+    """What the host takes away is nowhere mapped, not even by a fault that was on its way."""
     for kind in ("anon", "thp"):
         world = World(target, kind)
         world.access("write", world.base)
@@ -146,7 +155,7 @@ def _raced(target: Target) -> Iterator[str]:
 
 
 def path(target: Target) -> Iterator[str]:
-    """Whatever a fault's registers say, the path ends with an outcome: the same recorded or not, in every shape."""
+    """Whatever registers say, the path ends with an outcome, the same one in every shape."""
     rows = (*reachable_rows(target)[:SAMPLE], *any_rows(target)[: SAMPLE // 2])
     world = World(target, "thp")
     outcomes = get_args(Outcome)
