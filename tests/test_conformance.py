@@ -118,7 +118,7 @@ def test_the_command_says_what_was_found(cli: Cli, tmp_path: Path, monkeypatch: 
     assert done.status == 1
     assert "  layout, toy: code='NO' is none of CAUSE, ADDR\n    recipe: step 1 (registers)\n" in done.out
     assert "waits for layout" in done.out
-    assert done.out.endswith("\ndoes not conform: 1 findings\n")
+    assert done.out.endswith("\ndoes not conform: 1 finding\n")
     told = cli("backend", "check", "mine:B", "--json")
     assert told.status == 1
     assert told.json["findings"] == [

@@ -63,7 +63,8 @@ def render(report: Report) -> str:
         parts.append(f"conforms: {sum(r.cases for r in report.results)} cases")
     else:
         needed = [m.what for m in report.missing if m.required]
-        found = f"{len(report.findings)} findings" if report.findings else ""
+        count = len(report.findings)
+        found = f"{count} finding{'s' * (count > 1)}" if count else ""
         parts.append(f"does not conform: {', '.join(filter(None, (found, *(f'no {what}' for what in needed))))}")
     return "\n\n".join(parts)
 

@@ -34,6 +34,11 @@ def _behaving(split: Callable[[Backend], list[Split]]) -> Callable[[Backend], li
     return lambda backend: split(backend) if backend.behaves else []
 
 
+def _deciding(split: Callable[[Backend], list[Split]]) -> Callable[[Backend], list[Split]]:
+    # nor before it decides anything
+    return lambda backend: split(backend) if backend.behaves and backend.policies else []
+
+
 def _check(
     name: str, step: Step, find: Callable[..., object], split: Callable[[Backend], list[Split]], *needs: str
 ) -> Check:
@@ -64,7 +69,7 @@ CHECKS: Final = (
         "encode", Step.ENCODE, shapes.encoding, _behaving(per_target(shapes.encoding)),
         *_DECODES, "totality", "laws", "values",
     ),
-    _check("policies", Step.POLICIES, declared.policies, _behaving(per_target(declared.policies)), *_DECODES),
+    _check("policies", Step.POLICIES, declared.policies, _deciding(per_target(declared.policies)), *_DECODES),
     _check("guest", Step.POLICIES, vms.guest, _behaving(per_target(vms.guest)), *_RUNS, "path"),
     _check("logging", Step.POLICIES, vms.logging, _behaving(per_target(vms.logging)), *_RUNS, "path", "guest"),
     _check(
@@ -96,8 +101,14 @@ def check_backend(backend: Backend, done: Callable[[Result], None] = lambda resu
 
     def result_of(check: Check) -> Result:
         if check.name not in results:
-            blocking = [need for need in check.needs if result_of(_BY_NAME[need]).state in (State.FOUND, State.WAITS)]
-            results[check.name] = _waiting(check, results[blocking[0]]) if blocking else _run(check, backend)
+            needed = [result_of(_BY_NAME[need]) for need in check.needs]
+            blocking = [result for result in needed if result.state in (State.FOUND, State.WAITS)]
+            if blocking:
+                results[check.name] = _waiting(check, blocking[0])
+            elif any(result.state is State.EMPTY for result in needed):
+                results[check.name] = Result(check, State.EMPTY)
+            else:
+                results[check.name] = _run(check, backend)
             done(results[check.name])
         return results[check.name]
 
