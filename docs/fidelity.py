@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
+from kvmfault.check.causes import CAUSES
+from kvmfault.check.run import CheckReport, check
+from kvmfault.check.tally import MAIN, Aspect
 from kvmfault.cli.check import percent
-from kvmfault.replay.causes import CAUSES
-from kvmfault.replay.check import CheckReport, check
-from kvmfault.replay.tally import MAIN, Aspect
 
 PAGE: Final = Path(__file__).with_name("fidelity.md")
 TRACES: Final = Path(__file__).resolve().parents[2] / "shared" / "traces"

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from kvmfault.check.run import CheckReport, check
+from kvmfault.check.tally import MAIN, Aspect, Tally
 from kvmfault.cli.progress import progress
 from kvmfault.cli.render import columns, to_json
 from kvmfault.errors import UsageError
-from kvmfault.replay.check import CheckReport, check
-from kvmfault.replay.tally import MAIN, Aspect, Tally
 from kvmfault.trace.slotfile import read_slots
 
 SHOWN = 20

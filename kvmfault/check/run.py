@@ -8,15 +8,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from kvmfault.check.calls import CallsCheck
+from kvmfault.check.episodes import Episodes
+from kvmfault.check.fitting import fitting
+from kvmfault.check.judge import Judge
+from kvmfault.check.tally import MAIN, Tally
 from kvmfault.contract.probes import Said
 from kvmfault.contract.target import Target, backend, backends
 from kvmfault.errors import UsageError
-from kvmfault.replay.calls import CallsCheck
-from kvmfault.replay.episodes import Episodes
-from kvmfault.replay.fitting import fitting
-from kvmfault.replay.judge import Judge
 from kvmfault.replay.run import Opened, seekable, survey
-from kvmfault.replay.tally import MAIN, Tally
 from kvmfault.trace.assemble import Assembler
 from kvmfault.trace.recording import ReadStats
 from kvmfault.trace.slotfile import read_slots
