@@ -11,7 +11,8 @@ from errno import EAGAIN
 from typing import Final
 
 from kvmfault.contract.format import Memory
-from kvmfault.contract.probes import FIXED, RETRY, Probe, Probes, Said, Values, error_text, fields
+from kvmfault.contract.probes import FIXED, RETRY, Probe, Probes, Said, error_text, fields, number
+from kvmfault.contract.tracepoints import Values
 
 _PROT: Final = 0x7
 """KVM_PGTABLE_PROT_X, _W, _R: the same bits as R, W, X of a Stage2Format."""
@@ -19,29 +20,24 @@ _MEMORY: Final = {0: Memory.NORMAL, 1 << 3: Memory.DEVICE, 1 << 4: Memory.NONCAC
 """KVM_PGTABLE_PROT_DEVICE, _NORMAL_NC."""
 
 
-def _number(recorded: Values, name: str) -> int:
-    value = recorded.get(name, 0)
-    return value if isinstance(value, int) else int(value, 0)
-
-
 def _fault(recorded: Values) -> Values | None:
     if not all(name in recorded for name in ("esr", "far", "hpfar")):
         return None
     return {
-        "ESR_EL2": _number(recorded, "esr"),
-        "FAR_EL2": _number(recorded, "far"),
-        "HPFAR_EL2": _number(recorded, "hpfar"),
+        "ESR_EL2": number(recorded, "esr"),
+        "FAR_EL2": number(recorded, "far"),
+        "HPFAR_EL2": number(recorded, "hpfar"),
     }
 
 
 def _entry(recorded: Values) -> Values:
-    prot = _number(recorded, "prot")
+    prot = number(recorded, "prot")
     memory = _MEMORY.get(prot & (1 << 3 | 1 << 4), Memory.DEVICE)
     return {**fields("size", gpa="addr", hpa="phys")(recorded), "prot": prot & _PROT, "memory": memory.name}
 
 
 def _ended(recorded: Values) -> Values:
-    ret = _number(recorded, "ret")
+    ret = number(recorded, "ret")
     return {"answer": FIXED if not ret else RETRY if ret == -EAGAIN else error_text(-ret)}
 
 
@@ -72,10 +68,5 @@ PROBES: Final = Probes(
         "__kvm_set_memory_region": Probe(Said.SLOT_DONE, fields("ret")),
         "kvm_pgtable_stage2_map": Probe(Said.MAPPED, _ended),
         "kvm_pgtable_stage2_relax_perms": Probe(Said.RELAXED, _ended),
-    },
-    events={
-        "kvm_unmap_hva_range": Probe(
-            Said.INVALIDATE, fields("start", "end"), ("mmu notifier unmap range: {start:x} -- {end:x}",)
-        ),
     },
 )

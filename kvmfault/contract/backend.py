@@ -8,7 +8,7 @@ Recipe for a new architecture, in the order in which each part becomes useful:
 4. formats          descriptors and geometry (``Stage2Format``)
 5. policies         one value for each documented difference (``Policy``), by kernel version
 6. joints           only what no policy can say: a function per place, by kernel version
-7. tracepoints      which trace events carry faults, and how their text reads; what the live view counts (``watched``)
+7. tracepoints      which trace events carry faults, and how their text reads, what they mean
 8. live             a guest that makes a given access, for comparing with a real KVM; may be left out
 
 One folder, one entry point in the group ``kvmfault.backends``; no change in kvmfault/.
@@ -35,7 +35,6 @@ if TYPE_CHECKING:  # behaviour is loaded by whoever runs a fault
     from kvmfault.contract.ports import Ports, VmFacts
     from kvmfault.contract.progress import Progress
     from kvmfault.contract.tracepoints import Tracepoints
-    from kvmfault.contract.watched import WatchedEvents
     from kvmfault.vm.caps import HostCaps
 
 Joint: TypeAlias = "Callable[[Ports, MmioFault, Progress], Outcome | None]"
@@ -120,8 +119,6 @@ class Behaviour:
     vm: VmFacts
     """What a usual VM is."""
     tracepoints: Tracepoints
-    watched: WatchedEvents = field(default_factory=dict)
-    """Events that the live view counts, as what."""
     probes: Probes = field(default_factory=Probes)
     """What probed kernel functions tell of decisions; empty: a recording cannot be checked."""
     live: Live | None = None
@@ -193,11 +190,6 @@ class Backend:
     def tracepoints(self) -> Tracepoints:
         """See Behaviour."""
         return self.behaviour().tracepoints
-
-    @property
-    def watched(self) -> WatchedEvents:
-        """See Behaviour."""
-        return self.behaviour().watched
 
     @property
     def probes(self) -> Probes:

@@ -82,7 +82,8 @@ def _walks(given: Given) -> Section:
         rows.append(("a fault on the guest's own walk", None, on_walk))
     for event, values, n in given.rows("walks"):
         point = given.meaning.points[event][0]
-        detail = ", ".join(f"{f} {v}" for f, v in zip(point.told_by, values.split(" "), strict=bool(point.told_by)))
+        numbers = (int(v) if v else None for v in values.split(" "))
+        detail = point.kind(dict(zip(point.told_by, numbers, strict=bool(point.told_by))))
         rows.append((point.role.value if point.role else event, detail or None, n))
     columns = (Column("what", "text"), Column("of", "text"), Column("times"))
     return Section("walks", "Table walks", columns, tuple(rows), keys=2)

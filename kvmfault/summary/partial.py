@@ -187,8 +187,8 @@ class Reading:
             memory = memory.select("frame", "place", "pid", was.cast(pl.UInt16).alias("was"))
         parts: list[Changes] = []
         for _, point, frame in self.meaning.frames(frames, Role.CHANGE):
-            if point.change is not None:
-                have = registers(frame, _reads(point.change))
+            if point.change is not None and point.address is not None:
+                have = registers(frame, {*_reads(point.change), *point.address.reads})
                 size = word_column(point.change.size, have)
                 order = np.where(
                     size > 0, np.log2(np.maximum(size, 1).astype(np.float64)).astype(np.int64) - self.page_shift, 63
@@ -196,7 +196,7 @@ class Reading:
                 parts.append(
                     Changes(
                         np.maximum(order, 0),
-                        word_column(point.change.frame, have),
+                        word_column(point.address, have) >> np.uint64(self.page_shift),
                         frame["place"].to_numpy(),
                         pred_column(point.change.removed, have),
                         pred_column(point.change.protected, have),
@@ -227,8 +227,10 @@ class Reading:
         meaning, tables = self.meaning, dict[str, pl.DataFrame | None]()
         for _, _, frame in meaning.frames(frames, Role.MMIO):
             tables["mmio"] = _count(frame, "gpa", "len", "type")
-        for _, _, frame in meaning.frames(frames, Role.UNDECODED):
-            tables["undecoded"] = _count(frame.rename({"ipa": "gpa"}, strict=False), "gpa")
+        for _, point, frame in meaning.frames(frames, Role.UNDECODED):
+            if (gpa := point.address) is not None:
+                places = word_column(gpa, registers(frame, gpa.reads))
+                tables["undecoded"] = _count(pl.DataFrame({"gpa": places}), "gpa")
         parts: dict[str, list[pl.DataFrame]] = {role: [] for role in ("user", "walks", "host", "entries")}
         for name, point, frame in meaning.frames(frames, Role.USER_EXIT, Role.WALK, Role.WALK_STEP, Role.WALK_FAILED):
             told = [pl.col(f).cast(pl.String).fill_null("") for f in point.told_by]
@@ -236,7 +238,7 @@ class Reading:
             where = "user" if point.role is Role.USER_EXIT else "walks"
             counted = _count(frame.with_columns(values.alias("values")), "values")
             parts[where].append(counted.select(pl.lit(name).alias("event"), "values", "n"))
-        for name, _, frame in meaning.frames(frames, Role.UNMAP, Role.AGE, Role.TEST_AGE, Role.CLEAR):
+        for name, _, frame in meaning.frames(frames, Role.UNMAP, Role.AGE, Role.TEST_AGE, Role.REPLACED, Role.CLEAR):
             parts["host"].append(_host(name, frame))
         for name, point, frame in meaning.frames(frames, Role.CHANGE, Role.SET, Role.SPLIT):
             if point.change is not None:

@@ -7,7 +7,6 @@ from functools import partial
 from typing import Final, NamedTuple
 
 from kvmfault.contract.target import backends
-from kvmfault.contract.tracepoints import Role
 from kvmfault.parallel import ALONE, Workers
 from kvmfault.summary.figures import Summary
 from kvmfault.summary.given import Source
@@ -46,7 +45,7 @@ def summarise(
     recording = open_recording(path, formats=formats, instance=instance)
     how = _How((recording.meta.page_size or PAGE).bit_length() - 1, slots)
     reading = how.reading()
-    whole, stats, wanted = Whole(reading), ReadStats(), reading.meaning.names(*Role)
+    whole, stats, wanted = Whole(reading), ReadStats(), reading.meaning.wanted
     if where.apart:
         parts = by_runs(partial(_whole, how), runs(recording, wanted, stats=stats, where=where), faults, where)
     else:

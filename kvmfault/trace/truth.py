@@ -11,15 +11,16 @@ from __future__ import annotations
 import heapq
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, NamedTuple, TypeAlias, cast
 
 from kvmfault.contract.backend import Backend
-from kvmfault.contract.probes import Probe, Probes, Said, Values
+from kvmfault.contract.probes import SAID, Probe, Probes, Said
+from kvmfault.contract.tracepoints import Values
 from kvmfault.trace.assemble import Assembler
-from kvmfault.trace.events import EntryEvent, Event, FaultEvent
+from kvmfault.trace.events import EntryEvent, Event, FaultEvent, UnmapEvent
 from kvmfault.trace.pattern import Misfit, Pattern
 from kvmfault.trace.recording import ReadStats, RecordedEvent, Recording
 from kvmfault.trace.text import TextEvent, misread, read_text, row_of
@@ -77,13 +78,15 @@ class ProbeReader:
 
     def __init__(self, backend: Backend) -> None:
         self.stats = ProbeStats()
-        probes, points = backend.probes, backend.tracepoints
-        self._entries, self._returns, self._events = probes.entries, probes.returns, probes.events
-        self.patterns: Mapping[str, Pattern] = {
-            name: Pattern(*probe.templates) if probe.templates else Pattern.of([points[name]])
-            for name, probe in probes.events.items()
-        }
+        self._entries, self._returns = backend.probes.entries, backend.probes.returns
+        self._events: dict[str, Probe] = {}
+        self.patterns: dict[str, Pattern] = {}
         """How trace events that say something read, by name."""
+        for name, point in backend.tracepoints.items():
+            if point.tells is not None and point.role is not None:
+                self._events[name] = Probe(SAID[point.role], point.tells.read)
+                own = point.tells.templates
+                self.patterns[name] = Pattern(*own) if own else Pattern.of([point])
 
     def said(self, event: RecordedEvent, *, aux: bool) -> Told | None:
         """What a trace event says, or None. Its name is one of ``patterns``."""
@@ -216,10 +219,10 @@ _RETURNS: Final = frozenset(
 
 def _when(event: Truth) -> tuple[int, int]:
     if isinstance(event, Told):
-        if event.says is Said.INVALIDATE:
-            return event.time, 0  # what is unmapped at once is a call
         return event.time, (3 if event.says in _RETURNS else 1) if event.aux else 2
-    return event.time, 0 if isinstance(event, FaultEvent) else _LAST if isinstance(event, EntryEvent) else 2
+    if isinstance(event, FaultEvent | UnmapEvent):  # what is unmapped at once is a call
+        return event.time, 0
+    return event.time, _LAST if isinstance(event, EntryEvent) else 2
 
 
 def said_by(probes: Probes, functions: Iterable[str]) -> Iterator[Said]:
