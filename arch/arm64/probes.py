@@ -1,8 +1,9 @@
 """What probed functions of arm64 KVM say of its decisions.
 
-A kprobe event is told by its function; its fields have the names that whoever defined it gave them. Read here are
-``esr``, ``far``, ``hpfar`` of kvm_handle_guest_abort, ``addr``, ``size``, ``phys``, ``prot``, ``mkold``, ``ipa``, and
-``ret`` of every return. The page-table functions work on the faulting VM's table, which none of these fields names.
+A kprobe event is told by its function, in a binary recording by its own name; its fields have the names that whoever
+defined it gave them. Read here are ``esr``, ``far``, ``hpfar`` of kvm_handle_guest_abort, ``addr``, ``size``, ``phys``,
+``prot``, ``mkold``, ``ipa``, and ``ret`` of every return. The page-table functions work on the faulting VM's table,
+which none of these fields names.
 """
 
 from __future__ import annotations
@@ -46,6 +47,20 @@ def _injected(what: str) -> Probe:
 
 
 PROBES: Final = Probes(
+    names={
+        "memslot": "__kvm_set_memory_region",
+        "guest_abort": "kvm_handle_guest_abort",
+        "s2_map": "kvm_pgtable_stage2_map",
+        "s2_relax": "kvm_pgtable_stage2_relax_perms",
+        "s2_mkyoung": "kvm_pgtable_stage2_mkyoung",
+        "s2_wrprotect": "kvm_pgtable_stage2_wrprotect",
+        "s2_unmap": "kvm_pgtable_stage2_unmap",
+        "s2_age": "kvm_pgtable_stage2_test_clear_young",
+        "inject_dabt": "kvm_inject_dabt",
+        "inject_pabt": "kvm_inject_pabt",
+        "inv_start": "kvm_mmu_notifier_invalidate_range_start",
+        "inv_end": "kvm_mmu_notifier_invalidate_range_end",
+    },
     entries={
         "kvm_handle_guest_abort": Probe(Said.FAULT, _fault),
         "io_mem_abort": Probe(Said.DEVICE, fields(gpa="ipa")),

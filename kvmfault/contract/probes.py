@@ -6,6 +6,7 @@ sizes in bytes, answers as in ``answer_text``.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, unique
@@ -130,6 +131,8 @@ class Probes:
     """By kernel function: what its call says."""
     returns: Mapping[str, Probe] = field(default_factory=dict)
     """By kernel function: what its return says."""
+    names: Mapping[str, str] = field(default_factory=dict)
+    """Kprobe event -> kernel function, where recordings name the event otherwise."""
     walk: GuestWalk | None = None
     """What the entries that a walk of the guest's own tables read mean."""
     settings: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -140,7 +143,19 @@ class Probes:
         """Functions whose calls ask for memslots."""
         return frozenset(name for name, probe in self.entries.items() if probe.says is Said.SLOT)
 
+    def function(self, event: str) -> str | None:
+        """The function that a kprobe event of this name is on; None: it is not known. For binary recordings, which tell
+        an address. Events are named as in ``names`` or after the function, with what tools add: ``p_F_0``,
+        ``F__return``, ``F_ret``."""
+        name = event.rpartition(":")[2]
+        for given in (name, _ADDED.sub("", name)):
+            function = self.names.get(given, given)
+            if function in self.entries or function in self.returns:
+                return function
+        return None
 
+
+_ADDED: Final = re.compile(r"^[pr]_|_{1,2}(?:ret|return|exit|entry)(?:_\d+)?$|_\d+$")
 RETRY: Final = "retry"
 EMULATE: Final = "emulate"
 WRITE_PROTECTED: Final = "write-protected"
