@@ -15,6 +15,7 @@ from kvmfault.check.run import CheckReport, check
 from kvmfault.contract.target import backend
 from kvmfault.contract.tracepoints import Role
 from kvmfault.errors import TraceError
+from kvmfault.replay.run import replay
 from kvmfault.trace.opening import open_recording
 from kvmfault.trace.pattern import Fields, Pattern
 from kvmfault.trace.text import read_text
@@ -116,9 +117,16 @@ def test_probes_in_the_file_say_what_those_beside_it_do(folder: str, target: str
     wanted, report = check(str(text), target), check(str(binary), target)
     assert wanted.aux is not None
     assert report.aux is None
+    assert report.target.name == wanted.target.name
     assert 0 < report.probed <= wanted.probed  # a binary one tells only functions that are known
     assert found(report) == found(wanted)
     assert len(report.slots.changes) == len(wanted.slots.changes)
+
+
+def test_a_kernel_that_is_named_where_the_file_tells_none(tmp_path: Path) -> None:
+    path = str(both("x86_npt", "x86-npt", tmp_path / "trace.dat"))
+    for kernel in backend("x86-npt").backend.kernels:
+        assert replay(path, [f"x86-npt@{kernel}"]).own.kernel == kernel
 
 
 def test_probes_in_a_binary_file_of_their_own(tmp_path: Path) -> None:

@@ -103,6 +103,7 @@ def check(
         by_calls = own is not None  # neither slots nor host were recorded
         if own is None:
             own, otherwise, _ = survey(opened, named, strict=False, progress=progress)
+            own = next((t for t in named if t.backend is own.backend), own)
         else:
             otherwise = SlotSource("what KVM did", (), made_up=True)
         recorded = seen.keys() & own.backend.probes.slots
