@@ -29,7 +29,7 @@ CALLS: Final = (Aspect.CALL, Aspect.ADDRESS, Aspect.LEVEL, Aspect.PERMISSIONS, A
 def recordings(group: str, *, probes: bool) -> Iterator[Path]:
     """Every recording of a group, with or without one of probes beside it; binary where it is, else its text."""
     for folder in sorted((TRACES / group).iterdir()):
-        found = [*folder.glob("trace.dat"), *folder.glob("perf.data"), *sorted(folder.glob("trace.txt*"))]
+        found = [*folder.glob("trace.dat"), *sorted(folder.glob("trace.txt*"))]
         if found and bool(list(folder.glob("aux.txt*"))) is probes:
             yield found[0]
 

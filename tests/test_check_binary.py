@@ -177,6 +177,14 @@ def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
     return Cli(capsys, monkeypatch)
 
 
+def test_a_summary_takes_memslots_and_wanted_sizes_from_the_same_file(cli: Cli, tmp_path: Path) -> None:
+    path = both("x86_npt", "x86-npt", tmp_path / "trace.dat")
+    summary = cli("trace", "summary", str(path), "--json").json
+    assert summary["notes"]["slots"] == [f"memslots: {path}"]
+    assert {row["slot"] for row in summary["slots"]} == {"0", "none"}
+    assert not any(line.startswith(("memslots", "large pages")) for line in summary["unsaid"])
+
+
 def test_the_command_line_says_where_the_probes_are(cli: Cli, tmp_path: Path) -> None:
     path = both("x86_npt", "x86-npt", tmp_path / "trace.dat")
     said = cli("replay", str(path), "--check", "--backend", "x86-npt@6.12")

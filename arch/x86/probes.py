@@ -135,7 +135,7 @@ _ENTRIES: Final = {
     "kvm_inject_page_fault": Probe(Said.INJECTED, fields("address", code="error_code")),
     "kvm_arch_vcpu_pre_fault_memory": Probe(Said.PREFAULT, fields("gpa", "size")),
 }
-_DECIDED: Final = Probe(Said.DECIDED, _answered("gfn", "prefetch"))
+_DECIDED: Final = Probe(Said.DECIDED, _answered("gfn", "prefetch"), (_SIZES["wanted"], _SIZES["size"]))
 _RETURNS: Final = {
     "kvm_mmu_page_fault": Probe(Said.RETURNED, fields("ret")),
     "kvm_faultin_pfn": Probe(Said.PINNED, _pinned),

@@ -117,6 +117,8 @@ class Probe:
 
     says: Said
     read: Callable[[Values], Values | None]
+    sizes: tuple[str, ...] = ()
+    """Recorded fields of which *read* makes ``wanted`` and ``size``, once for each fault."""
 
 
 GuestWalk: TypeAlias = Callable[[Sequence[tuple[int, int]], int, bool], GuestTranslation | GuestWalkFault | None]

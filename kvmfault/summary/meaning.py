@@ -10,11 +10,13 @@ import numpy as np
 
 from kvmfault.algebra.columns import U64Col
 from kvmfault.contract.tracepoints import REPLAYED, Role, Tracepoint
+from kvmfault.trace.truth import is_probe
 
 if TYPE_CHECKING:
     import polars as pl
 
     from kvmfault.contract.backend import Backend
+    from kvmfault.contract.probes import Probe, Probes
     from kvmfault.trace.recording import Frames
 
 _READ: Final = REPLAYED | {
@@ -28,15 +30,19 @@ class Meaning:
 
     points: Mapping[str, tuple[Tracepoint, ...]]
     """By event name; several where backends declare it differently."""
+    probes: tuple[Probes, ...] = ()
+    """What probed functions may tell, of every backend."""
 
     @classmethod
     def of(cls, backends: Iterable[Backend]) -> Meaning:
         """What *backends* declare."""
+        backends = tuple(backends)
         points: dict[str, dict[int, Tracepoint]] = {}
         for one in backends:
             for name, point in one.tracepoints.items():
                 points.setdefault(name, {})[id(point)] = point
-        return cls({name: tuple(found.values()) for name, found in points.items()})
+        probes = tuple({id(one.probes): one.probes for one in backends}.values())
+        return cls({name: tuple(found.values()) for name, found in points.items()}, probes)
 
     def names(self, *roles: Role) -> tuple[str, ...]:
         """Events that may have one of *roles*."""
@@ -46,6 +52,16 @@ class Meaning:
     def wanted(self) -> tuple[str, ...]:
         """Events that a summary reads."""
         return self.names(*_READ)
+
+    def sizing(self, event: str, columns: Iterable[str]) -> Probe | None:
+        """What a kprobe event with these fields tells of the size that was wanted and the one that was used, if it
+        does."""
+        if is_probe(there := set(columns)):
+            for probes in self.probes:
+                probe = probes.returns.get(probes.function(event) or "")
+                if probe is not None and probe.sizes and there.issuperset(probe.sizes):
+                    return probe
+        return None
 
     @property
     def told_by(self) -> tuple[str, ...]:

@@ -107,6 +107,11 @@ class Assembler:
                 errno = -min(_int(fields, "errno"), 0)
                 yield UserspaceExitEvent(line, time, vcpu, "" if errno else self._named(event), errno)
 
+    def end(self) -> None:
+        """The recording is over: no event will tell the addresses that faults still wait for."""
+        for pid in list(self._waiting):
+            self._abandon(pid)
+
     def _fault(self, event: RecordedEvent) -> Iterator[Event]:
         before = self._exits.get(event.pid)
         for claim in self._claims.get(event.name, ()):
@@ -194,6 +199,7 @@ def assemble(
         rows = events(recording, assembler.patterns.keys(), stats=stats)
     for event in rows:
         yield from assembler.feed(event)
+    assembler.end()
 
 
 def _int(fields: Fields, name: str) -> int:

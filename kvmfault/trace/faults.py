@@ -72,6 +72,11 @@ class FaultColumns:
         roles = {Role.FAULT, Role.EXIT, Role.ENTRY, *LOCATING}
         return frozenset(n for own in self._own for n, point in own.points.items() if point.role in roles)
 
+    def end(self) -> None:
+        """The recording is over: no event will tell the addresses that faults still wait for."""
+        self.stats.without_address += sum(map(len, self.waiting.values()))
+        self.waiting.clear()
+
     def take(self, frames: Frames) -> pl.DataFrame | None:
         """The faults that *frames* complete, by place; None: there is none."""
         found = self.by_backend(frames).values()

@@ -57,6 +57,7 @@ def info_of(recording: Recording, *, told: str | None = None, progress: Callable
         faults.take(frames)
         if progress is not None:
             progress(stats.bytes)
+    faults.end()
     info.meta = recording.meta
     if not info.meta.cpus:
         info.meta = replace(info.meta, cpus=tuple(sorted(cpus)))
