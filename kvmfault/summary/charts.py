@@ -239,7 +239,7 @@ def bars(key: str, title: str, about: str, unit: str, rows: Sequence[tuple[str, 
         alt.Chart(_data(("where", "kind", "n"), rows))
         .mark_bar()
         .encode(
-            x=alt.X("where:N", title=None, sort=groups, axis=alt.Axis(labelAngle=0, labelLimit=110)),
+            x=alt.X("where:N", title=None, sort=groups, axis=alt.Axis(labelAngle=-30, labelOverlap=False)),
             xOffset=alt.XOffset("kind:N", sort=list(colours)),
             y=alt.Y("n:Q", title=unit),
             color=_colour(colours),
