@@ -6,7 +6,7 @@ ENV := .venv/.stamp
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint types unit long exhaustive fuzz bench fidelity lock clean
+.PHONY: help demo test lint types unit long exhaustive fuzz bench fidelity site lock clean
 
 help:  ## show this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do printf '  make %-10s %s\n' "$$name" "$$text"; done
@@ -47,6 +47,9 @@ bench: $(ENV)  ## measure the speed budgets, as ratios
 
 fidelity: $(ENV)  ## measure how far the model agrees with ../shared/traces, into docs/fidelity.md
 	@$(PY) -m docs.fidelity
+
+site: $(ENV)  ## build the documentation into build/site, without a network; look at it with python3 -m http.server -d build/site
+	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet
 
 lock:  ## write requirements.lock anew from pyproject.toml
 	@$(PYTHON) -m venv build/lock && build/lock/bin/pip install -qq pip-tools

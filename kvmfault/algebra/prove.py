@@ -24,7 +24,7 @@ Witness: TypeAlias = dict[str, int]
 Rank: TypeAlias = tuple[int, tuple[int, ...]]
 
 
-__all__ = ["MAX_BITS", "Relation", "Witness", "bits_read", "combinations", "relate", "words_differ"]
+__all__ = ["MAX_BITS", "Rank", "Relation", "Witness", "bits_read", "combinations", "relate", "smallest", "words_differ"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +89,7 @@ def relate(a: Pred, b: Pred, within: Pred = ALWAYS, *, by_kinds: bool = False) -
             found = int(hit.sum())
             counts[name] += found
             if found:
-                candidate = _smallest(columns, hit)
+                candidate = smallest(columns, hit)
                 best[name] = min(best.get(name, candidate), candidate, key=lambda c: c[0])
     return Relation(reads, count, **counts, kinds=not few, witnesses={name: w for name, (_, w) in best.items()})
 
@@ -109,7 +109,7 @@ def words_differ(a: Word, b: Word) -> Witness | None:
             probe = {n: columns.get(n, np.zeros(rows, np.uint64)) | np.uint64(bit * (n == name)) for n in reads}
             hit = word_column(a, probe) != word_column(b, probe) if probe else np.array([a.const != b.const])
             if hit.any():
-                found.append(_smallest(probe, hit) if probe else ((0, ()), {}))
+                found.append(smallest(probe, hit) if probe else ((0, ()), {}))
     return min(found, key=lambda c: c[0])[1] if found else None
 
 
@@ -123,7 +123,8 @@ def combinations(reads: dict[str, int]) -> Iterator[dict[str, U64Col]]:
     return cases(every_value(reads))
 
 
-def _smallest(columns: dict[str, U64Col], hit: BoolCol) -> tuple[Rank, Witness]:
+def smallest(columns: dict[str, U64Col], hit: BoolCol) -> tuple[Rank, Witness]:
+    """Of the rows of *columns* where *hit* holds, at least one, the one with the fewest bits; and its rank."""
     rows = np.flatnonzero(hit)
     ones = np.zeros(len(rows), np.uint64)
     for column in columns.values():

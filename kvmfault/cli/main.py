@@ -195,6 +195,16 @@ def backend_list_command(json: JsonFlag = False) -> None:
     finish(backends.run(json=json))
 
 
+def backend_check_command(
+    backend: Annotated[str, typer.Argument(metavar="MODULE:ATTRIBUTE|NAME", help="Where the Backend is.")],
+    json: JsonFlag = False,
+) -> None:
+    """Say how far a backend conforms to the contract: what was found, what is missing, and where the recipe is."""
+    from kvmfault.cli import backends
+
+    finish(backends.check(backend, json=json))
+
+
 def compare_policies_command(
     targets: Annotated[list[str], typer.Argument(metavar="TARGET TARGET...", help="See 'backend list'.")],
     everything: Annotated[bool, typer.Option("--all", help="What is equal, too.")] = False,
@@ -268,7 +278,10 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "run": run_command,
 }
 _GROUPS: dict[str, tuple[str, dict[str, Callable[..., None]]]] = {
-    "backend": ("The architectures that are installed.", {"list": backend_list_command}),
+    "backend": (
+        "The architectures that are installed.",
+        {"list": backend_list_command, "check": backend_check_command},
+    ),
     "compare": (
         "How targets or recordings differ.",
         {
