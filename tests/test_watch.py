@@ -188,7 +188,9 @@ def test_a_backend_is_found_by_the_events_there_are(monkeypatch: pytest.MonkeyPa
 def test_every_backend_watches_its_faults() -> None:
     for source in backends().values():
         sorts = {point.role.sort for point in counted_events(source.tracepoints).values() if point.role is not None}
-        assert {Sort.FAULT, Sort.ENTRY, Sort.MMIO, Sort.INVALIDATION, Sort.EXIT, Sort.USER_EXIT} <= sorts, source.name
+        assert {Sort.MMIO, Sort.INVALIDATION, Sort.EXIT, Sort.USER_EXIT} <= sorts, source.name
+        if source.name.startswith(("arm64", "x86")):  # elsewhere no event has a fault of its own
+            assert {Sort.FAULT, Sort.ENTRY} <= sorts, source.name
 
 
 @pytest.mark.parametrize(
