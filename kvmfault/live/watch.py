@@ -22,7 +22,7 @@ from kvmfault.live.stopping import Stop
 from kvmfault.live.tap import Tap
 from kvmfault.trace.datwriter import Described
 from kvmfault.trace.formats import Formats, FormatText, header_page
-from kvmfault.trace.frames import Plan, read_pages
+from kvmfault.trace.frames import Plan, by_event, read_pages
 from kvmfault.trace.ring import Layout
 
 HISTORY: Final = 60
@@ -110,7 +110,8 @@ class Watch:
 
     def take(self, cpu: int, pages: bytes) -> None:
         """Count what is in *pages*."""
-        for name, rows in read_pages(pages, cpu, self._plan).rows.items():
+        read = read_pages(pages, cpu, self._plan)
+        for name, rows in by_event(read.words, read.kind, read.at, read.size, self._plan):
             kinds, which, address = self._readers[name](rows)
             numbers = np.array([self._number(kind) for kind in kinds], np.uint64)[which]
             pids = np.asarray(rows.columns["pid"]).astype(np.uint64)

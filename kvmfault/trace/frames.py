@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
@@ -12,20 +12,13 @@ import polars as pl
 from numpy.typing import NDArray
 
 from kvmfault.trace.formats import EventFormat, Field, Formats, Kind, Place
-from kvmfault.trace.ring import Gap, Index, Layout, U32Col, walk
+from kvmfault.trace.ring import Gap, Index, Layout, U16Col, U32Col, walk
 
 FIRST: Final = ("place", "time", "cpu", "pid")
 """Columns that every frame begins with."""
 Column: TypeAlias = "NDArray[Any] | pl.Series"
 
 _NUMBERS: Final = {(n, signed): f"<{'i' if signed else 'u'}{n}" for n in (1, 2, 4, 8) for signed in (False, True)}
-
-
-class Rows(NamedTuple):
-    """The records of one event in a block: their numbers in it, and their columns (``pid`` and the event's own)."""
-
-    number: Index
-    columns: Mapping[str, Column]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,56 +46,100 @@ class Plan:
 
 @dataclass(slots=True)
 class Block:
-    """The records of consecutive pages of one CPU."""
+    """The records of consecutive pages of one CPU, in the order they stand there."""
 
     cpu: int
+    words: U32Col
+    """The pages; none if records were only counted, and what follows has no items then."""
+    kind: U16Col
+    """common_type."""
+    at: Index
+    """Where the data of each begins, in words."""
+    size: U32Col
+    """Bytes of its data."""
     time: NDArray[np.int64]
-    """Of every record."""
-    rows: dict[str, Rows]
-    """By event; only those wanted, and only where there are some."""
     events: Counter[str]
     """Every record, by event name."""
     skipped: Counter[str]
-    misfits: Counter[str] = field(default_factory=Counter)
+    misfits: Counter[str]
     """Records shorter than their format."""
-    gaps: list[Gap] = field(default_factory=list)
-    damage: list[tuple[int, str]] = field(default_factory=list)
+    gaps: list[Gap]
+    damage: list[tuple[int, str]]
     """Byte in the pages, what is wrong."""
 
 
 def read_pages(pages: bytes, cpu: int, plan: Plan) -> Block:
     """The records of *pages*, which are whole. A function of its arguments alone."""
     words = np.frombuffer(pages, "<u4")
-    found = walk(words, plan.layout)
-    block = Block(cpu, found.time.view(np.int64), {}, Counter(), Counter(), gaps=found.gaps, damage=found.damage)
-    # Records of one event together, in the order they came: a radix sort, since the key has 16 bits.
-    order = np.argsort(found.kind, kind="stable")
-    kinds = found.kind.take(order)
-    ends = np.append(np.flatnonzero(kinds[1:] != kinds[:-1]) + 1, len(kinds)) if len(kinds) else kinds
-    start = 0
-    for end in ends.tolist():
-        which, kind, start = order[start:end], int(kinds[start]), end
-        name = plan.names.get(kind, f"unknown-{kind}")
-        block.events[name] += len(which)
-        event = plan.wanted.get(kind)
-        if event is None:
-            block.skipped[name] += len(which)
-            continue
-        size = found.size.take(which)
-        if (short := size < event.size).any():
-            block.misfits[name] += int(short.sum())
-            which, size = which[~short], size[~short]
-        if len(which) and plan.columns:
-            block.rows[name] = Rows(which, columns_of(event, Records(words, found.word.take(which), size)))
-    return block
+    time, kind, at, size, gaps, damage = walk(words, plan.layout)
+    events, skipped, misfits = Counter[str](), Counter[str](), Counter[str]()
+    numbers = kind.astype(np.intp)
+    counts = np.bincount(numbers)
+    least = np.zeros(len(counts), np.uint32)
+    for number in np.flatnonzero(counts).tolist():
+        name = plan.names.get(number, f"unknown-{number}")
+        events[name] = int(counts[number])
+        if (event := plan.wanted.get(number)) is None:
+            skipped[name] = events[name]
+        else:
+            least[number] = event.size
+    for number in kind[size < least.take(numbers)].tolist():
+        misfits[plan.names[number]] += 1
+    if not plan.columns:
+        words, kind, at, size = words[:0], kind[:0], at[:0], size[:0]
+    return Block(cpu, words, kind, at, size, time.view(np.int64), events, skipped, misfits, gaps, damage)
 
 
-class Records(NamedTuple):
+@dataclass(slots=True)
+class Records:
     """Records of one event: where each begins in *words*, and its size in bytes, never less than the format's."""
 
     words: U32Col
     at: Index
     size: U32Col
+    _pairs: Index | None = None
+
+    @property
+    def pairs(self) -> Index:
+        """Each of *at*, and the word after it."""
+        if self._pairs is None:
+            pairs = np.empty((len(self.at), 2), np.int64)
+            pairs[:, 0] = self.at
+            np.add(self.at, 1, out=pairs[:, 1])
+            self._pairs = pairs.reshape(-1)
+        return self._pairs
+
+
+class Rows(NamedTuple):
+    """The records of one event among others."""
+
+    number: Index
+    """Their places in the order of all."""
+    which: Index
+    """Their places in the columns of all."""
+    columns: Mapping[str, Column]
+    """``pid`` and the event's own."""
+
+
+def by_event(
+    words: U32Col, kind: U16Col, at: Index, size: U32Col, plan: Plan, order: Index | None = None
+) -> Iterator[tuple[str, Rows]]:
+    """The events that *plan* wants of some records (see `Block`), each in the *order* of all, or as they stand."""
+    kind = kind if order is None else kind.take(order)
+    numbers = np.argsort(kind, kind="stable")  # a radix sort, since the key has 16 bits
+    kinds = kind.take(numbers)
+    ends = np.append(np.flatnonzero(kinds[1:] != kinds[:-1]) + 1, len(kinds)) if len(kinds) else numbers
+    start = 0
+    for end in ends.tolist():
+        number, event, start = numbers[start:end], plan.wanted.get(int(kinds[start])), end
+        if event is None:
+            continue
+        which = number if order is None else order.take(number)
+        sizes = size.take(which)
+        if (short := sizes < event.size).any():
+            number, which, sizes = number[~short], which[~short], sizes[~short]
+        if len(which):
+            yield event.name, Rows(number, which, columns_of(event, Records(words, at.take(which), sizes)))
 
 
 def columns_of(event: EventFormat, records: Records) -> dict[str, Column]:
@@ -141,10 +178,7 @@ def _narrow(records: Records, offset: int, size: int, *, signed: bool) -> NDArra
     first, shift = divmod(offset, 4)
     words = records.words[first:]
     if size == 8 and not shift:
-        wide = np.empty((len(records.at), 2), "<u4")
-        wide[:, 0] = words.take(records.at, mode="clip")
-        wide[:, 1] = words[1:].take(records.at, mode="clip")
-        return wide.view(_NUMBERS[size, signed]).reshape(-1)
+        return words.take(records.pairs, mode="clip").view(_NUMBERS[size, signed])
     if shift + size > 4:
         rows = np.ascontiguousarray(_bytes(records, offset, size))
         return rows.view(_NUMBERS[size, signed]).reshape(-1)
@@ -156,7 +190,7 @@ def _narrow(records: Records, offset: int, size: int, *, signed: bool) -> NDArra
 
 def _bytes(records: Records, offset: int, size: int) -> NDArray[np.uint8]:
     # One row for each record.
-    words, at, _ = records
+    words, at = records.words, records.at
     first, shift = divmod(offset, 4)
     length = -(-(shift + size) // 4)
     span = np.ndarray((len(words) - length + 1,), f"V{4 * length}", words, strides=(4,))

@@ -12,9 +12,9 @@ import polars as pl
 
 from kvmfault.trace.binary import expect
 from kvmfault.trace.extents import Clock, Extent, read_extent
-from kvmfault.trace.frames import Block, Column, Plan
+from kvmfault.trace.frames import Block, Column, Plan, by_event
 from kvmfault.trace.recording import Frames
-from kvmfault.trace.ring import I64Col, U64Col
+from kvmfault.trace.ring import I64Col, Index, U16Col, U32Col
 
 T = TypeVar("T")
 
@@ -124,7 +124,7 @@ class Far:
                 pieces.append(Piece(held[key], start, stop))
                 if stop == len(held[key].key):
                     del held[key]
-            yield made(pieces, place)
+            yield made(pieces, place, self.plan)
 
 
 def there(extent: Extent, plan: Plan, clock: Clock) -> Block:
@@ -138,10 +138,10 @@ def absolute(extents: Iterable[Extent]) -> Iterator[Extent]:
     return (replace(extent, path=os.path.abspath(extent.path)) for extent in extents)  # noqa: PTH100  links stay
 
 
-def near_runs(stretches: Iterable[tuple[int, list[Piece]]]) -> Iterator[Near]:
-    """Runs of *stretches* that hold columns."""
+def near_runs(stretches: Iterable[tuple[int, list[Piece]]], plan: Plan) -> Iterator[Near]:
+    """Runs of *stretches*, which are read."""
     earlier: Frames = {}
-    for place, some in _by_size(stretches, lambda place, pieces: made(pieces, place)):
+    for place, some in _by_size(stretches, lambda place, pieces: made(pieces, place, plan)):
         yield Near(place, some, earlier)
         earlier = some[-1]
 
@@ -175,22 +175,21 @@ def _by_size(
         yield first, some
 
 
-def made(pieces: Sequence[Piece], place: int) -> dict[str, pl.DataFrame]:
+def made(pieces: Sequence[Piece], place: int, plan: Plan) -> dict[str, pl.DataFrame]:
     """The events of a stretch as frames; *place* is that of its first record."""
-    parts: dict[str, list[dict[str, Column]]] = {}
-    for piece, numbers in zip(pieces, _places(pieces, place), strict=True):
-        for name, rows in piece.held.block.rows.items():
-            some = slice(*np.searchsorted(rows.number, (piece.start, piece.stop)))
-            if some.start < some.stop:
-                number = rows.number[some]
-                columns: dict[str, Column] = {
-                    "place": numbers.take(number - piece.start),
-                    "time": piece.held.block.time.take(number),
-                    "cpu": np.full(len(number), piece.held.block.cpu, np.uint16),
-                }
-                columns.update((key, column[some]) for key, column in rows.columns.items())
-                parts.setdefault(name, []).append(columns)
-    return {name: _frame(some[0] if len(some) == 1 else _woven(some)) for name, some in parts.items()}
+    words, kind, at, size, time, cpu = _one_after_the_other(pieces)
+    order = None
+    if len(pieces) > 1:
+        order = np.argsort(np.concatenate([p.held.key[p.start : p.stop] for p in pieces]), kind="stable")
+    frames = {}
+    for name, (number, which, columns) in by_event(words, kind, at, size, plan, order):
+        first: dict[str, Column] = {
+            "place": (number + place).view(np.uint64),
+            "time": time.take(which),
+            "cpu": cpu.take(which),
+        }
+        frames[name] = _frame({**first, **columns})
+    return frames
 
 
 def _frame(columns: dict[str, Column]) -> pl.DataFrame:
@@ -198,23 +197,23 @@ def _frame(columns: dict[str, Column]) -> pl.DataFrame:
     return pl.DataFrame([pl.Series(name, column) for name, column in columns.items()])
 
 
-def _woven(parts: list[dict[str, Column]]) -> dict[str, Column]:
-    # One after the other would not be in order of place.
-    order = np.argsort(np.concatenate([part["place"] for part in parts]), kind="stable")
-    woven: dict[str, Column] = {}
-    for key in parts[0]:
-        columns = [part[key] for part in parts]
-        series = [column for column in columns if isinstance(column, pl.Series)]
-        arrays = [column for column in columns if not isinstance(column, pl.Series)]
-        woven[key] = pl.concat(series).gather(order) if series else np.concatenate(arrays).take(order)
-    return woven
-
-
-def _places(pieces: Sequence[Piece], place: int) -> list[U64Col]:
-    lengths = [p.stop - p.start for p in pieces]
-    numbers = np.arange(place, place + sum(lengths), dtype=np.uint64)
+def _one_after_the_other(pieces: Sequence[Piece]) -> tuple[U32Col, U16Col, Index, U32Col, I64Col, U16Col]:
+    # words, kind, at, size, time, cpu
+    blocks = [piece.held.block for piece in pieces]
+    some = [slice(piece.start, piece.stop) for piece in pieces]
+    cpu = np.repeat(
+        np.array([block.cpu for block in blocks], np.uint16), [piece.stop - piece.start for piece in pieces]
+    )
     if len(pieces) == 1:
-        return [numbers]
-    places = np.empty_like(numbers)
-    places[np.argsort(np.concatenate([p.held.key[p.start : p.stop] for p in pieces]), kind="stable")] = numbers
-    return np.split(places, np.cumsum(lengths)[:-1])
+        [block], [rows] = blocks, some
+        return block.words, block.kind[rows], block.at[rows], block.size[rows], block.time[rows], cpu
+    words, ats, before = [], [], 0
+    for block, rows in zip(blocks, some, strict=True):
+        first, last = int(block.at[rows.start]), int(block.at[rows.stop - 1]) + int(block.size[rows.stop - 1] + 3 >> 2)
+        words.append(block.words[first:last])
+        ats.append(block.at[rows] + (before - first))
+        before += last - first
+    kind = np.concatenate([block.kind[rows] for block, rows in zip(blocks, some, strict=True)])
+    size = np.concatenate([block.size[rows] for block, rows in zip(blocks, some, strict=True)])
+    time = np.concatenate([block.time[rows] for block, rows in zip(blocks, some, strict=True)])
+    return np.concatenate(words), kind, np.concatenate(ats), size, time, cpu
