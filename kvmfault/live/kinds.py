@@ -14,9 +14,11 @@ from kvmfault.contract.access import Access, show
 from kvmfault.contract.target import Target
 from kvmfault.contract.tracepoints import Tracepoint
 from kvmfault.contract.watched import Sort, Watched
-from kvmfault.trace.frames import Rows
+from kvmfault.trace.frames import Column
 
 U64Col: TypeAlias = NDArray[np.uint64]
+Rows: TypeAlias = Mapping[str, Column]
+"""Events of one name: ``pid`` and their own fields."""
 Index: TypeAlias = NDArray[np.int64]
 
 NOWHERE: Final = np.uint64((1 << 64) - 1)
@@ -80,7 +82,7 @@ def _faults(target: Target, event: str, registers: Mapping[str, Word]) -> Reader
     def read(rows: Rows) -> Told:
         fields = {name: _unsigned(rows, name) for name in needed}
         columns = {name: word_column(word, fields) for name, word in registers.items()}
-        blank = np.zeros(len(rows.number), np.uint64)
+        blank = np.zeros(len(rows["pid"]), np.uint64)
         columns |= {name: blank for name in definition.gpa_page.reads if name not in columns}
         distinct, which = _distinct({name: columns[name] & np.uint64(reads.get(name, 0)) for name in registers})
         found = [told(values) for values in distinct]
@@ -111,9 +113,9 @@ def _others(event: str, watched: Watched, point: Tracepoint | None) -> Reader:
         where = None
         if watched.address is not None:
             where = word_column(watched.address, {name: _unsigned(rows, name) for name in watched.address.reads})
-        if watched.by not in rows.columns:
-            return Told(plain, np.zeros(len(rows.number), np.int64), where)
-        distinct, which = _distinct({key: _unsigned(rows, key) for key in keys if key in rows.columns})
+        if watched.by not in rows:
+            return Told(plain, np.zeros(len(rows["pid"]), np.int64), where)
+        distinct, which = _distinct({key: _unsigned(rows, key) for key in keys if key in rows})
         return Told([told(values) for values in distinct], which, where)
 
     return read
@@ -142,6 +144,6 @@ def _distinct(columns: Mapping[str, U64Col]) -> tuple[list[dict[str, int]], Inde
 
 
 def _unsigned(rows: Rows, name: str) -> U64Col:
-    column = rows.columns[name]
+    column = rows[name]
     assert isinstance(column, np.ndarray), name
     return column.view(np.uint64)

@@ -22,7 +22,7 @@ from kvmfault.live.stopping import Stop
 from kvmfault.live.tap import Tap
 from kvmfault.trace.datwriter import Described
 from kvmfault.trace.formats import Formats, FormatText, header_page
-from kvmfault.trace.frames import Plan, by_event, read_pages
+from kvmfault.trace.frames import Plan, Records, columns_of, read_pages
 from kvmfault.trace.ring import Layout
 
 HISTORY: Final = 60
@@ -111,10 +111,12 @@ class Watch:
     def take(self, cpu: int, pages: bytes) -> None:
         """Count what is in *pages*."""
         read = read_pages(pages, cpu, self._plan)
-        for name, rows in by_event(read.words, read.kind, read.at, read.size, self._plan):
-            kinds, which, address = self._readers[name](rows)
+        for number, some in read.numbers.items():
+            event = self._plan.wanted[number]
+            rows = columns_of(event, Records(read.words, read.at.take(some), read.size.take(some)))
+            kinds, which, address = self._readers[event.name](rows)
             numbers = np.array([self._number(kind) for kind in kinds], np.uint64)[which]
-            pids = np.asarray(rows.columns["pid"]).astype(np.uint64)
+            pids = np.asarray(rows["pid"]).astype(np.uint64)
             key = pids << np.uint64(_PID) | numbers << np.uint64(_KIND)
             if address is not None:
                 key |= np.where(address == NOWHERE, np.uint64(0), (address >> np.uint64(_SHIFT)) + np.uint64(1))

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
 from kvmfault.trace.formats import EventFormat, Field, Formats, Kind, Place
-from kvmfault.trace.ring import Gap, Index, Layout, U16Col, U32Col, walk
+from kvmfault.trace.ring import Gap, Index, Layout, U32Col, walk
 
 FIRST: Final = ("place", "time", "cpu", "pid")
 """Columns that every frame begins with."""
@@ -50,13 +50,13 @@ class Block:
 
     cpu: int
     words: U32Col
-    """The pages; none if records were only counted, and what follows has no items then."""
-    kind: U16Col
-    """common_type."""
+    """The pages; none if records were only counted, and the next three have no items then."""
     at: Index
     """Where the data of each begins, in words."""
     size: U32Col
     """Bytes of its data."""
+    numbers: dict[int, Index]
+    """By common_type, which of them they are; only of events that are wanted, and only where there are some."""
     time: NDArray[np.int64]
     events: Counter[str]
     """Every record, by event name."""
@@ -72,22 +72,27 @@ def read_pages(pages: bytes, cpu: int, plan: Plan) -> Block:
     """The records of *pages*, which are whole. A function of its arguments alone."""
     words = np.frombuffer(pages, "<u4")
     time, kind, at, size, gaps, damage = walk(words, plan.layout)
-    events, skipped, misfits = Counter[str](), Counter[str](), Counter[str]()
-    numbers = kind.astype(np.intp)
-    counts = np.bincount(numbers)
-    least = np.zeros(len(counts), np.uint32)
-    for number in np.flatnonzero(counts).tolist():
+    block = Block(cpu, words, at, size, {}, time.view(np.int64), Counter(), Counter(), Counter(), gaps, damage)
+    # Records of one event together, in the order they came: a radix sort, since the key has 16 bits.
+    order = np.argsort(kind, kind="stable")
+    kinds = kind.take(order)
+    ends = np.append(np.flatnonzero(kinds[1:] != kinds[:-1]) + 1, len(kinds)) if len(kinds) else order
+    start = 0
+    for end in ends.tolist():
+        some, number, start = order[start:end], int(kinds[start]), end
         name = plan.names.get(number, f"unknown-{number}")
-        events[name] = int(counts[number])
+        block.events[name] += len(some)
         if (event := plan.wanted.get(number)) is None:
-            skipped[name] = events[name]
-        else:
-            least[number] = event.size
-    for number in kind[size < least.take(numbers)].tolist():
-        misfits[plan.names[number]] += 1
+            block.skipped[name] += len(some)
+            continue
+        if (short := size.take(some) < event.size).any():
+            block.misfits[name] += int(short.sum())
+            some = some[~short]
+        if len(some):
+            block.numbers[number] = some
     if not plan.columns:
-        words, kind, at, size = words[:0], kind[:0], at[:0], size[:0]
-    return Block(cpu, words, kind, at, size, time.view(np.int64), events, skipped, misfits, gaps, damage)
+        block.words, block.at, block.size, block.numbers = words[:0], at[:0], size[:0], {}
+    return block
 
 
 @dataclass(slots=True)
@@ -108,38 +113,6 @@ class Records:
             np.add(self.at, 1, out=pairs[:, 1])
             self._pairs = pairs.reshape(-1)
         return self._pairs
-
-
-class Rows(NamedTuple):
-    """The records of one event among others."""
-
-    number: Index
-    """Their places in the order of all."""
-    which: Index
-    """Their places in the columns of all."""
-    columns: Mapping[str, Column]
-    """``pid`` and the event's own."""
-
-
-def by_event(
-    words: U32Col, kind: U16Col, at: Index, size: U32Col, plan: Plan, order: Index | None = None
-) -> Iterator[tuple[str, Rows]]:
-    """The events that *plan* wants of some records (see `Block`), each in the *order* of all, or as they stand."""
-    kind = kind if order is None else kind.take(order)
-    numbers = np.argsort(kind, kind="stable")  # a radix sort, since the key has 16 bits
-    kinds = kind.take(numbers)
-    ends = np.append(np.flatnonzero(kinds[1:] != kinds[:-1]) + 1, len(kinds)) if len(kinds) else numbers
-    start = 0
-    for end in ends.tolist():
-        number, event, start = numbers[start:end], plan.wanted.get(int(kinds[start])), end
-        if event is None:
-            continue
-        which = number if order is None else order.take(number)
-        sizes = size.take(which)
-        if (short := sizes < event.size).any():
-            number, which, sizes = number[~short], which[~short], sizes[~short]
-        if len(which):
-            yield event.name, Rows(number, which, columns_of(event, Records(words, at.take(which), sizes)))
 
 
 def columns_of(event: EventFormat, records: Records) -> dict[str, Column]:

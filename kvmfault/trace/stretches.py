@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Final, NamedTuple, Protocol, TypeVar
 
 import numpy as np
@@ -12,9 +13,9 @@ import polars as pl
 
 from kvmfault.trace.binary import expect
 from kvmfault.trace.extents import Clock, Extent, read_extent
-from kvmfault.trace.frames import Block, Column, Plan, by_event
+from kvmfault.trace.frames import Block, Column, Plan, Records, columns_of
 from kvmfault.trace.recording import Frames
-from kvmfault.trace.ring import I64Col, Index, U16Col, U32Col
+from kvmfault.trace.ring import I64Col, Index, U16Col, U32Col, U64Col
 
 T = TypeVar("T")
 
@@ -175,20 +176,39 @@ def _by_size(
         yield first, some
 
 
+class _Some(NamedTuple):
+    # Records of one event: of one piece, or of all in the order of place.
+    place: U64Col
+    time: I64Col
+    cpu: U16Col
+    at: Index
+    size: U32Col
+
+
 def made(pieces: Sequence[Piece], place: int, plan: Plan) -> dict[str, pl.DataFrame]:
     """The events of a stretch as frames; *place* is that of its first record."""
-    words, kind, at, size, time, cpu = _one_after_the_other(pieces)
-    order = None
-    if len(pieces) > 1:
-        order = np.argsort(np.concatenate([p.held.key[p.start : p.stop] for p in pieces]), kind="stable")
+    parts: dict[int, list[_Some]] = {}
+    words, moved = _words(pieces)
+    for piece, by, places in zip(pieces, moved, _places(pieces, place), strict=True):
+        block = piece.held.block
+        for number, all_of_it in block.numbers.items():
+            some = all_of_it[slice(*np.searchsorted(all_of_it, (piece.start, piece.stop)))]
+            if len(some):
+                cpu = np.full(len(some), block.cpu, np.uint16)
+                at = block.at.take(some)
+                at += by
+                where = (
+                    (some + (place - piece.start)).view(np.uint64)
+                    if places is None
+                    else places.take(some - piece.start)
+                )
+                parts.setdefault(number, []).append(_Some(where, block.time.take(some), cpu, at, block.size.take(some)))
     frames = {}
-    for name, (number, which, columns) in by_event(words, kind, at, size, plan, order):
-        first: dict[str, Column] = {
-            "place": (number + place).view(np.uint64),
-            "time": time.take(which),
-            "cpu": cpu.take(which),
-        }
-        frames[name] = _frame({**first, **columns})
+    for number, found in parts.items():
+        first = found[0] if len(found) == 1 else _woven(found)
+        event = plan.wanted[number]
+        columns = columns_of(event, Records(words, first.at, first.size))
+        frames[event.name] = _frame({"place": first.place, "time": first.time, "cpu": first.cpu, **columns})
     return frames
 
 
@@ -197,23 +217,31 @@ def _frame(columns: dict[str, Column]) -> pl.DataFrame:
     return pl.DataFrame([pl.Series(name, column) for name, column in columns.items()])
 
 
-def _one_after_the_other(pieces: Sequence[Piece]) -> tuple[U32Col, U16Col, Index, U32Col, I64Col, U16Col]:
-    # words, kind, at, size, time, cpu
+def _woven(parts: list[_Some]) -> _Some:
+    # One after the other would not be in order of place.
+    order = np.argsort(np.concatenate([part.place for part in parts]), kind="stable")
+    return _Some(*(np.concatenate(columns).take(order) for columns in zip(*parts, strict=True)))
+
+
+def _words(pieces: Sequence[Piece]) -> tuple[U32Col, list[int]]:
+    # What the records of all pieces stand in, and by how much it moves those of each.
     blocks = [piece.held.block for piece in pieces]
-    some = [slice(piece.start, piece.stop) for piece in pieces]
-    cpu = np.repeat(
-        np.array([block.cpu for block in blocks], np.uint16), [piece.stop - piece.start for piece in pieces]
-    )
     if len(pieces) == 1:
-        [block], [rows] = blocks, some
-        return block.words, block.kind[rows], block.at[rows], block.size[rows], block.time[rows], cpu
-    words, ats, before = [], [], 0
-    for block, rows in zip(blocks, some, strict=True):
-        first, last = int(block.at[rows.start]), int(block.at[rows.stop - 1]) + int(block.size[rows.stop - 1] + 3 >> 2)
-        words.append(block.words[first:last])
-        ats.append(block.at[rows] + (before - first))
-        before += last - first
-    kind = np.concatenate([block.kind[rows] for block, rows in zip(blocks, some, strict=True)])
-    size = np.concatenate([block.size[rows] for block, rows in zip(blocks, some, strict=True)])
-    time = np.concatenate([block.time[rows] for block, rows in zip(blocks, some, strict=True)])
-    return np.concatenate(words), kind, np.concatenate(ats), size, time, cpu
+        return blocks[0].words, [0]
+    firsts = [int(block.at[piece.start]) for block, piece in zip(blocks, pieces, strict=True)]
+    lasts = [piece.stop - 1 for piece in pieces]
+    ends = [int(b.at[n]) + (int(b.size[n]) + 3 >> 2) for b, n in zip(blocks, lasts, strict=True)]
+    words = np.concatenate([b.words[first:end] for b, first, end in zip(blocks, firsts, ends, strict=True)])
+    befores = accumulate((end - first for first, end in zip(firsts, ends, strict=True)), initial=0)
+    return words, [before - first for before, first in zip(befores, firsts, strict=False)]
+
+
+def _places(pieces: Sequence[Piece], place: int) -> Sequence[U64Col | None]:
+    # Of the records of each piece; None: one after the other.
+    if len(pieces) == 1:
+        return [None]
+    lengths = [p.stop - p.start for p in pieces]
+    numbers = np.arange(place, place + sum(lengths), dtype=np.uint64)
+    places = np.empty_like(numbers)
+    places[np.argsort(np.concatenate([p.held.key[p.start : p.stop] for p in pieces]), kind="stable")] = numbers
+    return np.split(places, np.cumsum(lengths)[:-1])
