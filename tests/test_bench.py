@@ -53,7 +53,7 @@ def test_traces_beside_trace_cmd() -> None:
     if shutil.which("trace-cmd") is None:
         pytest.skip("trace-cmd not installed")
     rows = trace_rows(SMALL, rounds=1, large=1 << 20, calls=100)
-    assert len(rows) in (27, 30)  # perf may be missing, or may not record
+    assert len(rows) in (23, 26)  # perf may be missing, or may not record
     assert all(row.value > 0 for row in rows)
     assert sum(row.budget == "at least 15x" for row in rows) == 3
 
