@@ -207,7 +207,7 @@ class CheckedVm(Vm):
 
     def map(
         self, gpa: Gpa, size: int, pfn: Pfn, prot: int, memory: Memory, *, host_writable: bool, young: bool, tag: int
-    ) -> MapResult:
+    ) -> MapResult | int:
         """See Ports. A leaf of another frame that the recording did not see go is dropped first."""
         if self.flight is not None and self._lost(self.flight.seen, gpa, size):
             return MapResult.LOST
