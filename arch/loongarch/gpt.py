@@ -103,7 +103,7 @@ class Gpt:
             return 0
         return (0 if desc & NO_READ else R) | (W if desc & DIRTY else 0) | (0 if desc & NO_EXEC else X)
 
-    def table(self, hpa: Hpa, shift: int = 0) -> int:
+    def table(self, hpa: Hpa, shift: int) -> int:
         """The plain address of a table."""
         return hpa & self._frame
 

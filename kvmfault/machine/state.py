@@ -57,7 +57,7 @@ class State:
         self.facts = facts or target.facts
         self.format = target.format.with_hardware_ad(self.facts.hardware_access_dirty)
         self.slots = Memslots(self.caps)
-        self.host = HostMemory(self.page_shift)
+        self.host = HostMemory(self.page_shift, thp_size=self.caps.thp_size)
         self.invalidations = Invalidation()
         smaller = target.policy.smaller_over_block
         split = smaller is SmallerOverBlock.SPLIT

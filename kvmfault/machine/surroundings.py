@@ -19,6 +19,7 @@ from kvmfault.contract.ports import (
     PinError,
     Repair,
 )
+from kvmfault.contract.values import DirtyMark, LoggedSize
 from kvmfault.errors import ModelError
 from kvmfault.machine.state import MEMFD_MEMORY, ReverseMap, State
 from kvmfault.types import EHWPOISON, Gfn, Gpa, Hva, Pfn
@@ -129,9 +130,11 @@ class Surroundings(State):
         """See Ports."""
         gfn = Gfn(gpa >> self.page_shift)
         slot = self.find_slot(gfn)
-        logged = slot is not None and slot.logs_dirty
+        policy = self.target.policy
+        logged = slot is not None and slot.logs_dirty and policy.logged_size is not LoggedSize.ANY
         result = self.table.fix_fast(gpa, write=write, execute=execute, logged=logged)
-        if result is Repair.FIXED and write and slot is not None:
+        marks = policy.dirty_mark is not DirtyMark.ON_HARVEST
+        if result is Repair.FIXED and write and slot is not None and marks:
             self.mark_dirty(slot, gfn, Pfn(0))
         return result
 

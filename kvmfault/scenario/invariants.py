@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Final
 
 from kvmfault.contract.format import Kind, W
+from kvmfault.contract.values import DirtyMark
 from kvmfault.machine.table import Found
 from kvmfault.scenario.world import World
 from kvmfault.types import Gfn, Gpa, Pfn
@@ -50,7 +51,8 @@ def _of_leaf(vm: World, leaf: Found) -> Iterator[tuple[str, str]]:
             yield "writable-readonly", f"{leaf.gpa:#x}"
         if vm.target.policy.write_tracking and any(g in pages for g in vm.tracked):
             yield "writable-tracked", f"{leaf.gpa:#x}"
-        if slot.logs_dirty and not _dirty(vm, slot, pages):
+        by_entry = vm.target.policy.dirty_mark is DirtyMark.ON_HARVEST
+        if slot.logs_dirty and not by_entry and not _dirty(vm, slot, pages):
             yield "writable-clean", f"{leaf.gpa:#x}"
     for gpa in {leaf.gpa, last}:
         mapped = _frame(vm, leaf, gpa)
