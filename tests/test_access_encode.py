@@ -55,20 +55,6 @@ def test_what_is_made_could_come_from_hardware(a: str, b: str, data: st.DataObje
     assert goal.backend.reachable.on(goal.named(made)), {n: hex(v) for n, v in goal.named(made).items()}
 
 
-@pytest.mark.parametrize("target", targets(), ids=lambda t: t.name)
-@settings(max_examples=40)
-@given(data=st.data())
-def test_home_again_nothing_is_lost(target: Target, data: st.DataObject) -> None:
-    # Of a fault that hardware produces a backend can say all again. One exception, which is no fault of these pages:
-    # status 0x2b is of a level that tables of 64K pages do not have, so it names no size there.
-    fault = data.draw(reachable_fault(target))
-    lost = check(target.access(fault), target)
-    if target.name.startswith("arm64:64k") and fault.syndrome & 0x3F == 0x2B:
-        assert lost.keys() <= {"granule"}
-    else:
-        assert lost == {}
-
-
 @pytest.mark.parametrize("target", newest(), ids=lambda t: t.backend.name)
 @settings(max_examples=40)
 @given(data=st.data())
@@ -105,16 +91,6 @@ ACCESSES: Final = st.builds(
 @given(access=ACCESSES)
 def test_any_access_at_all_can_be_encoded(target: Target, access: Access) -> None:
     check(access, target)
-
-
-@pytest.mark.parametrize("target", newest(), ids=lambda t: t.backend.name)
-@settings(max_examples=40)
-@given(access=ACCESSES)
-def test_encoding_again_changes_nothing(target: Target, access: Access) -> None:
-    once = target.access(target.encode(access).fault)
-    again = target.encode(once)
-    assert target.access(again.fault) == once
-    assert not again.lost
 
 
 def test_every_member_can_be_lost_to_somebody_and_some_to_nobody() -> None:

@@ -16,7 +16,7 @@ from kvmfault.contract.policy import Policy
 from kvmfault.path.run import PATH, Locked
 from tests.conftest import ROOT
 
-DOCS: Final = sorted((ROOT / "docs").glob("*.md"))
+DOCS: Final = sorted((ROOT / "docs").rglob("*.md"))
 LINK: Final = re.compile(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)")
 FILE: Final = re.compile(r"`((?:arch|docs|examples|kvmfault|tests)/[\w./-]+)`")
 

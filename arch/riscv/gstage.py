@@ -98,7 +98,7 @@ class GStage:
             return 0
         return (R if desc & READ else 0) | (W if desc & WRITE else 0) | (X if desc & EXEC else 0)
 
-    def table(self, hpa: Hpa, shift: int = 0) -> int:
+    def table(self, hpa: Hpa, shift: int) -> int:
         """Entry that points to a table."""
         return hpa >> 2 & PPN | VALID
 
