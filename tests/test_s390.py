@@ -62,7 +62,7 @@ CODES: Final[dict[int, tuple[set[str], int | None]]] = {
     0x04: ({"is_permission"}, None),
     0x10: ({"is_translation"}, M),
     0x11: ({"is_translation"}, K),
-    0x12: ({"is_reserved"}, None),
+    0x12: (set(), None),
     0x38: ({"is_address_size"}, None),
     0x39: ({"is_translation"}, 1 << 53),
     0x3A: ({"is_translation"}, 1 << 42),
