@@ -21,7 +21,7 @@ from kvmfault.vm.area import HvaRange
 
 __all__ = ["guest", "invalidation", "logging", "path"]
 
-HVA: Final = 0x7F00_0000_0000
+HVA: Final = 0x3F00_0000_0000
 ACCESSES: Final = {"read": R, "write": W, "fetch": X}
 SAMPLE: Final = 120
 """Faults that the path is tried with."""
