@@ -21,6 +21,7 @@ from textual.widgets import Static
 from kvmfault.cli import top
 from kvmfault.cli.topapp import Grid, Help, Top
 from kvmfault.contract.target import backend, backends
+from kvmfault.contract.tracepoints import Role
 from kvmfault.contract.watched import Sort
 from kvmfault.errors import LiveError
 from kvmfault.live import watch as watching
@@ -186,7 +187,9 @@ def test_a_backend_is_found_by_the_events_there_are(monkeypatch: pytest.MonkeyPa
 
 def test_every_backend_watches_its_faults() -> None:
     for source in backends().values():
-        assert [w for w in source.watched.values() if w.sort is Sort.FAULT], source.name
+        told = {name for name, event in source.tracepoints.items() if event.role is Role.FAULT}
+        assert told <= {name for name, w in source.watched.items() if w.sort is Sort.FAULT}, source.name
+        assert {name for name, w in source.watched.items() if w.sort in (Sort.FAULT, Sort.EXIT)}, source.name
         assert source.watched.keys() <= source.tracepoints.keys()
 
 

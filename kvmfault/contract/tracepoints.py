@@ -126,7 +126,7 @@ class Tracepoint:
     no exit was recorded, the TARGET must say what the faults are."""
     awaits: str = ""
     """Role EXIT with registers: the register whose value is not in the exit; the next ADDRESS or MMIO event of the same
-    vCPU brings it."""
+    vCPU brings it. Empty: the exit has them all."""
     vcpu: str = ""
     """Roles FAULT and EXIT: the field with the vCPU's number. Empty: the event has none, a task stands for its vCPU."""
     told_by: tuple[str, ...] = ()

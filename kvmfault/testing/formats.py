@@ -165,7 +165,7 @@ def _writes(fmt: Stage2Format, leaf: Leaf) -> Iterator[tuple[str, str]]:
             yield "write_protect", "doing it twice is not doing it once"
         fixed = fmt.fix_write(bare)
         if fixed is not None and (for_good or not leaf.host):
-            yield "fix_write", "it gives write permission back that was taken for good, or was never there"
+            yield "fix_write", "it gives write permission that was taken for good, or that the host does not give"
         elif fixed is not None and (not fmt.prot(fmt.with_young(fixed, True)) & W or _moved(fmt, leaf, fixed)):
             yield "fix_write", f"it grants {PROTS[fmt.prot(fixed)]}"
     clean = fmt.clear_dirty(leaf.desc)

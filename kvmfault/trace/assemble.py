@@ -90,7 +90,7 @@ class Assembler:
                 self._exits[pid] = fields
                 self._abandon(pid)
                 yield ExitEvent(line, time, vcpu, self._named(event))
-                self._waits(event)
+                yield from self._alone(event)
             case Role.ENTRY:
                 self._abandon(pid)
                 yield EntryEvent(line, time, vcpu)
@@ -129,13 +129,17 @@ class Assembler:
         if len(self.stats.unclaimed_lines) < 5:
             self.stats.unclaimed_lines.append(event.place)
 
-    def _waits(self, event: RecordedEvent) -> None:
-        # an exit that is a fault by itself, but lacks the address: the MMIO event that follows has it
+    def _alone(self, event: RecordedEvent) -> Iterator[Event]:
+        # an exit that is a fault by itself; where it lacks the address, the MMIO event that follows has it
         for claim in self._claims.get(event.name, ()):
             registers = claim.registers(event.fields) if claim.after(event.fields) else None
             if registers is not None:
                 fault = FaultEvent(event.place, event.time, str(event.pid), claim.backend, registers)
-                self._waiting[event.pid] = fault, claim.point.awaits
+                if claim.point.awaits:
+                    self._waiting[event.pid] = fault, claim.point.awaits
+                else:
+                    self.stats.faults[claim.backend] += 1
+                    yield fault
                 return
 
     def _mmio(self, event: RecordedEvent) -> Iterator[Event]:

@@ -132,7 +132,7 @@ class FaultColumns:
             self.stats.unclaimed_lines += left.head(max(0, 5 - len(self.stats.unclaimed_lines))).to_list()
 
     def _alone(self, own: _Own, frames: Frames) -> Iterator[tuple[str, pl.DataFrame]]:
-        # exits that are faults by themselves, and lack the address: it is in the next event of the task that has one
+        # exits that are faults by themselves; an address that they lack is in the next event of the task that has one
         parts = [self.waiting.pop(own.name)] if own.name in self.waiting else []
         awaits = ""
         for name in own.named(Role.EXIT):
@@ -140,11 +140,16 @@ class FaultColumns:
             if point.registers is None or point.when is None:
                 continue
             awaits = point.awaits
-            if frame is not None:
-                rows = frame.filter(pl.Series(_holds(point.when, frame, point), dtype=pl.Boolean))
-                parts.append(
-                    _head(rows, point).with_columns(pl.Series(k, v) for k, v in _registers(rows, point).items())
-                )
+            if frame is None:
+                continue
+            mine = _holds(point.when, frame, point) & _present(frame, _reads(point), point)
+            rows = frame.filter(pl.Series(mine, dtype=pl.Boolean))
+            head, registers = _head(rows, point), _registers(rows, point)
+            if awaits:
+                parts.append(head.with_columns(pl.Series(k, v) for k, v in registers.items()))
+            elif rows.height:
+                self.stats.faults[own.name] += rows.height
+                yield own.name, own.decoded(head, registers)
         if not parts or not (waiting := pl.concat(parts).sort("place")).height:
             return
         met = waiting.join_asof(
