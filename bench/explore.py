@@ -39,15 +39,10 @@ def tasks() -> Iterator[tuple[str, Task]]:
             yield name, Task(scenario, target.name, limits=Limits(BOUND))
             yield name, Task(scenario, target.name, limits=Limits(PLAIN, reduce=False))
     for mutant in (*MUTANTS, *BARRIERS):
-        scenario = standing()[mutant.scenario]
+        scenario, limits = standing()[mutant.scenario], Limits(BOUND, weak=bool(mutant.reorderings))
         for target in targets_of(scenario):
             if mutant.applies(backend(target.name)):
-                yield (
-                    mutant.scenario,
-                    Task(
-                        scenario, target.name, mutant=mutant.name, limits=Limits(BOUND, weak=bool(mutant.reorderings))
-                    ),
-                )
+                yield mutant.scenario, Task(scenario, target.name, mutant=mutant.name, limits=limits)
 
 
 def _search(task: tuple[str, Task]) -> Explored:

@@ -23,16 +23,14 @@ _WIDTH: Final = 100
 
 def found(mutant: str, target: str) -> str:
     """The timeline of the shortest way to what a mutant breaks, with the command that prints it."""
-    bug = (BY_NAME | {barrier.name: barrier for barrier in BARRIERS})[mutant]
+    bug = next(one for one in (*MUTANTS, *BARRIERS) if one.name == mutant)
     weak = mutant not in BY_NAME
     scenario = read_scenario(str(FOLDER / f"{bug.scenario}.toml")).scenario
     done = explore(Task(scenario, backend(target).name, mutant=mutant, limits=Limits(weak=weak)))
     violation = done.found.violation
     assert violation is not None
-    lines = [
-        f"kvmfault explore examples/explore/{bug.scenario}.toml --backend {target} --mutant {mutant}{' --weak' * weak}",
-        "",
-    ]
+    command = f"kvmfault explore examples/explore/{bug.scenario}.toml --backend {target} --mutant {mutant}"
+    lines = [command + " --weak" * weak, ""]
     lines += [*timeline(done.actors, done.found.schedule, _WIDTH), "", f"{violation.name}: {violation.what}"]
     return "\n".join(("```text", *lines, "```"))
 

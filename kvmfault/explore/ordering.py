@@ -15,7 +15,7 @@ from kvmfault.contract.ports import Ports
 from kvmfault.contract.progress import Progress
 from kvmfault.contract.target import Target
 from kvmfault.explore import actions
-from kvmfault.explore.mutant import Mutant, after, instead
+from kvmfault.explore.mutant import Mutant, after, before, instead, without
 from kvmfault.explore.mutants import BY_NAME as BUGS
 from kvmfault.explore.mutants import area_only, sample
 from kvmfault.explore.world import Blocked, Explored, SeenVcpu
@@ -66,8 +66,9 @@ def _lower_count(vm: Explored, event: events.Event, who: str, data: Hashable) ->
 
 
 _HEAD: Final = (_begin, _zap, actions.flush_and_unlock, actions.change)
-_SPLIT: Final = (instead("stale", _test_count), after("stale", Step("stale_sequence", _test_sequence)))
-_SWAPPED: Final = (instead("stale", _test_sequence), after("stale", Step("stale_count", _test_count)))
+_COUNT, _SEQUENCE = Step("test count", _test_count), Step("test sequence", _test_sequence)
+_SPLIT: Final = (before("stale", _COUNT, _SEQUENCE), without("stale"))
+_SWAPPED: Final = (before("stale", _SEQUENCE, _COUNT), without("stale"))
 
 
 def _own_lock(name: str, about: str, *, swap_test: bool = False, swap_end: bool = False) -> Mutant:
