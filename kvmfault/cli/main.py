@@ -5,6 +5,7 @@ Exit status everywhere: 0 done, 1 a finding (disagreement, failed expectation), 
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from kvmfault.cli.options import (
+    HtmlOption,
     JobsOption,
     JsonFlag,
     SchedulerOption,
@@ -254,6 +256,19 @@ def compare_facts_command(
     finish(compare.facts(targets or [], json=json))
 
 
+def compare_shapes_command(
+    targets: Annotated[
+        list[str] | None, typer.Argument(metavar="[TARGET]...", help="See 'backend list'; all backends if none.")
+    ] = None,
+    html: HtmlOption = None,
+    json: JsonFlag = False,
+) -> None:
+    """Compare four designs of a fault: proven equal, counted, measured in Python and C, hazards run, mypy asked."""
+    from kvmfault.cli import shapes
+
+    finish(shapes.run(targets or [], html, json=json))
+
+
 _COMMANDS: dict[str, Callable[..., None]] = {
     "decode": decode_command,
     "annotate": annotate_command,
@@ -273,6 +288,7 @@ _GROUPS: dict[str, tuple[str, dict[str, Callable[..., None]]]] = {
         {
             "facts": compare_facts_command,
             "policies": compare_policies_command,
+            "shapes": compare_shapes_command,
             "traces": compare_traces_command,
         },
     ),
@@ -324,6 +340,9 @@ def main(argv: list[str] | None = None) -> NoReturn:
             setattr(sys, name, Path(os.devnull).open("r+", encoding="utf-8"))  # noqa: SIM115  open until the end
     if sys.stdout is None:
         sys.exit(_complain("standard output is closed"))
+    gc.set_threshold(
+        50_000, 20, 20
+    )  # a command makes few cycles: to look for them all the time takes a twentieth of it
     words = sys.argv[1:] if argv is None else argv
     sys.exit(_guarded(lambda: build(words[0] if words else None)(words, standalone_mode=False)))
 
