@@ -141,7 +141,7 @@ def _keep_blocks(
     host_writable: bool,
     young: bool,
     tag: int,
-) -> MapResult:
+) -> MapResult | int:
     leaf = self.table.leaf(gpa)
     if leaf is not None and 1 << leaf.shift > size:
         return MapResult.UNCHANGED
@@ -159,7 +159,7 @@ def _map_unflushed(
     host_writable: bool,
     young: bool,
     tag: int,
-) -> MapResult:
+) -> MapResult | int:
     self.late = True
     result = Explored.map(self, gpa, size, pfn, prot, memory, host_writable=host_writable, young=young, tag=tag)
     self.take_stale()
