@@ -15,6 +15,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from kvmfault.cli.options import (
+    HtmlOption,
     JobsOption,
     JsonFlag,
     SchedulerOption,
@@ -254,6 +255,19 @@ def compare_facts_command(
     finish(compare.facts(targets or [], json=json))
 
 
+def compare_shapes_command(
+    targets: Annotated[
+        list[str] | None, typer.Argument(metavar="[TARGET]...", help="See 'backend list'; all backends if none.")
+    ] = None,
+    html: HtmlOption = None,
+    json: JsonFlag = False,
+) -> None:
+    """Compare four designs of a fault: proven equal, counted, measured in Python and C, hazards run, mypy asked."""
+    from kvmfault.cli import shapes
+
+    finish(shapes.run(targets or [], html, json=json))
+
+
 _COMMANDS: dict[str, Callable[..., None]] = {
     "decode": decode_command,
     "annotate": annotate_command,
@@ -273,6 +287,7 @@ _GROUPS: dict[str, tuple[str, dict[str, Callable[..., None]]]] = {
         {
             "facts": compare_facts_command,
             "policies": compare_policies_command,
+            "shapes": compare_shapes_command,
             "traces": compare_traces_command,
         },
     ),

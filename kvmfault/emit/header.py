@@ -58,16 +58,14 @@ _LINKAGE: Final = """/*
 def target_header(target: Target, shape: Shape) -> str:
     """The header of *target* in *shape*: registers, facts of the registers, and the fault that neutral code reads."""
     about = f"What a guest page fault tells on {target.name}: {shape.about}."
-    parts = [
-        _opening(HEADER, about, f"kvmfault emit c --backend {target.name} --shape {shape.name}"),
-        _TYPES,
-        _MASKS,
-        *_registers(target),
-        *_facts(target),
-        *_fault(target, shape),
-        f"#endif /* {HEADER} */",
-    ]
-    return "\n".join(parts) + "\n"
+    opening = _opening(HEADER, about, f"kvmfault emit c --backend {target.name} --shape {shape.name}")
+    own, shared = parts(target, shape)
+    return "\n".join([opening, _TYPES, _MASKS, own, shared, f"#endif /* {HEADER} */\n"])
+
+
+def parts(target: Target, shape: Shape) -> tuple[str, str]:
+    """What is the target's own, the same in every shape; and the fault, which differs between targets in little."""
+    return "\n".join([*_registers(target), *_facts(target)]), "\n".join(_fault(target, shape))
 
 
 def prototypes() -> str:
@@ -239,18 +237,19 @@ def _doc(name: str, here: str) -> str:
     return kernel_doc(f"kvm_fault_{name}", text, *more, parameters=[("fault", "the fault")], returns=returns)
 
 
-def _getter(name: str) -> str:
+def getter(name: str) -> str:
+    """The C function of an optional value (a name of VALUES)."""
     return name if name.startswith("kvm_get_fault_") else f"kvm_get_fault_{name}"
 
 
 def _getter_head(name: str) -> str:
-    return f"bool {_getter(name)}({FAULT}, u64 *value)"
+    return f"bool {getter(name)}({FAULT}, u64 *value)"
 
 
 def _getter_doc(name: str) -> str:
     valid, value = VALUES[name]
     return kernel_doc(
-        _getter(name),
+        getter(name),
         f"kvm_fault_{value}() where kvm_fault_{valid}()",
         parameters=[("fault", "the fault"), ("value", "where to; not touched if there is none")],
         returns="whether there is a value",

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
+from kvmfault.check.assume import Seen
+from kvmfault.check.handled import Call
+from kvmfault.check.tally import Aspect, Disagreement, Tally
 from kvmfault.contract.format import PROTS, size_text
 from kvmfault.contract.probes import RETRY, Said
-from kvmfault.replay.assume import Seen
-from kvmfault.replay.handled import Call
-from kvmfault.replay.tally import Aspect, Disagreement, Tally
 
 _NAMES: Final = {
     Said.MAPPING: "map",

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from kvmfault.check.flight import Flight
+from kvmfault.check.judge import Judge
+from kvmfault.check.world import CheckedVm
 from kvmfault.contract.accessors import Gap
 from kvmfault.contract.format import Kind
 from kvmfault.contract.probes import Said
 from kvmfault.contract.target import Target
 from kvmfault.contract.values import SlotFlush
-from kvmfault.replay.flight import Flight
-from kvmfault.replay.judge import Judge
-from kvmfault.replay.world import CheckedVm
 from kvmfault.trace.events import SlotEvent
 from kvmfault.trace.slots import SlotSource, place
 from kvmfault.trace.truth import Told

@@ -17,7 +17,7 @@ from kvmfault.trace.truth import Told
 from kvmfault.types import Gpa
 
 if TYPE_CHECKING:
-    from kvmfault.replay.world import CheckedVm
+    from kvmfault.check.world import CheckedVm
 
 
 class Seen(NamedTuple):

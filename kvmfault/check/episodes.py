@@ -11,16 +11,16 @@ from dataclasses import dataclass
 from errno import EFAULT
 from typing import Final
 
+from kvmfault.check.flight import Flight
+from kvmfault.check.happenings import Happenings
+from kvmfault.check.judge import Judge
+from kvmfault.check.world import CheckedVm
 from kvmfault.contract.access import Access, Cause
 from kvmfault.contract.format import Kind, X
 from kvmfault.contract.probes import Said
 from kvmfault.contract.shapes import Raw
 from kvmfault.contract.target import Target
 from kvmfault.errors import ModelError
-from kvmfault.replay.flight import Flight
-from kvmfault.replay.happenings import Happenings
-from kvmfault.replay.judge import Judge
-from kvmfault.replay.world import CheckedVm
 from kvmfault.trace.events import EntryEvent, Event, FaultEvent, MmioEvent, UnmapEvent, UserspaceExitEvent
 from kvmfault.trace.slots import SlotSource
 from kvmfault.trace.truth import Told, Truth

@@ -8,21 +8,31 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from kvmfault.contract.probes import Said
+from kvmfault.check.calls import CallsCheck
+from kvmfault.check.episodes import Episodes
+from kvmfault.check.fitting import fitting
+from kvmfault.check.judge import Judge
+from kvmfault.check.tally import MAIN, Tally
+from kvmfault.contract.probes import Probes, Said
 from kvmfault.contract.target import Target, backend, backends
 from kvmfault.errors import UsageError
-from kvmfault.replay.calls import CallsCheck
-from kvmfault.replay.episodes import Episodes
-from kvmfault.replay.fitting import fitting
-from kvmfault.replay.judge import Judge
 from kvmfault.replay.run import Opened, seekable, survey
-from kvmfault.replay.tally import MAIN, Tally
 from kvmfault.trace.assemble import Assembler
+from kvmfault.trace.assemble import opened as open_binary
 from kvmfault.trace.recording import ReadStats
-from kvmfault.trace.slotfile import read_slots
+from kvmfault.trace.slotfile import read_slots, recorded_slots
 from kvmfault.trace.slots import SlotSource
 from kvmfault.trace.source import source_name
-from kvmfault.trace.truth import ProbeReader, Truth, beside, functions_of, read_truth, said_by
+from kvmfault.trace.truth import (
+    ProbeReader,
+    ProbeSource,
+    Truth,
+    beside,
+    functions_of,
+    probe_events,
+    read_truth,
+    said_by,
+)
 
 Progress = Callable[[str, int], None]
 
@@ -36,7 +46,9 @@ class CheckReport:
 
     recording: str
     aux: str | None
-    """The recording of probes."""
+    """The recording of probes, if it is another one."""
+    probed: int
+    """How often probed functions were hit."""
     target: Target
     slots: SlotSource
     tally: Tally
@@ -76,19 +88,27 @@ def check(
         raise UsageError(f"{aux}: no such file")
     named = [backend(target)] if target is not None else []
     with seekable(recording) as path:
-        found = aux or (str(b) if recording != "-" and (b := beside(recording)) is not None else None)
         opened = Opened(path, source_name(recording))
-        probes = found or (path if opened.recording is None else None)
-        seen = functions_of(probes) if probes is not None else Counter()
+        itself: ProbeSource = path if opened.recording is None else opened.recording
+        known = [own.backend.probes for own in named] or [source.probes for source in backends().values()]
+        seen, found = Counter[str](), aux
+        if aux is None and opened.recording is not None:
+            seen = functions_of(itself, known)
+        if not seen and aux is None and recording != "-" and (near := beside(recording)) is not None:
+            found = str(near)
+        probes = itself if found is None else _probes_in(found)
+        if found is not None or opened.recording is None:
+            seen = functions_of(probes, known)
         own = _of_calls(named, seen)
         by_calls = own is not None  # neither slots nor host were recorded
         if own is None:
             own, otherwise, _ = survey(opened, named, strict=False, progress=progress)
+            own = next((t for t in named if t.backend is own.backend), own)
         else:
             otherwise = SlotSource("what KVM did", (), made_up=True)
-        recorded = probes is not None and seen.keys() & own.backend.probes.slots
-        chosen = slots or (read_slots(probes) if probes is not None and recorded else otherwise)
-        source = _Source(opened, found, seen, chosen, by_calls)
+        recorded = seen.keys() & own.backend.probes.slots
+        chosen = slots or (_slots_in(probes, known) if recorded else otherwise)
+        source = _Source(opened, found, probes, seen, chosen, by_calls)
         if target is not None and "@" in target:
             return _check_on(own, source, settings, progress)
         only = opened.kernel(own)
@@ -104,6 +124,18 @@ def check(
     return best
 
 
+def _probes_in(path: str) -> ProbeSource:
+    found = open_binary(path)
+    return path if found is None else found
+
+
+def _slots_in(source: ProbeSource, every: Sequence[Probes]) -> SlotSource:
+    if isinstance(source, str | Path):
+        return read_slots(source)
+    asked = {function for probes in every for function in probes.slots}
+    return recorded_slots(source, [n for n, function in probe_events(source, every).items() if function in asked])
+
+
 def _other_kernel(own: Target, kernel: str) -> str:
     plain, plus, settings = own.name.partition("+")
     return plain.partition("@")[0] + f"@{kernel}" + plus + settings
@@ -115,6 +147,8 @@ class _Source:
 
     opened: Opened
     aux: str | None
+    """The file of the probes, if it is another one."""
+    probes: ProbeSource
     seen: Counter[str]
     """Probed functions."""
     slots: SlotSource
@@ -123,14 +157,15 @@ class _Source:
 
 def _check_on(own: Target, source: _Source, settings: Sequence[str], progress: Progress | None) -> CheckReport:
     opened = source.opened
-    own, notes = fitting(own, source.aux or opened.path) if source.by_calls else (own, [])
+    own, notes = fitting(own, source.probes) if source.by_calls else (own, [])
     own = _as_seen(own, source.seen, settings)
     known = frozenset(said_by(own.backend.probes, source.seen))
     stats, aux_stats, reader = ReadStats(), ReadStats(), ProbeReader(own.backend)
     assembler = Assembler([own.backend], told=own.backend.name)
-    told = read_truth(opened.path, opened.recording, source.aux, assembler, reader, stats=stats, aux_stats=aux_stats)
+    apart = source.probes if source.aux is not None else None
+    told = read_truth(opened.path, opened.recording, apart, assembler, reader, stats=stats, aux_stats=aux_stats)
     told = _watched(told, stats, progress)
-    report = CheckReport(opened.name, source.aux, own, source.slots, Tally(), notes=notes)
+    report = CheckReport(opened.name, source.aux, source.seen.total(), own, source.slots, Tally(), notes=notes)
     (_check_calls if source.by_calls else _check_episodes)(report, told, known)
     report.damage = stats.damage or aux_stats.damage
     _remark(report, stats, aux_stats, reader)
@@ -185,7 +220,7 @@ def _as_seen(own: Target, seen: Counter[str], settings: Sequence[str]) -> Target
 
 def _remark(report: CheckReport, stats: ReadStats, aux_stats: ReadStats, reader: ProbeReader) -> None:
     notes = report.notes
-    if report.aux is None:
+    if not report.probed:
         notes.append("no recording of probes: compared with trace events alone (give one with --aux)")
     notes.extend(report.slots.notes)
     lost = sum(stats.lost.values()) + sum(aux_stats.lost.values())
@@ -196,6 +231,8 @@ def _remark(report: CheckReport, stats: ReadStats, aux_stats: ReadStats, reader:
         notes.append(f"{misfits} events read differently: {', '.join({**stats.misfits, **reader.stats.misfits})}")
     for what, count in report.unpaired.items():
         notes.append(f"{count} {what}")
+    if strange := [name for name in reader.unnamed if stats.events[name] or aux_stats.events[name]]:
+        notes.append(f"kprobe events whose name tells no function that is known: {', '.join(sorted(strange))}")
     if report.unknown:
         notes.append(f"{report.unknown.total()} faults could not be followed: nothing tells what the host answered")
     if report.damage:

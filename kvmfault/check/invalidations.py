@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final
 
-from kvmfault.replay.handled import Handled
+from kvmfault.check.handled import Handled
 
 _MOST: Final = 64
 """Invalidations remembered, the latest."""

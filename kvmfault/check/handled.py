@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Final, NamedTuple, TypeAlias
 
 from kvmfault.contract.probes import Said
-from kvmfault.trace.events import EntryEvent
+from kvmfault.trace.events import EntryEvent, UnmapEvent
 from kvmfault.trace.truth import Told, Truth
 from kvmfault.types import U64
 
@@ -82,6 +82,9 @@ class _Sorter:
         self.place += 1
         if isinstance(event, EntryEvent):
             self.entered[int(event.vcpu)] = self.place
+        if isinstance(event, UnmapEvent):
+            span = {"start": event.start, "end": event.end}
+            event = Told(Said.INVALIDATE, event.line, event.time, int(event.vcpu or 0), span, aux=False)
         if not isinstance(event, Told):
             return
         fault = self.open.get(event.pid)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from errno import EFAULT
 from typing import Final
 
+from kvmfault.check.handled import Call
 from kvmfault.contract.fault import MmioFault
 from kvmfault.contract.format import Memory
 from kvmfault.contract.outcome import Emulate, Error, Exit, Inject, MmioAccess, Outcome, Resume, UndecodedMmio
@@ -20,7 +21,6 @@ from kvmfault.contract.ports import Area, MapResult, Memslot, Pin, PinError
 from kvmfault.contract.probes import FIXED, RETRY, Said
 from kvmfault.contract.target import Target
 from kvmfault.machine.vm import Vm
-from kvmfault.replay.handled import Call
 from kvmfault.types import Gfn, Gpa, Hva, Pfn
 from kvmfault.vm.frames import FrameSet
 from kvmfault.vm.memslot import MemslotFlag, SlotSet

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from kvmfault.contract.format import size_text
 from kvmfault.contract.probes import Said
 from kvmfault.contract.target import Target, backend
-from kvmfault.trace.text import read_text
-from kvmfault.trace.truth import ProbeReader
+from kvmfault.trace.truth import ProbeReader, ProbeSource, read_probes
 
 
-def fitting(target: Target, aux: str | Path) -> tuple[Target, list[str]]:
+def fitting(target: Target, aux: ProbeSource) -> tuple[Target, list[str]]:
     """*target* with a format for what was mapped, and a note if it is another one.
 
     The least that was mapped is a page, and the table reaches the highest address.
@@ -30,11 +27,10 @@ def fitting(target: Target, aux: str | Path) -> tuple[Target, list[str]]:
     return backend(spelled), [f"format {name}: the least that was mapped is {size_text(least)}"]
 
 
-def _extent(aux: str | Path, reader: ProbeReader) -> tuple[int, int]:
+def _extent(aux: ProbeSource, reader: ProbeReader) -> tuple[int, int]:
     least = highest = 0
-    for event in read_text(aux):
-        told = reader.read(event, aux=True)
-        if told is not None and told.says is Said.MAPPING:
+    for told in read_probes(aux, reader):
+        if told.says is Said.MAPPING:
             size = told.number("size")
             least = min(least or size, size)
             highest = max(highest, told.number("gpa"))

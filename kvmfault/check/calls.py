@@ -1,7 +1,7 @@
 """What KVM did for each recorded fault beside what the path does, where neither memslots nor host were recorded.
 
 Those are inputs and not decisions. They are known from what was seen so far; where that does not lead to what was
-recorded, the smallest set of assumptions about them that does is looked for (`kvmfault.replay.assume`), counted, and
+recorded, the smallest set of assumptions about them that does is looked for (`kvmfault.check.assume`), counted, and
 kept from then on. What no assumption explains is a disagreement.
 """
 
@@ -12,17 +12,17 @@ from collections.abc import Iterable
 from itertools import combinations
 from typing import Final
 
+from kvmfault.check.assume import Assumed, Assumption, Seen, assumptions, learn, reach, remember
+from kvmfault.check.compared import agree, alike, compare, differ
+from kvmfault.check.handled import Handled, in_order
+from kvmfault.check.inferred import InferredVm, Trial, returned
+from kvmfault.check.invalidations import Invalidations, Reason
+from kvmfault.check.tally import Aspect, Tally
 from kvmfault.contract.format import Kind, Memory, block_sizes, size_text
 from kvmfault.contract.outcome import Outcome
 from kvmfault.contract.probes import FIXED, Said
 from kvmfault.contract.target import Target
 from kvmfault.machine.stage2 import Stage2
-from kvmfault.replay.assume import Assumed, Assumption, Seen, assumptions, learn, reach, remember
-from kvmfault.replay.compared import agree, alike, compare, differ
-from kvmfault.replay.handled import Handled, in_order
-from kvmfault.replay.inferred import InferredVm, Trial, returned
-from kvmfault.replay.invalidations import Invalidations, Reason
-from kvmfault.replay.tally import Aspect, Tally
 from kvmfault.trace.events import SlotEvent
 from kvmfault.trace.truth import Told, Truth
 from kvmfault.types import U64, Gfn, Gpa, Pfn

@@ -7,6 +7,10 @@ from collections.abc import Callable, Sequence
 from errno import EFAULT, errorcode
 from typing import Final
 
+from kvmfault.check.causes import CAUSES, WALKS_MARKS
+from kvmfault.check.flight import Flight
+from kvmfault.check.tally import Aspect, Disagreement, Tally
+from kvmfault.check.world import CheckedVm
 from kvmfault.contract.access import kind
 from kvmfault.contract.accessors import Gap
 from kvmfault.contract.format import PROTS, Kind, R, W, X, size_text
@@ -15,10 +19,6 @@ from kvmfault.contract.probes import EMULATE, FIXED, RETRY, SPURIOUS, WRITE_PROT
 from kvmfault.contract.target import Target
 from kvmfault.contract.values import Prefault
 from kvmfault.path.run import Run
-from kvmfault.replay.causes import CAUSES, WALKS_MARKS
-from kvmfault.replay.flight import Flight
-from kvmfault.replay.tally import Aspect, Disagreement, Tally
-from kvmfault.replay.world import CheckedVm
 from kvmfault.trace.events import SlotEvent
 from kvmfault.trace.truth import Told
 from kvmfault.types import EHWPOISON, Gpa

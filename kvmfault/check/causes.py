@@ -6,10 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
+from kvmfault.check.flight import Flight
+from kvmfault.check.tally import Aspect
 from kvmfault.contract.format import X
 from kvmfault.contract.probes import EMULATE, FIXED, SPURIOUS, Said
-from kvmfault.replay.flight import Flight
-from kvmfault.replay.tally import Aspect
 
 
 @dataclass(frozen=True, slots=True)

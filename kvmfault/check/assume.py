@@ -8,11 +8,11 @@ from enum import Enum
 from errno import EFAULT
 from typing import Final
 
+from kvmfault.check.handled import Call, Handled
+from kvmfault.check.inferred import NO_SLOT, InferredVm
 from kvmfault.contract.format import Memory, W, X, block_sizes
 from kvmfault.contract.probes import RETRY, Said
 from kvmfault.contract.shapes import Raw
-from kvmfault.replay.handled import Call, Handled
-from kvmfault.replay.inferred import NO_SLOT, InferredVm
 from kvmfault.types import Gpa
 from kvmfault.vm.memslot import MemslotFlag
 

@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import replace
 from typing import NamedTuple
 
+from kvmfault.check.flight import Flight, Seen
 from kvmfault.contract.format import Kind, Memory
 from kvmfault.contract.ports import GuestTranslation, GuestWalkFault, MapResult, Memslot, Pin, PinError
 from kvmfault.contract.probes import Said
@@ -16,7 +17,6 @@ from kvmfault.machine.stage2 import Stage2
 from kvmfault.machine.table import Found
 from kvmfault.machine.vm import Vm
 from kvmfault.path.run import Walk
-from kvmfault.replay.flight import Flight, Seen
 from kvmfault.types import Gfn, Gpa, Hva, Pfn
 from kvmfault.vm.area import HvaRange
 from kvmfault.vm.memslot import HvaHit
