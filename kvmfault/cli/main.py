@@ -5,6 +5,7 @@ Exit status everywhere: 0 done, 1 a finding (disagreement, failed expectation), 
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Callable
@@ -339,6 +340,9 @@ def main(argv: list[str] | None = None) -> NoReturn:
             setattr(sys, name, Path(os.devnull).open("r+", encoding="utf-8"))  # noqa: SIM115  open until the end
     if sys.stdout is None:
         sys.exit(_complain("standard output is closed"))
+    gc.set_threshold(
+        50_000, 20, 20
+    )  # a command makes few cycles: to look for them all the time takes a twentieth of it
     words = sys.argv[1:] if argv is None else argv
     sys.exit(_guarded(lambda: build(words[0] if words else None)(words, standalone_mode=False)))
 

@@ -13,9 +13,11 @@ from kvmfault.algebra.expr import Pred, Word, union
 from kvmfault.contract.access import Access, show
 from kvmfault.contract.target import Target
 from kvmfault.contract.tracepoints import Role, Sort, Tracepoint
-from kvmfault.trace.frames import Rows
+from kvmfault.trace.frames import Column
 
 U64Col: TypeAlias = NDArray[np.uint64]
+Rows: TypeAlias = Mapping[str, Column]
+"""Events of one name: ``pid`` and their own fields."""
 Index: TypeAlias = NDArray[np.int64]
 
 NOWHERE: Final = np.uint64((1 << 64) - 1)
@@ -78,7 +80,7 @@ def _faults(target: Target, event: str, registers: Mapping[str, Word]) -> Reader
     def read(rows: Rows) -> Told:
         fields = {name: _unsigned(rows, name) for name in needed}
         columns = {name: word_column(word, fields) for name, word in registers.items()}
-        blank = np.zeros(len(rows.number), np.uint64)
+        blank = np.zeros(len(rows["pid"]), np.uint64)
         columns |= {name: blank for name in definition.gpa_page.reads if name not in columns}
         distinct, which = _distinct({name: columns[name] & np.uint64(reads.get(name, 0)) for name in registers})
         found = [told(values) for values in distinct]
@@ -107,10 +109,10 @@ def _others(event: str, point: Tracepoint) -> Reader:
         where = None
         if point.address is not None:
             where = word_column(point.address, {name: _unsigned(rows, name) for name in point.address.reads})
-        keys = [key for key in point.told_by if key in rows.columns]
+        keys = [key for key in point.told_by if key in rows]
         if not keys:
-            return Told(plain, np.zeros(len(rows.number), np.int64), where)
-        signed = [key for key in keys if np.asarray(rows.columns[key]).dtype.kind == "i"]
+            return Told(plain, np.zeros(len(rows["pid"]), np.int64), where)
+        signed = [key for key in keys if np.asarray(rows[key]).dtype.kind == "i"]
         distinct, which = _distinct({key: _unsigned(rows, key) for key in keys})
         return Told([told(values, signed) for values in distinct], which, where)
 
@@ -140,6 +142,6 @@ def _distinct(columns: Mapping[str, U64Col]) -> tuple[list[dict[str, int]], Inde
 
 
 def _unsigned(rows: Rows, name: str) -> U64Col:
-    column = rows.columns[name]
+    column = rows[name]
     assert isinstance(column, np.ndarray), name
     return column.view(np.uint64)

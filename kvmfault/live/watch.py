@@ -22,7 +22,7 @@ from kvmfault.live.stopping import Stop
 from kvmfault.live.tap import Tap
 from kvmfault.trace.datwriter import Described
 from kvmfault.trace.formats import Formats, FormatText, header_page
-from kvmfault.trace.frames import Plan, read_pages
+from kvmfault.trace.frames import Plan, Records, columns_of, read_pages
 from kvmfault.trace.ring import Layout
 
 HISTORY: Final = 60
@@ -110,10 +110,13 @@ class Watch:
 
     def take(self, cpu: int, pages: bytes) -> None:
         """Count what is in *pages*."""
-        for name, rows in read_pages(pages, cpu, self._plan).rows.items():
-            kinds, which, address = self._readers[name](rows)
+        read = read_pages(pages, cpu, self._plan)
+        for number, some in read.numbers.items():
+            event = self._plan.wanted[number]
+            rows = columns_of(event, Records(read.words, read.at.take(some), read.size.take(some)))
+            kinds, which, address = self._readers[event.name](rows)
             numbers = np.array([self._number(kind) for kind in kinds], np.uint64)[which]
-            pids = np.asarray(rows.columns["pid"]).astype(np.uint64)
+            pids = np.asarray(rows["pid"]).astype(np.uint64)
             key = pids << np.uint64(_PID) | numbers << np.uint64(_KIND)
             if address is not None:
                 key |= np.where(address == NOWHERE, np.uint64(0), (address >> np.uint64(_SHIFT)) + np.uint64(1))

@@ -224,6 +224,7 @@ def entries(fmt: Stage2Format) -> Iterator[str]:
             yield f"{desc:#x} in {level.name}: a {kind.value} shown with hpa {entry.hpa}"
         elif kind is Kind.LEAF:
             told = entry.hpa, int(entry.prot), entry.accessed, entry.dirty
-            meant = fmt.hpa(desc, level.shift), fmt.prot(desc), fmt.is_young(desc), fmt.is_dirty(desc)
+            known = entry.value  # a format may note in it what the number alone does not say: the level
+            meant = fmt.hpa(known, level.shift), fmt.prot(known), fmt.is_young(known), fmt.is_dirty(known)
             if told != meant:
                 yield f"{desc:#x} in {level.name}: shown as {told}, is {meant}"

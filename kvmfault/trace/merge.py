@@ -66,7 +66,7 @@ class RingRecording:
         stats.ticks = self.meta.ticks
         plan = Plan.of(self.layout, self.formats, wanted)
         for place, pieces in self._stretches(partial(read_extent, plan=plan, clock=self._clock), stats, ALONE):
-            if frames := made(pieces, place):
+            if frames := made(pieces, place, plan):
                 yield frames
 
     def runs(
@@ -83,7 +83,7 @@ class RingRecording:
             )
         else:
             read = self._stretches(partial(read_extent, plan=plan, clock=self._clock), stats, where)
-            yield from near_runs(read)
+            yield from near_runs(read, plan)
 
     def _stretches(
         self, read: Callable[[Extent], Block], stats: ReadStats, where: Workers
