@@ -118,8 +118,9 @@ class Policy:
     (arm64: kvm_pgtable_stage2_relax_perms; x86: kvm_tdp_mmu_map writes the entry anew)"""
     dirty_mark: DirtyMark
     """install, account, Surroundings.repair_fast, DirtyLogging.get_dirty_log, DirtyLogging.clear_dirty_log,
-    DirtyLogging.reset_rings, DirtyLogging.slot_changed. (arm64: mark_page_dirty_in_slot at the end of user_mem_abort;
-    x86: make_spte; powerpc: kvm_radix_test_clear_dirty; s390: gmap_sync_dirty_log)"""
+    DirtyLogging.reset_rings, DirtyLogging.slot_changed.
+    (arm64: mark_page_dirty_in_slot at the end of user_mem_abort; x86: make_spte;
+    powerpc: kvm_radix_test_clear_dirty; s390: gmap_sync_dirty_log)"""
     on_retry: OnRetry
     """the caller. (arm64: kvm_handle_guest_abort returns 1; x86: RET_PF_RETRY in kvm_mmu_page_fault)"""
     memfd_source: MemfdSource
