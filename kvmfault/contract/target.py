@@ -41,7 +41,7 @@ class Target:
         self.backend = source
         self.format: Stage2Format = source.formats[format_name]
         self.kernel = kernel
-        self.name = f"{source.name}:{format_name}@{kernel}"
+        self.name: str = f"{source.name}:{format_name}@{kernel}"
         self.definition: Definition = source.facts[kernel](self.format)
         self.order: tuple[str, ...] = tuple(r.name for r in source.registers)
 

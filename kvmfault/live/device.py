@@ -42,7 +42,7 @@ class Device:
 
     def __init__(self, path: str = DEVICE) -> None:
         try:
-            self.fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            self.fd: int = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         except OSError as e:
             raise LiveError(f"{path}: {e.strerror}") from None
         try:

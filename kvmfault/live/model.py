@@ -32,7 +32,7 @@ class ModelKvm:
     """
 
     def __init__(self, vm: Vm, *, interpreted: bool = False) -> None:
-        self.vm = vm.back(POOL, POOL_SIZE)
+        self.vm: Vm = vm.back(POOL, POOL_SIZE)
         self._interpreted = interpreted
         self._page = 1 << vm.page_shift
         for guard in guards(self._page):

@@ -36,7 +36,7 @@ class SelfCheck:
 
     def __init__(self, device: Device, target: Target | None = None) -> None:
         self.device = device
-        self.target = target or this_machine()
+        self.target: Target = target or this_machine()
         live = self.target.backend.live
         if live is None:
             raise LiveError(f"{self.target.backend.name} has no guest code to drive a real KVM with")

@@ -49,7 +49,11 @@ def access(touch: Touch, gpa: int, size: int = 1, value: int = 0x44332211) -> Ac
     return Access(GuestAccess(Gpa(gpa), size, touch, stored))
 
 
-read, write, exchange, fetch = (partial(access, touch) for touch in Touch)
+_Touching: TypeAlias = "partial[Access]"
+read: _Touching = partial(access, Touch.READ)
+write: _Touching = partial(access, Touch.WRITE)
+exchange: _Touching = partial(access, Touch.EXCHANGE)
+fetch: _Touching = partial(access, Touch.FETCH)
 
 _MEMORY: Final[Sequence] = (
     region(0, _RAM, 256 * _K, 0),

@@ -38,10 +38,10 @@ class Stage2:
     )
 
     def __init__(self, fmt: Stage2Format, *, split_blocks: bool, marks_rewritten: bool = True) -> None:
-        self.format = fmt
-        self.marks_rewritten = marks_rewritten
+        self.format: Stage2Format = fmt
+        self.marks_rewritten: bool = marks_rewritten
         """A writable leaf over an entry that was writable is marked dirty again."""
-        self.split_blocks = split_blocks
+        self.split_blocks: bool = split_blocks
         """Mapping a piece of a block keeps the other pieces (else they are dropped and fault again)."""
         self.stale: list[tuple[Gpa, Gpa]] = []
         """Addresses ``[start, end)`` whose cached translations are wrong until they are flushed; see ``take_stale``."""

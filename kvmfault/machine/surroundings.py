@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from errno import ENOENT
 
 from kvmfault.contract.fault import MmioFault
@@ -29,6 +30,11 @@ from kvmfault.vm.memslots import UPDATING
 
 class Surroundings(State):
     """The ports speak for the vCPU that runs now."""
+
+    memfds: Mapping[int, Pfn]
+    memfd_next: Pfn
+    signals: tuple[Signal, ...]
+    warnings: tuple[str, ...]
 
     # Ports: what steps ask.
 

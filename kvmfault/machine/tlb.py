@@ -32,7 +32,7 @@ class Tlb:
     def __init__(self) -> None:
         self._entries: dict[tuple[int, int], Cached] = {}
         self._shifts: tuple[int, ...] = ()  # of all leaves that were ever cached, smallest first
-        self.flushes = 0
+        self.flushes: int = 0
         """Flushes that reached this vCPU."""
 
     def find(self, gpa: Gpa) -> Cached | None:

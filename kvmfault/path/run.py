@@ -226,7 +226,7 @@ class Walk:
 
     def __init__(self, path: BoundPath, vm: Ports, fault: MmioFault, *, told: bool) -> None:
         self.fault = fault
-        self.progress = Progress(path.policy, path.joints)
+        self.progress: Progress = Progress(path.policy, path.joints)
         self.outcome: Outcome | None = None
         """Of the fault machinery, once a step has decided."""
         self.steps: list[StepRecord] = []

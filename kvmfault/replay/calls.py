@@ -38,15 +38,15 @@ class CallsCheck:
     """Feeds on a recording in order. ``tally`` and ``taken`` are complete after ``run``."""
 
     def __init__(self, target: Target, slots: Iterable[SlotEvent] = ()) -> None:
-        self.tally = Tally()
+        self.tally: Tally = Tally()
         self.taken: Counter[str] = Counter()
         """Assumptions by kind."""
-        self.faults = 0
-        self.predicted = 0
+        self.faults: int = 0
+        self.predicted: int = 0
         """Faults that needed no assumption but, at most, the frame."""
-        self.cut_short = 0
+        self.cut_short: int = 0
         """Faults whose return was not recorded."""
-        self.vm = InferredVm(target)
+        self.vm: InferredVm = InferredVm(target)
         self._target = target
         self._changes = deque(sorted((c for c in slots if not c.ret), key=_answered))
         self._given: dict[str, SlotSet] = {}

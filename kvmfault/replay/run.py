@@ -38,7 +38,7 @@ from kvmfault.trace.events import (
     UnmapEvent,
     UserspaceExitEvent,
 )
-from kvmfault.trace.recording import ReadStats
+from kvmfault.trace.recording import ReadStats, Recording
 from kvmfault.trace.slots import SlotComparison, SlotSource, compare_slots, infer_slots
 from kvmfault.trace.source import source_name
 
@@ -131,10 +131,10 @@ class Opened:
     def __init__(self, path: str, name: str) -> None:
         self.path = path
         self.name = name
-        self.recording = opened(path)
+        self.recording: Recording | None = opened(path)
         self.unit = "line" if self.recording is None else "record"
-        self.page_size = self.recording.meta.page_size if self.recording is not None else None
-        self.release = self.recording.meta.release if self.recording is not None else None
+        self.page_size: int | None = self.recording.meta.page_size if self.recording is not None else None
+        self.release: str | None = self.recording.meta.release if self.recording is not None else None
 
     def kernel(self, target: Target) -> str | None:
         """The newest kernel modelled that is not newer than the recorded one; None: that is not known."""

@@ -46,7 +46,7 @@ class Variant(Machine):
     def __init__(self, target: Target, own: Target, *, host: HostSettings) -> None:
         super().__init__(target, host=host)
         self.own = own
-        self.figures = Figures()
+        self.figures: Figures = Figures()
         self.ended: Counter[Ended] = Counter()
         self.skipped: Counter[str] = Counter()
         """Recorded faults that are no access to be made again, by reason."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import re
-from typing import Annotated, Final, Literal, TypeAlias
+from typing import Annotated, ClassVar, Final, Literal, TypeAlias
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
@@ -27,7 +27,9 @@ _SPELLING: Final = r"^(0[xX][0-9a-fA-F][0-9a-fA-F_]*|[0-9][0-9_]*)[KMGTkmgt]?$"
 class Record(BaseModel):
     """A table of a scenario file."""
 
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", use_attribute_docstrings=True)
+    model_config: ClassVar[ConfigDict] = ConfigDict(
+        frozen=True, strict=True, extra="forbid", use_attribute_docstrings=True
+    )
 
 
 def _schema(low: int, high: int) -> WithJsonSchema:

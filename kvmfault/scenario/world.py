@@ -60,6 +60,7 @@ class Subject:
 class World(Vm):
     """A Vm whose guest's own tables map every address to itself, and whose kernel can be made to forget flushes."""
 
+    guest_tables: GuestTables | None
     forgetful: bool = False
     """Nothing is flushed from TLBs."""
 

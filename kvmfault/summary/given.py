@@ -38,7 +38,9 @@ class Given:
     """The gathered figures of a whole recording, with what is needed to read them."""
 
     def __init__(self, whole: Partial, reading: Reading, source: Source) -> None:
-        self.whole, self.reading, self.source = whole, reading, source
+        self.whole: Partial = whole
+        self.reading: Reading = reading
+        self.source: Source = source
 
     @property
     def meaning(self) -> Meaning:

@@ -58,7 +58,7 @@ class Assembler:
     """Feeds on events in the order of the recording. One per recording; a task of the recording is a vCPU."""
 
     def __init__(self, backends: Iterable[Backend], *, told: str | None = None) -> None:
-        self.stats = AssembleStats()
+        self.stats: AssembleStats = AssembleStats()
         self._told = told
         self._claims: dict[str, list[Claim]] = {}
         self._page_shift: dict[str, int] = {}
@@ -74,7 +74,7 @@ class Assembler:
         self._exit_words = {name: tuple(point.words.values()) for name, point in self._points.items()}
         self.patterns: Mapping[str, Pattern] = {name: Pattern.of(points[name]) for name in self._points}
         """How the events that mean something read, by name."""
-        self.bare = frozenset(name for name, point in self._points.items() if point.role is Role.ENTRY)
+        self.bare: frozenset[str] = frozenset(name for name, point in self._points.items() if point.role is Role.ENTRY)
         """Those of which no field is used: a third of all."""
         self._exits: dict[int, Fields] = {}
         self._waiting: dict[int, tuple[FaultEvent, str]] = {}

@@ -36,7 +36,7 @@ class File:
         self._at = 0
         self._window = b""
         try:
-            self.size = Path(path).stat().st_size
+            self.size: int = Path(path).stat().st_size
             self._read(0, 1)
         except OSError as e:
             raise UsageError(f"{path}: {e.strerror or e}") from e
@@ -106,7 +106,7 @@ class Cursor:
 
     def __init__(self, data: Bytes, at: int, end: int) -> None:
         self._data = data
-        self.at = at
+        self.at: int = at
         self.end = end
 
     @property

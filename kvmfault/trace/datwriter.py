@@ -95,7 +95,7 @@ class Spool:
         self._page = page_size
         self._chunk = max(CHUNK // page_size, 1) * page_size
         self._waiting = bytearray()
-        self.chunks = 0
+        self.chunks: int = 0
 
     @property
     def size(self) -> int:

@@ -42,7 +42,7 @@ class FaultColumns:
     def __init__(
         self, targets: Mapping[str, Target], *, told: str | None = None, facts: Collection[str] | None = None
     ) -> None:
-        self.stats = AssembleStats()
+        self.stats: AssembleStats = AssembleStats()
         self._own = [_Own(name, target, facts) for name, target in targets.items()]
         self._told = told
         self._makers = {name for own in self._own for role in (Role.FAULT, Role.EXIT) for name in own.named(role)}

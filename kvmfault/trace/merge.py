@@ -47,7 +47,7 @@ class RingRecording:
         self.meta = meta
         self.formats = formats
         self.layout = layout
-        self.streams = sorted(streams, key=lambda s: s.cpu)
+        self.streams: list[Stream] = sorted(streams, key=lambda s: s.cpu)
         """What there is of each CPU."""
         self._clock = clock or Clock()
         self._damage = damage

@@ -111,7 +111,7 @@ class PerfRecording:
         traced = [attr for attr in head.attrs if holds_raw(attr)]
         if not traced:
             raise file.wrong("no tracepoint with raw data and time in this file: record with `perf record -e kvm:*`", 0)
-        self.formats = Formats(path, head.texts)
+        self.formats: Formats = Formats(path, head.texts)
         self._head = head
 
     @property

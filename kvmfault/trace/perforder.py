@@ -46,7 +46,7 @@ class Order:
         self._place = 1
         self._last: dict[int, int] = {}
         self._open: list[tuple[int, int | None, int | None]] = []
-        self.late = 0
+        self.late: int = 0
         """Samples earlier than what had been given already."""
 
     def add(self, samples: Samples | None, marks: Sequence[Mark]) -> None:

@@ -43,7 +43,7 @@ class TextRecording:
 
     def __init__(self, source: Source, declared: Iterable[Tracepoints]) -> None:
         self._source = source
-        self.path = source_name(source)
+        self.path: str = source_name(source)
         points: dict[str, list[Tracepoint]] = {}
         for backend in declared:
             for name, point in backend.items():

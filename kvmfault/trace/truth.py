@@ -76,7 +76,7 @@ class ProbeReader:
     """Reads what the probes of one backend say out of events."""
 
     def __init__(self, backend: Backend) -> None:
-        self.stats = ProbeStats()
+        self.stats: ProbeStats = ProbeStats()
         probes, points = backend.probes, backend.tracepoints
         self._entries, self._returns, self._events = probes.entries, probes.returns, probes.events
         self.patterns: Mapping[str, Pattern] = {

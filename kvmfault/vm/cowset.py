@@ -14,7 +14,7 @@ class CowSet(Generic[T]):
     __slots__ = ("_shared", "items")
 
     def __init__(self, items: Iterable[T] = ()) -> None:
-        self.items = set(items)
+        self.items: set[T] = set(items)
         """Read only; changed through the methods."""
         self._shared = False
 

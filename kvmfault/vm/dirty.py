@@ -53,11 +53,11 @@ class DirtyLog:
     __slots__ = ("_bitmaps", "flags", "ring_entries", "ring_reserved")
 
     def __init__(self) -> None:
-        self.flags = 0
+        self.flags: int = 0
         """MANUAL_PROTECT and INITIALLY_SET, as enabled by KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2."""
-        self.ring_entries = 0
+        self.ring_entries: int = 0
         """Entries of each vCPU's ring; 0: the VM has bitmaps."""
-        self.ring_reserved = 0
+        self.ring_reserved: int = 0
         self._bitmaps: Mapping[int, FrameSet] = {}  # the sets are never shared with a fork, see ``fork``
 
     @property

@@ -76,7 +76,7 @@ class HostMemory:
     __slots__ = ("_areas", "_last", "_next_pfn", "_pages", "_split", "page_shift")
 
     def __init__(self, page_shift: int = 12) -> None:
-        self.page_shift = page_shift
+        self.page_shift: int = page_shift
         self._areas: RangeTable[Vma] = RangeTable()
         self._last = _NOWHERE  # the area found last: a fault looks it up three times
         self._pages: Mapping[int, _Page] = {}  # by first address; replaced whole, never changed in place

@@ -117,7 +117,7 @@ class SlotSet:
         self._buckets = buckets
         self._by_hva: tuple[list[Memslot], list[int], list[int]] | None = None
         self._hash: int | None = None
-        self.find = by_gfn.find
+        self.find: Callable[[int], Memslot | None] = by_gfn.find
         """The slot that contains a gfn, INVALID ones too, or None. O(log n). Never raises. (search_memslots)"""
 
     def by_id(self, slot_id: int) -> Memslot | None:
