@@ -1,4 +1,4 @@
-"""What the modules of kvmfault/ export: `__all__` of each names what it defines. `python -m tests.exports` writes them."""
+"""What the modules of kvmfault/ export: `__all__` names what each defines. `python -m tests.exports` writes them."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def defined(tree: ast.Module) -> list[str]:
 
 
 def _is_type_variable(value: ast.expr) -> bool:
-    return isinstance(value, ast.Call) and isinstance(value.func, ast.Name) and value.func.id in ("TypeVar", "ParamSpec")
+    return isinstance(value, ast.Call) and ast.unparse(value.func) in ("TypeVar", "ParamSpec")
 
 
 def exported(tree: ast.Module) -> list[str] | None:
@@ -43,8 +43,9 @@ def exported(tree: ast.Module) -> list[str] | None:
     found: list[str] | None = None
     for node in tree.body:
         match node:
-            case ast.Assign(targets=[ast.Name(id="__all__")], value=value) | ast.AugAssign(
-                target=ast.Name(id="__all__"), value=value
+            case (
+                ast.Assign(targets=[ast.Name(id="__all__")], value=value)
+                | ast.AugAssign(target=ast.Name(id="__all__"), value=value)
             ):
                 found = (found or []) + list(ast.literal_eval(value))
     return found
@@ -79,8 +80,8 @@ def main() -> None:
     """Write every `__all__`, as ruff would."""
     for path in modules():
         path.write_text(with_exports(path.read_text()))
-    subprocess.run([sys.executable, "-m", "ruff", "check", "-q", "--fix", "--select", "RUF022", str(PACKAGE)], check=True)
-    subprocess.run([sys.executable, "-m", "ruff", "format", "-q", str(PACKAGE)], check=True)
+    for words in (("check", "--fix", "--select", "RUF022"), ("format",)):
+        subprocess.run([sys.executable, "-m", "ruff", words[0], "-q", *words[1:], str(PACKAGE)], check=True)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,8 @@ from kvmfault.algebra.cubes import cubes
 from kvmfault.algebra.expr import Among, Pred, Term, Word
 from kvmfault.errors import UsageError
 
+__all__ = ["CExpression", "Names", "c_expression", "c_function"]
+
 Names: TypeAlias = Mapping[str, str]
 """Register -> the C variable of type ``uint64_t`` that holds it."""
 

@@ -12,6 +12,8 @@ from kvmfault.replay.check import CheckReport, check
 from kvmfault.replay.tally import MAIN, Aspect, Tally
 from kvmfault.trace.slotfile import read_slots
 
+__all__ = ["SHOWN", "as_data", "percent", "render", "run"]
+
 SHOWN = 20
 """Disagreements printed; all are in the JSON."""
 

@@ -11,6 +11,8 @@ from kvmfault.contract.difference import Row, compare
 from kvmfault.contract.target import Target, backend
 from kvmfault.errors import UsageError
 
+__all__ = ["WIDEST", "policies"]
+
 WIDEST = 120
 """Columns of the output, less on a narrower terminal."""
 _ELSEWHERE = 100

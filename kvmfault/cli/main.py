@@ -34,6 +34,21 @@ from kvmfault.cli.recordings import (
 )
 from kvmfault.errors import KvmfaultError
 
+__all__ = [
+    "annotate_command",
+    "backend_check_command",
+    "backend_list_command",
+    "build",
+    "compare_policies_command",
+    "decode_command",
+    "main",
+    "path_command",
+    "prove_command",
+    "replay_command",
+    "run_command",
+    "selfcheck_command",
+]
+
 
 def decode_command(
     target: TargetArgument,

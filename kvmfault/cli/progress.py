@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 
+__all__ = ["progress"]
+
 
 @contextmanager
 def progress(totals: Mapping[str, int | None]) -> Generator[Callable[[str, int], None]]:

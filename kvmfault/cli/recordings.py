@@ -21,6 +21,15 @@ from kvmfault.cli.options import (
 )
 from kvmfault.errors import needs
 
+__all__ = [
+    "compare_traces_command",
+    "trace_convert_command",
+    "trace_info_command",
+    "trace_record_command",
+    "trace_summary_command",
+    "trace_top_command",
+]
+
 
 def trace_record_command(
     command: Annotated[

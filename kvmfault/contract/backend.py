@@ -40,6 +40,8 @@ if TYPE_CHECKING:  # behaviour is loaded by whoever runs a fault
     from kvmfault.contract.watched import WatchedEvents
     from kvmfault.vm.caps import HostCaps
 
+__all__ = ["Backend", "Behaviour", "Conclude", "Encode", "Joint", "Joints", "Named", "needed_where", "unwritten"]
+
 Joint: TypeAlias = "Callable[[Ports, MmioFault, Progress], Outcome | None]"
 """A step that only one architecture has: an outcome ends the path, None goes on. It installs no mapping."""
 Named: TypeAlias = Mapping[str, Pred | Word | Maybe]

@@ -13,6 +13,8 @@ from typing import Final, get_type_hints
 from kvmfault.contract.format import Stage2Format, size_text
 from kvmfault.contract.policy import Policy
 
+__all__ = ["PolicyText", "Source", "documented", "geometry", "joint_name", "one_line", "policy_texts"]
+
 _POLICY: Final = re.compile(r"(?P<readers>[^:(]*?)(?:: (?P<meaning>.*?))?\.?(?: \((?P<kernel>(?:[^()]|\(\))*)\))?")
 _OWNER: Final = re.compile(r"(\w+): (.*)")
 

@@ -13,6 +13,23 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from kvmfault.types import Gpa, Hpa
 
+__all__ = [
+    "PROTS",
+    "Entry",
+    "Kind",
+    "Level",
+    "Memory",
+    "Prot",
+    "R",
+    "Stage2Format",
+    "W",
+    "X",
+    "block_sizes",
+    "level_of",
+    "size_text",
+    "watch_writes",
+]
+
 
 class Prot(IntFlag):
     """What an entry lets the guest do. The values are the indexes of PROTS."""

@@ -27,6 +27,23 @@ from kvmfault.contract.outcome import (
 )
 from kvmfault.vm.guest_tables import GuestTranslation, GuestWalkFault
 
+__all__ = [
+    "CONTINUE",
+    "EMULATE",
+    "FIXED",
+    "RETRY",
+    "SPURIOUS",
+    "WRITE_PROTECTED",
+    "GuestWalk",
+    "Probe",
+    "Probes",
+    "Said",
+    "Values",
+    "answer_text",
+    "error_text",
+    "fields",
+]
+
 Values: TypeAlias = Mapping[str, int | str]
 """Values of one probe by the names that ``Said`` tells; what was not recorded is missing."""
 

@@ -16,6 +16,8 @@ from kvmfault.algebra.scalar import Regs
 from kvmfault.contract.accessors import Accessors, Snapshot, map_accessors
 from kvmfault.types import Gpa, Gva
 
+__all__ = ["Handle", "HandleOps", "Hybrid", "Ops", "Raw", "View", "snapshot"]
+
 H = TypeVar("H")
 A_co = TypeVar("A_co", covariant=True)
 

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from kvmfault.contract.policy import Policy
     from kvmfault.contract.ports import VmFacts
 
+__all__ = ["GROUP", "Encoded", "Target", "backend", "backends", "resolve"]
+
 GROUP = "kvmfault.backends"
 
 

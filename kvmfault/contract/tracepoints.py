@@ -16,6 +16,8 @@ from typing import Final, TypeAlias
 from kvmfault.algebra.expr import NEVER, Pred, Word
 from kvmfault.algebra.layout import Field, register
 
+__all__ = ["Change", "Fields", "Printed", "Role", "Tracepoint", "Tracepoints", "Words", "recorded", "words"]
+
 Fields: TypeAlias = Mapping[str, int | str | bytes]
 """Fields of one event by their kernel names, without those that the recording leaves out."""
 

@@ -9,6 +9,8 @@ from typing import TypeAlias
 
 from kvmfault.algebra.expr import Word
 
+__all__ = ["Sort", "Watched", "WatchedEvents"]
+
 
 class Sort(Enum):
     """What is counted."""

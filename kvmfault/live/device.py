@@ -20,6 +20,8 @@ from kvmfault.live.script import POOL, POOL_SIZE, Answer, HostAction, guards, lo
 from kvmfault.types import Gpa
 from kvmfault.vm.memslot_request import NO_FILE, MemslotRequest, Via
 
+__all__ = ["DEVICE", "GUEST_SLOT", "MOST_EXITS", "Device", "DeviceKvm"]
+
 DEVICE: Final = "/dev/kvm"
 GUEST_SLOT: Final = 509
 """Id of the slot under the guest's own memory: one that every KVM has, and that scripts leave alone."""

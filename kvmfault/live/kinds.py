@@ -16,6 +16,8 @@ from kvmfault.contract.tracepoints import Tracepoint
 from kvmfault.contract.watched import Sort, Watched
 from kvmfault.trace.frames import Rows
 
+__all__ = ["NOWHERE", "Index", "Kind", "Reader", "Told", "U64Col", "access_words", "reader"]
+
 U64Col: TypeAlias = NDArray[np.uint64]
 Index: TypeAlias = NDArray[np.int64]
 

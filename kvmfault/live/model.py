@@ -13,6 +13,8 @@ from kvmfault.machine.vm import Vm
 from kvmfault.types import Gpa, Hva
 from kvmfault.vm.memslot_request import MemslotRequest
 
+__all__ = ["ModelKvm", "OneToOne"]
+
 
 class OneToOne(Vm):
     """A VM whose guest, where it has tables of its own that matter, maps every address to itself."""

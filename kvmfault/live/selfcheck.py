@@ -19,6 +19,8 @@ from kvmfault.live.randoms import random_sequences
 from kvmfault.live.sequences import STANDING, Sequence
 from kvmfault.vm.caps import HostCaps
 
+__all__ = ["Checked", "SelfCheck", "nearest", "this_machine"]
+
 
 @dataclass(frozen=True, slots=True)
 class Checked:

@@ -29,6 +29,8 @@ from kvmfault.types import Gpa, Hva
 from kvmfault.vm.memslot import MemslotFlag
 from kvmfault.vm.memslot_request import MemslotRequest, Via
 
+__all__ = ["STANDING", "Sequence", "access", "exchange", "fetch", "read", "region", "write"]
+
 Sequence: TypeAlias = tuple[Operation, ...]
 
 _K: Final = 1 << 10

@@ -15,6 +15,8 @@ from kvmfault.live import tasks
 from kvmfault.live.tracefs import Instance, Say, choose, instance, refused, tracefs
 from kvmfault.trace.datwriter import Described
 
+__all__ = ["CLOCK", "Counts", "Tap", "Wanted", "tap"]
+
 CLOCK: Final = "mono"
 """Of all CPUs alike, and what the time of other tools can be compared with."""
 _PIPE: Final = 1 << 20

@@ -12,6 +12,8 @@ from kvmfault.types import U64, Gfn, Pfn
 from kvmfault.vm.frames import FrameSet
 from kvmfault.vm.memslot_request import GuestMemfd
 
+__all__ = ["ATTRIBUTE_PRIVATE", "PrivateMemory"]
+
 ATTRIBUTE_PRIVATE: Final = 1 << 3
 """KVM_MEMORY_ATTRIBUTE_PRIVATE."""
 

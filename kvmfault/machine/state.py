@@ -27,6 +27,8 @@ from kvmfault.vm.hostmem import HostMemory
 from kvmfault.vm.invalidate import Invalidation
 from kvmfault.vm.memslots import Memslots
 
+__all__ = ["MAX_VCPUS", "MEMFD_MEMORY", "ReverseMap", "State"]
+
 MAX_VCPUS: Final = 64
 _ALL: Final = Gpa(1 << 64)
 MEMFD_MEMORY: Final = range(1 << 46, 1 << 48)

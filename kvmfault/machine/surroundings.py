@@ -27,6 +27,8 @@ from kvmfault.vm.area import AreaKind
 from kvmfault.vm.dirty import RingEntry
 from kvmfault.vm.memslots import UPDATING
 
+__all__ = ["Surroundings"]
+
 
 class Surroundings(State):
     """The ports speak for the vCPU that runs now."""

@@ -8,6 +8,8 @@ from typing import NamedTuple, TypeAlias
 
 from kvmfault.types import Gpa, Hpa
 
+__all__ = ["Found", "Levels", "Removed", "TablePage"]
+
 Levels: TypeAlias = tuple[tuple[int, int], ...]
 """Of a table's levels from the root on: shift of its entries, and the mask of an index."""
 

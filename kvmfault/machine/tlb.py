@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 from kvmfault.types import Gpa, Pfn
 
+__all__ = ["Cached", "Tlb"]
+
 
 class Cached(NamedTuple):
     """One cached leaf."""

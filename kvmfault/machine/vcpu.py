@@ -13,6 +13,8 @@ from kvmfault.vm.dirty import RingEntry
 from kvmfault.vm.memslot import Memslot, SlotSet
 from kvmfault.vm.mmio_cache import MmioCache
 
+__all__ = ["Vcpu"]
+
 
 class Vcpu:
     """State of one vCPU, as far as faults read or change it. Plain values."""

@@ -22,6 +22,8 @@ from kvmfault.vm.memslot_change import ChangeResult, Stage
 from kvmfault.vm.memslot_request import MemslotRequest
 from kvmfault.vm.memslots import Memslots
 
+__all__ = ["Vm"]
+
 
 class Vm(PrivateMemory, Prefaulting):
     """A VM on a TARGET: memslots, host memory, second-stage table, vCPUs with their TLBs, logs and attributes.

@@ -28,6 +28,8 @@ from kvmfault.trace.truth import Told, Truth
 from kvmfault.types import U64, Gfn, Gpa, Pfn
 from kvmfault.vm.memslot import Memslot, MemslotFlag, SlotSet
 
+__all__ = ["CallsCheck"]
+
 _MADE: Final = 1024
 """Calls to map remembered, the latest."""
 _AT_ONCE: Final = 3

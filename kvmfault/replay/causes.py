@@ -11,6 +11,8 @@ from kvmfault.contract.probes import EMULATE, FIXED, SPURIOUS, Said
 from kvmfault.replay.flight import Flight
 from kvmfault.replay.tally import Aspect
 
+__all__ = ["CAUSES", "WALKS_MARKS", "Cause"]
+
 
 @dataclass(frozen=True, slots=True)
 class Cause:

@@ -24,6 +24,8 @@ from kvmfault.trace.slots import SlotSource
 from kvmfault.trace.source import source_name
 from kvmfault.trace.truth import ProbeReader, Truth, beside, functions_of, read_truth, said_by
 
+__all__ = ["CheckReport", "Progress", "check"]
+
 Progress = Callable[[str, int], None]
 
 _CALLS: Final = frozenset({Said.MAPPING, Said.RELAXING, Said.MAKING_YOUNG, Said.DEVICE})

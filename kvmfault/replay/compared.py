@@ -11,6 +11,8 @@ from kvmfault.replay.assume import Seen
 from kvmfault.replay.handled import Call
 from kvmfault.replay.tally import Aspect, Disagreement, Tally
 
+__all__ = ["HOST", "INVALIDATION", "TABLE", "agree", "alike", "compare", "differ"]
+
 _NAMES: Final = {
     Said.MAPPING: "map",
     Said.RELAXING: "relax",

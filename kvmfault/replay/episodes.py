@@ -26,6 +26,8 @@ from kvmfault.trace.slots import SlotSource
 from kvmfault.trace.truth import Told, Truth
 from kvmfault.types import Gfn, Gpa, Gva
 
+__all__ = ["Episodes"]
+
 _MAX_VCPUS: Final = 64
 
 

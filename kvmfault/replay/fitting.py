@@ -10,6 +10,8 @@ from kvmfault.contract.target import Target, backend
 from kvmfault.trace.text import read_text
 from kvmfault.trace.truth import ProbeReader
 
+__all__ = ["fitting"]
+
 
 def fitting(target: Target, aux: str | Path) -> tuple[Target, list[str]]:
     """*target* with a format for what was mapped, and a note if it is another one.

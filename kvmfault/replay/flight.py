@@ -19,6 +19,8 @@ from kvmfault.types import Gpa
 if TYPE_CHECKING:
     from kvmfault.replay.world import CheckedVm
 
+__all__ = ["Flight", "Seen"]
+
 
 class Seen(NamedTuple):
     """The entry at which a walk of the second-stage table had arrived, and whether the next table page was at hand."""

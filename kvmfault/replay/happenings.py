@@ -22,6 +22,8 @@ from kvmfault.vm.dirty import INITIALLY_SET, MANUAL_PROTECT
 from kvmfault.vm.memslot import HvaHit
 from kvmfault.vm.memslot_request import MemslotRequest
 
+__all__ = ["Change", "Handler", "Happenings"]
+
 Handler = Callable[[Told], None]
 
 

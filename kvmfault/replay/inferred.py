@@ -25,6 +25,8 @@ from kvmfault.types import Gfn, Gpa, Hva, Pfn
 from kvmfault.vm.frames import FrameSet
 from kvmfault.vm.memslot import MemslotFlag, SlotSet
 
+__all__ = ["NO_SLOT", "InferredVm", "Known", "Trial", "returned"]
+
 _AWAY: Final = 1 << 56
 """User address of guest address 0: congruent for every size of block."""
 _SPAN: Final = 1 << 40

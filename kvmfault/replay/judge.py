@@ -24,6 +24,8 @@ from kvmfault.trace.truth import Told
 from kvmfault.types import EHWPOISON, Gpa
 from kvmfault.vm.memslot import HvaHit
 
+__all__ = ["Judge"]
+
 _ENTRY_BYTES: Final = 8
 _NEIGHBOURS: Final = 8
 """Entries of a group that a fault may map together (PTE_PREFETCH_NUM)."""

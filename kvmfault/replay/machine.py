@@ -20,6 +20,8 @@ from kvmfault.types import Gfn, Gpa, Hva
 from kvmfault.vm.area import HvaRange
 from kvmfault.vm.memslot_request import MemslotRequest
 
+__all__ = ["KEPT", "Machine", "ReplayTarget"]
+
 KEPT = 20
 """Unexplained outcomes kept with their lines; all are counted."""
 

@@ -42,6 +42,8 @@ from kvmfault.trace.recording import ReadStats, Recording
 from kvmfault.trace.slots import SlotComparison, SlotSource, compare_slots, infer_slots
 from kvmfault.trace.source import source_name
 
+__all__ = ["Opened", "Progress", "Report", "replay", "seekable", "survey"]
+
 Progress = Callable[[str, int], None]
 """Called now and then with the name of the pass and the bytes read so far."""
 

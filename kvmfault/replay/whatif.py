@@ -20,6 +20,8 @@ from kvmfault.replay.machine import Machine
 from kvmfault.replay.settings import HostSettings
 from kvmfault.trace.events import FaultEvent
 
+__all__ = ["Figures", "Variant"]
+
 _NO_ACCESS: Final = frozenset({Cause.EXTERNAL, Cause.ADDRESS_SIZE, Cause.OTHER})
 """Faults that no entry of the table decides."""
 

@@ -22,6 +22,8 @@ from kvmfault.vm.area import HvaRange
 from kvmfault.vm.memslot import HvaHit
 from kvmfault.vm.memslot_change import ChangeResult, Stage
 
+__all__ = ["CheckedVm", "Known"]
+
 
 class Known(NamedTuple):
     """What the host was last found to have at a page."""

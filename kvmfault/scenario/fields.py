@@ -11,6 +11,31 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSche
 from kvmfault.trace.document import between
 from kvmfault.types import EHWPOISON, U64
 
+__all__ = [
+    "MOST_BYTES",
+    "MOST_EVENTS",
+    "MOST_PARTS",
+    "MOST_REPEATS",
+    "MOST_TARGETS",
+    "PAGE",
+    "Address",
+    "Backing",
+    "Bytes",
+    "Count",
+    "Errno",
+    "Fd",
+    "Id",
+    "MapSize",
+    "Page",
+    "Pages",
+    "Record",
+    "Setting",
+    "Span",
+    "Vcpu",
+    "Word",
+    "error_name",
+]
+
 PAGE: Final = 4096
 """Bytes of a page where a file says "4K" and means one: the host's page may be larger."""
 MOST_EVENTS: Final = 1000

@@ -23,6 +23,8 @@ from kvmfault.scenario.fields import (
     Word,
 )
 
+__all__ = ["HVA_BASE", "Device", "Machine", "Memfd", "Memory", "Scenario", "Slot", "Translation"]
+
 HVA_BASE = 0x7F00_0000_0000
 """User address of guest address 0 where a slot does not say its own."""
 

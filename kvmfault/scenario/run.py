@@ -25,6 +25,8 @@ from kvmfault.vm.dirty import LogAnswer
 from kvmfault.vm.memslot import MemslotFlag, slot_number
 from kvmfault.vm.memslot_request import NO_FILE, MemslotRequest
 
+__all__ = ["MOST_WORK", "Runner", "run", "run_on"]
+
 MOST_WORK: Final = 100_000
 """Entries and pages that the events of a scenario may take the model to look at, together; a fault counts for four."""
 _OK: Final = Result(outcome=Kind.OK)

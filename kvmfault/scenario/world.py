@@ -22,6 +22,8 @@ from kvmfault.vm.dirty import INITIALLY_SET, MANUAL_PROTECT
 from kvmfault.vm.guest_tables import GuestEntry, GuestTables, WalkEnd
 from kvmfault.vm.memslot import slot_number
 
+__all__ = ["Misuse", "Subject", "World"]
+
 
 class Misuse(ModelError):
     """The scenario asks for what no kernel, host or VMM could do. *place*: keys and indexes in the file."""

@@ -10,6 +10,8 @@ from kvmfault.contract.tracepoints import Role
 from kvmfault.summary.figures import Cell, Column, Section
 from kvmfault.summary.given import TOP, Given, ranked
 
+__all__ = ["event_sections", "unsaid"]
+
 _CHANGES: Final = {
     "split": "split: a table took its place",
     "joined": "formed: took the place of a table",

@@ -15,6 +15,8 @@ from kvmfault.summary.partial import RULES, Partial, Reading
 from kvmfault.summary.reasons import Known
 from kvmfault.trace.recording import Lost, Meta
 
+__all__ = ["TOP", "Given", "Source", "ranked", "shares"]
+
 TOP: Final = 20
 """Rows of a list of the busiest."""
 

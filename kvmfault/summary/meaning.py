@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from kvmfault.contract.backend import Backend
     from kvmfault.trace.recording import Frames
 
+__all__ = ["Meaning", "registers"]
+
 
 @dataclass(frozen=True, slots=True)
 class Meaning:

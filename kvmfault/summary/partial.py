@@ -20,6 +20,8 @@ from kvmfault.summary.sums import Rule, combine, scale_for, scale_of
 if TYPE_CHECKING:
     from kvmfault.trace.recording import Frames
 
+__all__ = ["BLOCK", "FACTS", "PLACES", "RANGES", "RULES", "TIMES", "Partial", "Reading", "SlotsOf", "Whole"]
+
 TIMES: Final = 256
 """Steps of time in rates and in the map."""
 PLACES: Final = 512

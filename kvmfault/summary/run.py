@@ -22,6 +22,8 @@ from kvmfault.trace.opening import open_recording
 from kvmfault.trace.recording import Frames, ReadStats
 from kvmfault.trace.slots import SlotSource
 
+__all__ = ["PAGE", "summarise"]
+
 PAGE: Final = 4096
 """Bytes of a host's page where a recording does not say."""
 

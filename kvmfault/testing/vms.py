@@ -19,7 +19,7 @@ from kvmfault.testing.shapes import shapes
 from kvmfault.types import Gpa, Gva, Hva, Pfn
 from kvmfault.vm.area import HvaRange
 
-__all__ = ["guest", "invalidation", "logging", "path"]
+__all__ = ["ACCESSES", "HVA", "SAMPLE", "World", "guest", "invalidation", "logging", "path"]
 
 HVA: Final = 0x7F00_0000_0000
 ACCESSES: Final = {"read": R, "write": W, "fetch": X}

@@ -32,6 +32,8 @@ from kvmfault.trace.source import Source, is_text
 from kvmfault.trace.text import text_rows
 from kvmfault.types import Gpa, Hva
 
+__all__ = ["AssembleStats", "Assembler", "assemble", "opened"]
+
 _UNSATISFIED: Final = 0
 _WRITE: Final = 2
 """kvm_mmio.type; common to all architectures."""

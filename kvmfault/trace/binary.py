@@ -8,6 +8,8 @@ from typing import Final, Protocol
 
 from kvmfault.errors import TraceError, UsageError
 
+__all__ = ["LARGEST_TEXT", "WINDOW", "Bytes", "Cursor", "File", "Memory", "expect"]
+
 WINDOW: Final = 1 << 18
 LARGEST_TEXT: Final = 1 << 26
 """Bytes of a text inside a file; no format or table of names is larger."""

@@ -18,6 +18,8 @@ from io import SEEK_END
 from struct import pack
 from typing import BinaryIO, Final
 
+__all__ = ["CHUNK", "PLAIN", "ZLIB", "Compression", "Described", "Option", "Spool", "write", "zstd"]
+
 CHUNK: Final = 256 << 10
 """Bytes of pages that are compressed at once, about."""
 

@@ -28,6 +28,8 @@ from kvmfault.trace.assemble import AssembleStats
 from kvmfault.trace.frames import FIRST
 from kvmfault.trace.recording import Frames
 
+__all__ = ["FaultColumns"]
+
 _AT: Final = ["place", "pid"]
 _HEAD: Final = (*FIRST, "vcpu")
 

@@ -19,6 +19,8 @@ from kvmfault.trace.recording import Frames, Lost, Meta, ReadStats, Recording
 from kvmfault.trace.ring import Layout
 from kvmfault.trace.stretches import LONG_AGO, Held, Near, Piece, Run, absolute, far_runs, made, near_runs, there
 
+__all__ = ["AT_ONCE", "Damage", "RingRecording", "runs"]
+
 AT_ONCE: Final = 1 << 25
 """Bytes of pages that are columns at one time, of all CPUs together, or a little more."""
 _PAGES: Final = 1 << 10

@@ -13,6 +13,8 @@ from kvmfault.trace.perfwalk import Samples
 from kvmfault.trace.recording import Frames, Lost, ReadStats
 from kvmfault.trace.ring import Index, U64Col
 
+__all__ = ["AT_ONCE", "HELD", "Mark", "Order"]
+
 AT_ONCE: Final = 1 << 17
 """Samples that are given out together, or a little more."""
 HELD: Final = 1 << 26

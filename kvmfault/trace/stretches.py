@@ -16,6 +16,23 @@ from kvmfault.trace.frames import Block, Column, Plan
 from kvmfault.trace.recording import Frames
 from kvmfault.trace.ring import I64Col, U64Col
 
+__all__ = [
+    "LONG_AGO",
+    "RUN",
+    "Cut",
+    "Far",
+    "Held",
+    "Near",
+    "Piece",
+    "Run",
+    "Stretch",
+    "absolute",
+    "far_runs",
+    "made",
+    "near_runs",
+    "there",
+]
+
 T = TypeVar("T")
 
 RUN: Final = 1 << 25

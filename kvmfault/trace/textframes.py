@@ -21,6 +21,8 @@ from kvmfault.trace.recording import Frames, Meta, ReadStats
 from kvmfault.trace.source import Source, source_name
 from kvmfault.trace.text import TextEvent, misread, read_text
 
+__all__ = ["AT_ONCE", "TextRecording"]
+
 AT_ONCE: Final = 1 << 16
 """Events that are columns at one time."""
 _MOST_FIELDS: Final = 100

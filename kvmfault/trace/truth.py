@@ -24,6 +24,8 @@ from kvmfault.trace.pattern import Misfit, Pattern
 from kvmfault.trace.recording import ReadStats, RecordedEvent, Recording
 from kvmfault.trace.text import TextEvent, misread, read_text, row_of
 
+__all__ = ["ProbeReader", "ProbeStats", "Told", "Truth", "beside", "functions_of", "probed", "read_truth", "said_by"]
+
 _PLACE: Final = re.compile(
     r"\((?:(?P<caller>[^\s()]+)(?: \[\w+\])? <- )?(?P<function>[A-Za-z_]\w*)[^\s()]*(?: \[\w+\])?\) ?", re.ASCII
 ).match

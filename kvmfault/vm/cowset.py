@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Iterator
 from typing import Generic, TypeVar
 
+__all__ = ["CowSet"]
+
 T = TypeVar("T", bound=Hashable)
 
 

@@ -13,6 +13,8 @@ from typing import Final, NamedTuple
 
 from kvmfault.vm.frames import FrameSet
 
+__all__ = ["INITIALLY_SET", "MANUAL_PROTECT", "RING_ENTRY_BYTES", "WORD", "DirtyLog", "LogAnswer", "RingEntry"]
+
 MANUAL_PROTECT: Final = 1 << 0
 """KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE: reading the log copies it, clearing is a call of its own."""
 INITIALLY_SET: Final = 1 << 1

@@ -16,6 +16,8 @@ from kvmfault.types import Hva, Pfn
 from kvmfault.vm.area import HUGETLB, AreaKind, HvaRange, Pin, PinError, Vma
 from kvmfault.vm.ranges import RangeTable
 
+__all__ = ["HostMemory", "PageState"]
+
 _ZERO_PAGE: Final = Pfn(1)
 _FIRST_FREE: Final = Pfn(0x100000)
 

@@ -13,6 +13,18 @@ from typing import Final, NamedTuple
 from kvmfault.types import Gfn, Hva
 from kvmfault.vm.ranges import RangeTable
 
+__all__ = [
+    "MAX_SLOT_PAGES",
+    "NR_SLOTS",
+    "GmemBinding",
+    "HvaHit",
+    "Memslot",
+    "MemslotFlag",
+    "SlotSet",
+    "slot_number",
+    "slot_set",
+]
+
 NR_SLOTS: Final = 32767
 """Slot ids of one address space, user and internal together (KVM_MEM_SLOTS_NUM, SHRT_MAX)."""
 MAX_SLOT_PAGES: Final = (1 << 31) - 1

@@ -24,6 +24,8 @@ from kvmfault.vm.memslot_rules import (
     first_broken_area,
 )
 
+__all__ = ["UPDATING", "Memslots", "SlotCache"]
+
 UPDATING: Final = 1 << 63
 """Bit of a generation while the sets are being swapped (KVM_MEMSLOT_GEN_UPDATE_IN_PROGRESS)."""
 
