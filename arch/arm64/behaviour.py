@@ -9,6 +9,7 @@ from arch.arm64.encode import encode
 from arch.arm64.joints import JOINTS
 from arch.arm64.policy import policy_74, policy_612
 from arch.arm64.probes import PROBES
+from arch.arm64.saved import saved
 from arch.arm64.trace import TRACEPOINTS
 from arch.arm64.watched import WATCHED
 from kvmfault.contract.backend import Behaviour
@@ -40,4 +41,5 @@ BEHAVIOUR: Final = Behaviour(
     tracepoints=TRACEPOINTS,
     watched=WATCHED,
     probes=PROBES,
+    saved=saved,
 )

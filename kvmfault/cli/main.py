@@ -17,6 +17,7 @@ import typer
 from kvmfault.cli.options import (
     JobsOption,
     JsonFlag,
+    PidsOption,
     SchedulerOption,
     SettingOption,
     SlotsOption,
@@ -41,6 +42,7 @@ __all__ = [
     "build",
     "compare_policies_command",
     "decode_command",
+    "live_faults_command",
     "main",
     "path_command",
     "prove_command",
@@ -219,6 +221,18 @@ def backend_check_command(
     finish(backends.check(backend, json=json))
 
 
+def live_faults_command(
+    target: TargetArgument,
+    core: Annotated[str | None, typer.Option("--core", metavar="FILE", help="A vmcore; default: this kernel.")] = None,
+    pids: PidsOption = None,
+    json: JsonFlag = False,
+) -> None:
+    """Decode the last fault of every vCPU, out of the memory of a kernel, running or dumped (needs drgn)."""
+    from kvmfault.cli import live
+
+    finish(live.faults(target, core, pids or [], json=json))
+
+
 def compare_policies_command(
     targets: Annotated[list[str], typer.Argument(metavar="TARGET TARGET...", help="See 'backend list'.")],
     everything: Annotated[bool, typer.Option("--all", help="What is equal, too.")] = False,
@@ -244,6 +258,7 @@ _GROUPS: dict[str, tuple[str, dict[str, Callable[..., None]]]] = {
         "The architectures that are installed.",
         {"list": backend_list_command, "check": backend_check_command},
     ),
+    "live": ("What a kernel has in memory.", {"faults": live_faults_command}),
     "compare": (
         "How targets or recordings differ.",
         {"policies": compare_policies_command, "traces": compare_traces_command},
