@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
+from struct import pack
 from typing import Any, Final, TypeAlias
 
 import pytest
@@ -203,3 +205,37 @@ def test_a_dump_that_is_none(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="vmcore: "):
         open_kernel(str(tmp_path / "vmcore"))
     assert vcpus.SavedFault is SavedFault
+
+
+def test_objects_of_drgn() -> None:
+    # a program made up of two pieces of memory: pointers are followed, what is not there is None
+    drgn = pytest.importorskip("drgn")
+    program = drgn.Program(drgn.Platform(drgn.Architecture.X86_64))
+    word = program.int_type("u64", 8, False)
+    member, struct = drgn.TypeMember, program.struct_type
+    names = ("exit_code", "exit_info_1", "exit_info_2")
+    control = struct("vmcb_control_area", 24, tuple(member(word, n, 64 * i) for i, n in enumerate(names)))
+    vmcb = struct("vmcb", 24, (member(control, "control", 0),))
+    vcpu = struct("kvm_vcpu", 8, (member(word, "vcpu_id", 0),))
+    outer = struct("vcpu_svm", 16, (member(vcpu, "vcpu", 0), member(program.pointer_type(vmcb), "vmcb", 64)))
+    types = {t.tag: t for t in (control, vmcb, vcpu, outer)}
+    program.register_type_finder("made up", lambda prog, kinds, name, file: types.get(name), enable_index=0)
+    for at, words in ((0x1000, (7, 0x2000)), (0x2000, (0x400, 0x1_0000_0006, 0x18_0000))):
+        data = pack(f"<{len(words)}Q", *words)
+        program.add_memory_segment(at, len(data), lambda a, count, at, physical, data=data: data[at : at + count])
+
+    def at(address: int) -> VcpuObject:
+        pointer = drgn.Object(program, program.pointer_type(vcpu), value=address)
+        return VcpuObject(replace(kernel([]), container_of=drgn.container_of, unreadable=drgn.FaultError), pointer)
+
+    assert at(0x1000).number("vcpu_id") == 7
+    assert at(0x1000).number("gone") is None
+    assert at(0x1000).number("vcpu_id.more") is None
+    assert at(0x9000).number("vcpu_id") is None
+    found = {name: backend(name).backend.saved for name in ("arm64", "x86-ept", "x86-npt", "x86-shadow")}
+    assert {name: saved(at(0x1000)) if saved is not None else None for name, saved in found.items()} == {
+        "arm64": None,
+        "x86-ept": None,
+        "x86-npt": {"EXITINFO1": 0x1_0000_0006, "EXITINFO2": 0x18_0000},
+        "x86-shadow": None,
+    }
