@@ -52,10 +52,13 @@ def exported(tree: ast.Module) -> list[str] | None:
 
 
 def with_exports(source: str) -> str:
-    """*source* with an `__all__` that names all that it defines, and what it names already."""
+    """*source* with an `__all__` that names all that it defines, and what it names already and imports."""
     tree = ast.parse(source)
     old = exported(tree)
-    wanted = sorted({*defined(tree), *(old or [])})
+    imported = {
+        a.asname or a.name for n in ast.walk(tree) if isinstance(n, ast.Import | ast.ImportFrom) for a in n.names
+    }
+    wanted = sorted({*defined(tree), *(imported & set(old or []))})
     if (old is not None and set(old) == set(wanted)) or not wanted:
         return source
     lines = source.splitlines(keepends=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from copy import copy
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Final
@@ -48,11 +47,10 @@ class OneToOne(Vm):
 
 def with_userfault(name: str, *, hardware_ad: bool) -> Target:
     """The target, with a kernel that has the proposed slot flag."""
-    target = copy(backend(name))
+    target = backend(name)
     if name == "x86-ept" and not hardware_ad:
         target = resolve({name: replace(EPT, formats={"4k": EPT_4K_NO_AD})}, name, "", "", name)
-    target.__dict__["policy"] = replace(backend(name).policy, userfault=Userfault.V3)
-    return target
+    return target.with_policy(userfault=Userfault.V3)
 
 
 @dataclass

@@ -24,7 +24,7 @@ from tests.conftest import ROOT, VECTORS
 
 PAGES: Final = [
     ROOT / "README.md",
-    *(page for page in sorted((ROOT / "docs").glob("*.md")) if page.name != "recipe.md"),  # test_recipe.py runs it
+    *(page for page in sorted((ROOT / "docs").rglob("*.md")) if page.name != "recipe.md"),  # test_recipe.py runs it
 ]
 EXAMPLES: Final = sorted((ROOT / "examples").glob("*.py"))
 BLOCK: Final = re.compile(r"^```(?P<kind>\w+)[^\n]*\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -39,6 +39,7 @@ NOT_RUN: Final = {
     "make test": "runs this test",
     "make bench": "measures",
     "make long": "takes long",
+    "make exhaustive": "takes long",
     "git clone": "needs a network",
     "cd ": "follows a clone",
     "pip install": "needs a network",

@@ -220,9 +220,9 @@ def test_objects_of_drgn() -> None:
     outer = struct("vcpu_svm", 16, (member(vcpu, "vcpu", 0), member(program.pointer_type(vmcb), "vmcb", 64)))
     types = {t.tag: t for t in (control, vmcb, vcpu, outer)}
     program.register_type_finder("made up", lambda prog, kinds, name, file: types.get(name), enable_index=0)
-    for at, words in ((0x1000, (7, 0x2000)), (0x2000, (0x400, 0x1_0000_0006, 0x18_0000))):
+    for start, words in ((0x1000, (7, 0x2000)), (0x2000, (0x400, 0x1_0000_0006, 0x18_0000))):
         data = pack(f"<{len(words)}Q", *words)
-        program.add_memory_segment(at, len(data), lambda a, count, at, physical, data=data: data[at : at + count])
+        program.add_memory_segment(start, len(data), lambda a, count, at, physical, data=data: data[at : at + count])
 
     def at(address: int) -> VcpuObject:
         pointer = drgn.Object(program, program.pointer_type(vcpu), value=address)

@@ -5,6 +5,7 @@ Exit status everywhere: 0 done, 1 a finding (disagreement, failed expectation), 
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from kvmfault.cli.options import (
+    HtmlOption,
     JobsOption,
     JsonFlag,
     PidsOption,
@@ -40,8 +42,12 @@ __all__ = [
     "backend_check_command",
     "backend_list_command",
     "build",
+    "compare_facts_command",
     "compare_policies_command",
+    "compare_shapes_command",
     "decode_command",
+    "emit_c_command",
+    "emit_json_command",
     "live_faults_command",
     "main",
     "path_command",
@@ -244,6 +250,58 @@ def compare_policies_command(
     finish(compare.policies(targets, everything=everything, json=json))
 
 
+def emit_c_command(
+    backend: Annotated[
+        str | None,
+        typer.Option("--backend", metavar="TARGET", help="Whose header; without it, prototypes."),
+    ] = None,
+    shape: Annotated[
+        str | None,
+        typer.Option("--shape", metavar="SHAPE", help="fields, raw, opaque or hybrid; a code register is raw."),
+    ] = None,
+) -> None:
+    """Write a target's facts as a C header, or the prototypes that arch-neutral code is built with."""
+    from kvmfault.cli import emit
+
+    finish(emit.c(backend, shape))
+
+
+def emit_json_command(
+    backend: Annotated[
+        list[str] | None, typer.Option("--backend", metavar="TARGET", help="Whose; may be repeated. Default: all.")
+    ] = None,
+) -> None:
+    """Write the definitions as JSON for other tools: registers, facts and the kernel's accessors, as trees."""
+    from kvmfault.cli import emit
+
+    finish(emit.json(backend or []))
+
+
+def compare_facts_command(
+    targets: Annotated[
+        list[str] | None, typer.Argument(metavar="[TARGET]...", help="See 'backend list'; all backends if none.")
+    ] = None,
+    json: JsonFlag = False,
+) -> None:
+    """Print what each target tells of a fault, by which bits, and the laws that hold on one and not on another."""
+    from kvmfault.cli import compare
+
+    finish(compare.facts(targets or [], json=json))
+
+
+def compare_shapes_command(
+    targets: Annotated[
+        list[str] | None, typer.Argument(metavar="[TARGET]...", help="See 'backend list'; all backends if none.")
+    ] = None,
+    html: HtmlOption = None,
+    json: JsonFlag = False,
+) -> None:
+    """Compare four designs of a fault: proven equal, counted, measured in Python and C, hazards run, mypy asked."""
+    from kvmfault.cli import shapes
+
+    finish(shapes.run(targets or [], html, json=json))
+
+
 _COMMANDS: dict[str, Callable[..., None]] = {
     "decode": decode_command,
     "annotate": annotate_command,
@@ -261,8 +319,14 @@ _GROUPS: dict[str, tuple[str, dict[str, Callable[..., None]]]] = {
     "live": ("What a kernel has in memory.", {"faults": live_faults_command}),
     "compare": (
         "How targets or recordings differ.",
-        {"policies": compare_policies_command, "traces": compare_traces_command},
+        {
+            "facts": compare_facts_command,
+            "policies": compare_policies_command,
+            "shapes": compare_shapes_command,
+            "traces": compare_traces_command,
+        },
     ),
+    "emit": ("The definitions in other languages.", {"c": emit_c_command, "json": emit_json_command}),
     "trace": (
         "Recordings of what KVM does.",
         {
@@ -310,6 +374,9 @@ def main(argv: list[str] | None = None) -> NoReturn:
             setattr(sys, name, Path(os.devnull).open("r+", encoding="utf-8"))  # noqa: SIM115  open until the end
     if sys.stdout is None:
         sys.exit(_complain("standard output is closed"))
+    gc.set_threshold(
+        50_000, 20, 20
+    )  # a command makes few cycles: to look for them all the time takes a twentieth of it
     words = sys.argv[1:] if argv is None else argv
     sys.exit(_guarded(lambda: build(words[0] if words else None)(words, standalone_mode=False)))
 

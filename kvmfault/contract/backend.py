@@ -9,7 +9,7 @@ one is. Each part needs only those before it:
 4. encode           build registers from an ``Access``; losses are found for you
 5. policies         one value for each documented difference (``Policy``), by kernel version
 6. joints           only what no policy can say: a function per place, by kernel version
-7. tracepoints      which trace events carry faults, and how their text reads; what the live view counts (``watched``)
+7. tracepoints      which trace events carry faults, and how their text reads, what they mean
 8. extras           lines that people paste, odd values, a guest that drives a real KVM (``live``)
 
 One folder, one entry point in the group ``kvmfault.backends``; no change in kvmfault/.
@@ -38,7 +38,6 @@ if TYPE_CHECKING:  # behaviour is loaded by whoever runs a fault
     from kvmfault.contract.progress import Progress
     from kvmfault.contract.saved import Saved
     from kvmfault.contract.tracepoints import Tracepoints
-    from kvmfault.contract.watched import WatchedEvents
     from kvmfault.vm.caps import HostCaps
 
 __all__ = ["Backend", "Behaviour", "Conclude", "Encode", "Joint", "Joints", "Named", "needed_where", "unwritten"]
@@ -125,8 +124,6 @@ class Behaviour:
     vm: VmFacts
     """What a usual VM is."""
     tracepoints: Tracepoints
-    watched: WatchedEvents = field(default_factory=dict)
-    """Events that the live view counts, as what."""
     probes: Probes = field(default_factory=Probes)
     """What probed kernel functions tell of decisions; empty: a recording cannot be checked."""
     saved: Saved | None = None
@@ -158,6 +155,8 @@ class Backend:
     """Value of a register that was not given, where 0 would mean something else."""
     given: Mapping[str, str] = field(default_factory=dict)
     """Register -> field of the synthetic register that says it was captured."""
+    zero_register: int = 31
+    """Number of the transfer register that reads as zero and drops what is written; 32: none does."""
     facts: Mapping[str, Callable[[Stage2Format], Definition]] = field(default_factory=dict)
     accessors: Mapping[str, Callable[[Stage2Format], Named]] = field(default_factory=dict)
     """The kernel's own accessors under their own names."""
@@ -213,11 +212,6 @@ class Backend:
     def tracepoints(self) -> Tracepoints:
         """See Behaviour."""
         return self.behaviour().tracepoints
-
-    @property
-    def watched(self) -> WatchedEvents:
-        """See Behaviour."""
-        return self.behaviour().watched
 
     @property
     def probes(self) -> Probes:

@@ -123,8 +123,10 @@ class Guest(Emulator):
         if gpa < 0 or not 1 <= size <= 1 << self.page_shift or gpa + size > 1 << 64:
             raise ModelError(f"an access of {size} bytes at {gpa:#x}: 1 to {1 << self.page_shift} bytes below 2^64")
         write = write or exchange
+        transfer = 1 if self.target.backend.zero_register == 0 else 0
         if data is not None and write:
-            self.vcpu.registers = (data & U64, *self.vcpu.registers[1:])
+            registers = self.vcpu.registers
+            self.vcpu.registers = (*registers[:transfer], data & U64, *registers[transfer + 1 :])
         plain = described and size in (1, 2, 4, 8) and not fetch
         wanted = Access(
             read=exchange or not (write or fetch),
@@ -133,7 +135,7 @@ class Guest(Emulator):
             final=True,
             private=private or None,
             size=size if plain else None,
-            register=0 if plain else None,
+            register=transfer if plain else None,
             wide=size == 8 if plain else None,
         )
         full = self.ring_is_full() if emulated else None

@@ -16,7 +16,7 @@ from kvmfault.path.run import Run
 from kvmfault.scenario import events
 from kvmfault.scenario.expectation import Kind
 from kvmfault.scenario.invariants import broken
-from kvmfault.scenario.model import HVA_BASE, Scenario
+from kvmfault.scenario.model import Scenario
 from kvmfault.scenario.result import Leaf, Left, Result, access_kind, kind_of, left, shown, signal_of
 from kvmfault.scenario.world import Misuse, Subject, World
 from kvmfault.types import U64, Gfn, Gpa, Hva
@@ -253,7 +253,7 @@ class Runner:
         if event.hva is not None:
             return Hva(event.hva)
         gpa = event.gpa or 0
-        return self.world.hva_of(gpa) if self.world.slot_at(gpa) is not None else Hva(HVA_BASE + gpa)
+        return self.world.hva_of(gpa) if self.world.slot_at(gpa) is not None else Hva(self.world.hva_base + gpa)
 
     def _host(self, event: events.Host) -> Result:
         vm, hva, size = self.world, self._hva(event), event.size
@@ -297,7 +297,7 @@ class Runner:
                 raise ModelError(f"slot {event.id} does not exist: a new one needs gpa and size")
             base = Gpa(old.base_gfn << vm.page_shift) if old is not None else Gpa(0)
             gpa = base if event.gpa is None else Gpa(event.gpa)
-            made_up = Hva(HVA_BASE + gpa) if old is None else old.hva
+            made_up = Hva(self.world.hva_base + gpa) if old is None else old.hva
             size = event.size if event.size is not None or old is None else old.npages << vm.page_shift
             memfd = event.memfd if event.memfd is not None else old.gmem.fd if old and old.gmem else None
             request = MemslotRequest(

@@ -15,7 +15,7 @@ from kvmfault.contract.format import size_text
 from kvmfault.summary.figures import Histogram, Summary
 from kvmfault.summary.words import text
 
-__all__ = ["OTHER", "PALETTE", "Plot", "histograms", "legend", "overlays", "plots"]
+__all__ = ["OTHER", "PALETTE", "Plot", "bars", "histograms", "legend", "overlays", "plots"]
 
 PALETTE: Final = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#8c6bb1")
 """Told apart by people who do not see all colours (Okabe and Ito), readable on light and on dark ground."""
@@ -231,6 +231,24 @@ def _rate(summary: Summary, colours: Mapping[str, str]) -> Plot:
     return Plot(
         "rate", "Faults over time", f"Faults in each {_when(summary, 1)} of the recording, by kind.", _spec(chart, 200)
     )
+
+
+def bars(key: str, title: str, about: str, unit: str, rows: Sequence[tuple[str, str, float]]) -> Plot:
+    """A group of bars for each first word of *rows*, one in it for each second; the third is its length."""
+    colours = dict(zip(dict.fromkeys(kind for _, kind, _ in rows), PALETTE, strict=False))
+    groups = list(dict.fromkeys(where for where, _, _ in rows))
+    chart = (
+        alt.Chart(_data(("where", "kind", "n"), rows))
+        .mark_bar()
+        .encode(
+            x=alt.X("where:N", title=None, sort=groups, axis=alt.Axis(labelAngle=-30, labelOverlap=False)),
+            xOffset=alt.XOffset("kind:N", sort=list(colours)),
+            y=alt.Y("n:Q", title=unit),
+            color=_colour(colours),
+            tooltip=[_tip("where:N", "target"), _tip("kind:N", "shape"), _tip("n:Q", unit)],
+        )
+    )
+    return Plot(key, title, about, _spec(chart, 240))
 
 
 def overlays(before: Summary, after: Summary) -> list[Plot]:

@@ -90,7 +90,7 @@ def descriptors(fmt: Stage2Format) -> Iterator[str]:
         ):
             yield f"{leaf} grants {PROTS[fmt.prot(leaf.desc)]}"
     for level in fmt.levels[:-1]:
-        table = fmt.table(Hpa(FRAME))
+        table = fmt.table(Hpa(FRAME), level.shift)
         if fmt.kind(table, level.shift) is not Kind.TABLE or fmt.hpa(table, level.shift) != FRAME:
             yield (
                 f"table at {FRAME:#x} ({table:#x}): {fmt.kind(table, level.shift).value} in {level.name}, "
@@ -164,8 +164,8 @@ def _writes(fmt: Stage2Format, leaf: Leaf) -> Iterator[tuple[str, str]]:
         elif fmt.write_protect(bare, for_good=for_good) != bare:
             yield "write_protect", "doing it twice is not doing it once"
         fixed = fmt.fix_write(bare)
-        if fixed is not None and (for_good or not leaf.host or not leaf.prot & W):
-            yield "fix_write", "it gives write permission back that was taken for good, or was never there"
+        if fixed is not None and (for_good or not leaf.host):
+            yield "fix_write", "it gives write permission that was taken for good, or that the host does not give"
         elif fixed is not None and (not fmt.prot(fmt.with_young(fixed, True)) & W or _moved(fmt, leaf, fixed)):
             yield "fix_write", f"it grants {PROTS[fmt.prot(fixed)]}"
     clean = fmt.clear_dirty(leaf.desc)
@@ -215,7 +215,7 @@ def entries(fmt: Stage2Format) -> Iterator[str]:
     """Any bits at all can be shown, as what a walk takes them for."""
     dice = Random(3)
     bits = [0, (1 << 64) - 1, *(1 << bit for bit in range(64)), *(dice.getrandbits(64) for _ in range(200))]
-    bits += [leaf.desc for leaf in leaves(fmt)] + [fmt.table(Hpa(FRAME))]
+    bits += [leaf.desc for leaf in leaves(fmt)] + [fmt.table(Hpa(FRAME), level.shift) for level in fmt.levels[:-1]]
     for level, desc in product(fmt.levels, bits):
         entry, kind = fmt.entry(desc, level.shift), fmt.kind(desc, level.shift)
         if entry.value != desc or entry.kind is not kind:
@@ -224,6 +224,7 @@ def entries(fmt: Stage2Format) -> Iterator[str]:
             yield f"{desc:#x} in {level.name}: a {kind.value} shown with hpa {entry.hpa}"
         elif kind is Kind.LEAF:
             told = entry.hpa, int(entry.prot), entry.accessed, entry.dirty
-            meant = fmt.hpa(desc, level.shift), fmt.prot(desc), fmt.is_young(desc), fmt.is_dirty(desc)
+            known = entry.value  # a format may note in it what the number alone does not say: the level
+            meant = fmt.hpa(known, level.shift), fmt.prot(known), fmt.is_young(known), fmt.is_dirty(known)
             if told != meant:
                 yield f"{desc:#x} in {level.name}: shown as {told}, is {meant}"

@@ -12,7 +12,7 @@ from kvmfault.algebra.expr import Pred, Word, union
 from kvmfault.algebra.scalar import Regs, compile_pred, compile_word
 from kvmfault.contract.tracepoints import Fields, Role, Tracepoint, Tracepoints
 
-__all__ = ["Claim", "holds"]
+__all__ = ["Claim", "holds", "word"]
 
 T = TypeVar("T")
 
@@ -43,6 +43,11 @@ class Claim:
 def holds(pred: Pred, point: Tracepoint) -> Callable[[Fields], bool | None]:
     """*pred* as a function of the fields of *point*; None where a field is missing."""
     return _over(pred.reads, point, lambda order: compile_pred(pred, order))
+
+
+def word(of: Word, point: Tracepoint) -> Callable[[Fields], int | None]:
+    """*of* as a function of the fields of *point*; None where a field is missing."""
+    return _over(of.reads, point, lambda order: compile_word(of, order))
 
 
 def _over(

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from kvmfault.trace.recording import ReadStats
 
-__all__ = ["events", "of_interest"]
+__all__ = ["events", "of_interest", "probes"]
 
 _AT_ONCE: Final = 1 << 15
 """Rows of a frame that are Python objects at one time."""
@@ -24,6 +24,12 @@ def of_interest(recording: Recording) -> Collection[str] | None:
     """What to ask `Recording.frames` for to learn of faults: KVM's events and probes; None, all, if it cannot tell."""
     choose = getattr(recording, "of_interest", None)
     return None if choose is None else choose()
+
+
+def probes(recording: Recording) -> frozenset[str]:
+    """The kprobe events that it may hold; none if it cannot tell."""
+    choose = getattr(recording, "probes", None)
+    return frozenset() if choose is None else choose()
 
 
 def events(

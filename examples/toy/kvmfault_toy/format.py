@@ -48,7 +48,7 @@ class ToyFormat:
         """The permission bits are the library's own."""
         return desc & 7
 
-    def table(self, hpa: Hpa) -> int:
+    def table(self, hpa: Hpa, shift: int) -> int:
         """An entry that points to a table."""
         return hpa | TABLE
 
