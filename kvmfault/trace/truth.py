@@ -102,7 +102,7 @@ class ProbeReader:
 
     def __init__(self, backend: Backend) -> None:
         self.stats: ProbeStats = ProbeStats()
-        self.probes = backend.probes
+        self.probes: Probes = backend.probes
         self.unnamed: set[str] = set()
         """Kprobe events of binary recordings whose names tell no function that the backend knows."""
         self._events: dict[str, Probe] = {}
