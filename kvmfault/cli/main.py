@@ -19,7 +19,6 @@ from kvmfault.cli.options import (
     HtmlOption,
     JobsOption,
     JsonFlag,
-    PidsOption,
     SchedulerOption,
     SettingOption,
     SlotsOption,
@@ -29,6 +28,7 @@ from kvmfault.cli.options import (
 )
 from kvmfault.cli.recordings import (
     compare_traces_command,
+    live_faults_command,
     trace_convert_command,
     trace_info_command,
     trace_record_command,
@@ -38,24 +38,11 @@ from kvmfault.cli.recordings import (
 from kvmfault.errors import KvmfaultError
 
 __all__ = [
-    "annotate_command",
-    "backend_check_command",
-    "backend_list_command",
-    "build",
-    "compare_facts_command",
-    "compare_policies_command",
-    "compare_shapes_command",
-    "decode_command",
-    "emit_c_command",
-    "emit_json_command",
-    "live_faults_command",
-    "main",
-    "path_command",
-    "prove_command",
-    "replay_command",
-    "run_command",
-    "selfcheck_command",
-]
+    "annotate_command", "backend_check_command", "backend_list_command", "build", "compare_facts_command",
+    "compare_policies_command", "compare_shapes_command", "decode_command", "emit_c_command",
+    "emit_json_command", "main", "path_command", "prove_command", "replay_command",
+    "run_command", "selfcheck_command",
+]  # fmt: skip
 
 
 def decode_command(
@@ -225,18 +212,6 @@ def backend_check_command(
     from kvmfault.cli import backends
 
     finish(backends.check(backend, json=json))
-
-
-def live_faults_command(
-    target: TargetArgument,
-    core: Annotated[str | None, typer.Option("--core", metavar="FILE", help="A vmcore; default: this kernel.")] = None,
-    pids: PidsOption = None,
-    json: JsonFlag = False,
-) -> None:
-    """Decode the last fault of every vCPU, out of the memory of a kernel, running or dumped (needs drgn)."""
-    from kvmfault.cli import live
-
-    finish(live.faults(target, core, pids or [], json=json))
 
 
 def compare_policies_command(
