@@ -1,4 +1,4 @@
-"""The commands that record, read and compare recordings: ``kvmfault trace ...``, ``kvmfault compare traces``."""
+"""Commands on recordings and on kernels in memory: ``kvmfault trace ...``, ``compare traces``, ``live faults``."""
 
 from __future__ import annotations
 
