@@ -15,6 +15,8 @@ from kvmfault.errors import UsageError
 if TYPE_CHECKING:
     from kvmfault.compare.facts import Law, Told
 
+__all__ = ["WIDEST", "facts", "policies"]
+
 WIDEST = 120
 """Columns of the output, less on a narrower terminal."""
 _ELSEWHERE = 100

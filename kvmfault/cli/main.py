@@ -28,6 +28,7 @@ from kvmfault.cli.options import (
 )
 from kvmfault.cli.recordings import (
     compare_traces_command,
+    live_faults_command,
     trace_convert_command,
     trace_info_command,
     trace_record_command,
@@ -35,6 +36,13 @@ from kvmfault.cli.recordings import (
     trace_top_command,
 )
 from kvmfault.errors import KvmfaultError
+
+__all__ = [
+    "annotate_command", "backend_check_command", "backend_list_command", "build", "compare_facts_command",
+    "compare_policies_command", "compare_shapes_command", "decode_command", "emit_c_command",
+    "emit_json_command", "main", "path_command", "prove_command", "replay_command",
+    "run_command", "selfcheck_command",
+]  # fmt: skip
 
 
 def decode_command(
@@ -320,6 +328,7 @@ _GROUPS: dict[str, tuple[str, dict[str, Callable[..., None]]]] = {
         "The architectures that are installed.",
         {"list": backend_list_command, "check": backend_check_command},
     ),
+    "live": ("What a kernel has in memory.", {"faults": live_faults_command}),
     "compare": (
         "How targets or recordings differ.",
         {

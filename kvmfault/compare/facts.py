@@ -18,6 +18,8 @@ from kvmfault.contract.accessors import FACTS, VALUES, Accessors, Gap
 from kvmfault.contract.described import bits_text, documented, spell_word
 from kvmfault.contract.target import Target
 
+__all__ = ["SORTS", "WORDS", "Law", "Told", "Verdict", "laws", "matrix", "meanings", "told"]
+
 WORDS: Final = frozenset({"syndrome", *(value for _, value in VALUES.values())})
 SORTS: Final = tuple(name for name in FACTS if name not in WORDS)
 """The facts that are truths."""

@@ -22,6 +22,25 @@ from kvmfault.contract.target import Target
 from kvmfault.machine.vm import Vm
 from kvmfault.types import Gpa, Gva
 
+__all__ = [
+    "HVA",
+    "LOAD",
+    "PREFAULT",
+    "SLOT",
+    "STORE",
+    "Blind",
+    "Changed",
+    "Maker",
+    "Pair",
+    "Registers",
+    "blind",
+    "makers",
+    "outcome_words",
+    "prefaulted",
+    "replaced",
+    "world",
+]
+
 SLOT: Final = 0x4000_0000
 HVA: Final = 0x7F00_0000_0000
 LOAD: Final = Access(

@@ -18,6 +18,8 @@ from kvmfault.emit.header import fault_bytes, parts
 from kvmfault.errors import UsageError
 from kvmfault.summary.figures import Cell, Column, Section
 
+__all__ = ["NAMES", "STEPS", "Report", "compare", "deterministic"]
+
 NAMES: Final = tuple(SHAPES)
 
 
