@@ -6,7 +6,7 @@ whether one of them always holds, on whatever registers hardware can produce.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Final
@@ -106,9 +106,15 @@ class Law:
         return len({v.state for v in self.verdicts} - {"not asked"}) > 1
 
 
-def laws(targets: Sequence[Target]) -> list[Law]:
-    """The laws on which *targets* part: first those that fail on some target, on what hardware produces."""
-    per_target = [_of_target(target) for target in targets]
+def laws(targets: Sequence[Target], progress: Callable[[int], None] = lambda done: None) -> list[Law]:
+    """The laws on which *targets* part: first those that fail on some target, on what hardware produces.
+
+    *progress* is told how many targets are done.
+    """
+    per_target = []
+    for target in targets:
+        per_target.append(_of_target(target))
+        progress(len(per_target))
     found = [Law(name, facts, tuple(verdicts[name] for verdicts in per_target)) for name, facts in _asked()]
     return sorted((law for law in found if law.parts), key=lambda law: all(v.holds is not False for v in law.verdicts))
 
