@@ -11,7 +11,7 @@ import pytest
 
 from arch.loongarch.facts import REACHABLE
 from arch.loongarch.gpt import DIRTY, FORMATS, HUGE, PRESENT, VALID, WRITE, WRITEABLE
-from arch.loongarch.mmio import Decoded, decode, instruction
+from arch.loongarch.instructions import Decoded, decode, instruction
 from kvmfault.algebra.expr import NEVER, Pred
 from kvmfault.algebra.prove import relate
 from kvmfault.contract.format import Kind, Memory, R, W, X

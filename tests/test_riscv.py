@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from errno import EEXIST, EFAULT, EINTR, EIO, EOPNOTSUPP
 from itertools import product
+from pathlib import Path
 from typing import Final
 
 import pytest
@@ -18,12 +19,16 @@ from kvmfault.contract.access import Access
 from kvmfault.contract.format import Kind, Memory, R, W, X
 from kvmfault.contract.outcome import Emulate, Error, Exit, Fixed, MmioAccess, Retry, Signal, fixed
 from kvmfault.contract.ports import Area, PinError
-from kvmfault.contract.target import backend
+from kvmfault.contract.target import backend, backends
 from kvmfault.decode import one_line
 from kvmfault.machine.guest import Ended
 from kvmfault.machine.vm import Vm
+from kvmfault.trace.assemble import Assembler, assemble
+from kvmfault.trace.events import FaultEvent
+from kvmfault.trace.opening import open_recording
 from kvmfault.types import Gpa, Hpa, Pfn
 from kvmfault.vm.caps import AreaRule
+from tests.test_trace_faults import same
 from tests.worlds import GPA, HVA, fault, leaf, world
 
 RISCV: Final = backend("riscv")
@@ -329,3 +334,26 @@ def test_an_access_becomes_an_instruction(size: int, signed: bool) -> None:
     assert made.lost.keys() <= {"gva"}
     assert RISCV.backend.reachable.on(RISCV.named(made.fault))
     assert transformed(0, {1: 0, 2: 1, 4: 2, 8: 3}[size], 9) & 3 == 3
+
+
+# Recordings.
+
+TRACE: Final = """\
+  <...>-321 [001] d..1. 1.000001: kvm_entry: PC: 0x0000000080200000
+  <...>-321 [001] d..1. 1.000101: kvm_exit: SEPC:0x10, SCAUSE:0x17, STVAL:0x80400008, HTVAL:0x20100002, HTINST:0xa02023
+  <...>-321 [001] d..1. 1.000301: kvm_exit: SEPC:0x14, SCAUSE:0x8000000000000005, STVAL:0x0, HTVAL:0x0, HTINST:0x0
+  <...>-321 [001] d..1. 1.000501: kvm_exit: SEPC:0x18, SCAUSE:0x15, STVAL:0x10000005, HTVAL:0x4000001, HTINST:0x503
+"""
+"""A store, an interrupt and a load, as an exit of RISC-V tells them: there is no event for faults alone."""
+
+
+def test_exits_that_are_faults(tmp_path: Path) -> None:
+    path = tmp_path / "trace.txt"
+    path.write_text(TRACE)
+    found = [e for e in assemble(path, Assembler(backends().values())) if isinstance(e, FaultEvent)]
+    assert [(e.target, e.registers["SCAUSE"], e.registers["HTVAL"]) for e in found] == [
+        ("riscv", 0x17, 0x2010_0002),
+        ("riscv", 0x15, 0x400_0001),
+    ]
+    assert RISCV.access(RISCV.decode(**found[0].registers)).gpa == 0x8040_0000
+    assert same(open_recording(str(path))) == 2  # the same out of columns

@@ -26,9 +26,8 @@ from kvmfault.contract.format import Entry, Kind, Level, R, Stage2Format, W
 from kvmfault.contract.outcome import Inject, Outcome
 from kvmfault.contract.ports import Ports
 from kvmfault.contract.progress import Progress
-from kvmfault.contract.tracepoints import recorded
+from kvmfault.contract.tracepoints import Tells, recorded
 from kvmfault.contract.values import LoggedSize, ReadMaps
-from kvmfault.contract.watched import Sort, Watched
 from kvmfault.types import Gpa, Hpa
 
 
@@ -321,7 +320,9 @@ WRONG: Final = (
     Wrong("tracepoints", "an event tells a register that is none", tracing(registers={"CASE": recorded("cause")})),
     Wrong("tracepoints", "an event tells what it does not have", tracing(registers={"ADDR": recorded("gpa")})),
     Wrong("tracepoints", "a template that cannot be read", tracing(fields="cause:q")),
-    Wrong("tracepoints", "what is watched is no event", behaving(watched={"toy_walk": Watched(Sort.WALK)})),
+    Wrong("tracepoints", "its kinds are told by what it does not have", tracing(told_by=("kind",))),
+    Wrong("tracepoints", "it is placed by what it does not have", tracing(address=recorded("gpa") << 0)),
+    Wrong("tracepoints", "it tells a check what its role does not", tracing(tells=Tells(lambda recorded: None))),
     Wrong("text", "a pasted line gives too much", replace(TOY, paste=_too_wide)),
     Wrong("text", "a pasted line makes it fail", replace(TOY, paste=_short_of_words)),
 )  # fmt: skip

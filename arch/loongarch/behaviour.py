@@ -8,7 +8,7 @@ from typing import Final
 from arch.loongarch.encode import encode
 from arch.loongarch.joints import JOINTS
 from arch.loongarch.policy import policy_612
-from arch.loongarch.trace import TRACEPOINTS, WATCHED
+from arch.loongarch.trace import TRACEPOINTS
 from kvmfault.contract.backend import Behaviour
 from kvmfault.contract.format import Stage2Format
 from kvmfault.contract.ports import VmFacts
@@ -33,5 +33,4 @@ BEHAVIOUR: Final = Behaviour(
     host=host,
     vm=VmFacts(ipa_limit_bits=47, table_bits=47, hardware_access_dirty=False),
     tracepoints=TRACEPOINTS,
-    watched=WATCHED,
 )

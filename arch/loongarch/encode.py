@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from arch.loongarch.mmio import instruction
+from arch.loongarch.instructions import instruction
 from arch.loongarch.registers import ESTAT, KVM, PIF, PIL, PIS, PME, PNR, PNX, PPI
 from kvmfault.contract.access import Access, Cause
 from kvmfault.contract.format import Stage2Format

@@ -1,7 +1,7 @@
 """The facts of an exit for a guest-physical address, as expressions over the registers.
 
 A page that KVM made old is invalid for hardware, so it looks like a missing one. The instruction is in BADI, but its
-size and register lie at places that depend on the opcode: KVM decodes it (arch/loongarch/mmio.py).
+size and register lie at places that depend on the opcode: KVM decodes it (arch/loongarch/instructions.py).
 """
 
 from __future__ import annotations

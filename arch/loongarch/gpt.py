@@ -202,5 +202,5 @@ class Gpt:
         return [*notes, f"bits {rest:#x} set: reserved, software's, or a misaligned block"] if rest else notes
 
 
-FORMATS: Final = {fmt.name: fmt for fmt in (Gpt("16k", 14, 3), Gpt("4k", 12, 4), Gpt("64k", 16, 3))}
-"""By page size: 16K with three levels as distributions have it, 4K with four, 64K with three."""
+FORMATS: Final = {fmt.name: fmt for fmt in (Gpt("4k", 12, 4), Gpt("16k", 14, 3), Gpt("64k", 16, 3))}
+"""By page size: 4K with four levels, 16K with three as distributions have it, 64K with three."""

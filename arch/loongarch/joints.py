@@ -6,7 +6,8 @@ from typing import Final
 
 from arch.loongarch import inject
 from arch.loongarch.facts import handled_read, handled_write
-from arch.loongarch.mmio import access_and_completion, decode
+from arch.loongarch.instructions import decode
+from arch.loongarch.mmio import access_and_completion
 from arch.loongarch.syndrome import holds, instruction
 from kvmfault.contract.backend import Joints
 from kvmfault.contract.fault import MmioFault

@@ -5,9 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from arch.common import COMMON
-from arch.common import WATCHED as COMMON_WATCHED
 from kvmfault.contract.tracepoints import Role, Tracepoint, Tracepoints, words
-from kvmfault.contract.watched import Sort, Watched, WatchedEvents
 
 _REASONS: Final = words("reason", IDLE=64, CACHE=65)
 _PC: Final = ("PC: {pc:x}",)
@@ -33,5 +31,3 @@ TRACEPOINTS: Final[Tracepoints] = {
     "kvm_aux": Tracepoint(None, ("{op:w} {state:w} PC: {pc:x}",), "pc:x op:d state:d", {"op": _OPS, "state": _STATES}),
     "kvm_vpid_change": Tracepoint(None, ("VPID: {vpid:x}",)),
 }
-WATCHED: Final[WatchedEvents] = {**COMMON_WATCHED, "kvm_exit": Watched(Sort.EXIT, "reason")}
-"""What the live view counts of LoongArch."""

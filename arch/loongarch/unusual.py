@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from arch.loongarch.facts import handled_read, handled_write
-from arch.loongarch.mmio import decode
+from arch.loongarch.instructions import decode
 from arch.loongarch.registers import BADI, ESTAT, KVM, REGISTERS
 from kvmfault.algebra.expr import Pred
 

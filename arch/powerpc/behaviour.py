@@ -8,7 +8,7 @@ from typing import Final
 from arch.powerpc.encode import encode
 from arch.powerpc.joints import JOINTS
 from arch.powerpc.policy import policy
-from arch.powerpc.trace import TRACEPOINTS, WATCHED
+from arch.powerpc.trace import TRACEPOINTS
 from kvmfault.contract.backend import Behaviour
 from kvmfault.contract.format import Stage2Format
 from kvmfault.contract.ports import VmFacts
@@ -36,5 +36,4 @@ BEHAVIOUR: Final = Behaviour(
     host=host,
     vm=VmFacts(ipa_limit_bits=52, table_bits=52),
     tracepoints=TRACEPOINTS,
-    watched=WATCHED,
 )

@@ -107,7 +107,7 @@ def set_reference_and_change(vm: Ports, fault: MmioFault, at: Progress) -> Outco
 
     Other causes reported with it still need an entry of their own.
     """
-    if not (fault.is_access_flag and at.backed):
+    if not (_dsisr(fault) & _SET_RC and at.backed):
         return None
     leaf = vm.find_leaf(at.at)
     if leaf is None or (fault.is_write and not leaf.prot & W):

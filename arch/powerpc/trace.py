@@ -9,9 +9,7 @@ from __future__ import annotations
 from typing import Final
 
 from arch.common import COMMON
-from arch.common import WATCHED as COMMON_WATCHED
 from kvmfault.contract.tracepoints import Role, Tracepoint, Tracepoints, words
-from kvmfault.contract.watched import Sort, Watched, WatchedEvents
 
 _TRAPS: Final = words(
     "trap",
@@ -57,4 +55,3 @@ TRACEPOINTS: Final[Tracepoints] = {
         "vcpu_id:i pc:x pending_exceptions:x ceded:i",
     ),
 }
-WATCHED: Final[WatchedEvents] = {**COMMON_WATCHED, "kvm_guest_exit": Watched(Sort.EXIT, "trap")}

@@ -8,7 +8,7 @@ from typing import Final
 from arch.riscv.encode import encode
 from arch.riscv.joints import JOINTS
 from arch.riscv.policy import policy_612
-from arch.riscv.trace import TRACEPOINTS, WATCHED
+from arch.riscv.trace import TRACEPOINTS
 from kvmfault.contract.backend import Behaviour
 from kvmfault.contract.format import Stage2Format
 from kvmfault.contract.ports import VmFacts
@@ -36,5 +36,4 @@ BEHAVIOUR: Final = Behaviour(
     # profiles ask for harts that fault on a clear A (Svade); those that set it themselves are an option
     vm=VmFacts(ipa_limit_bits=59, table_bits=59, hardware_access_dirty=False),
     tracepoints=TRACEPOINTS,
-    watched=WATCHED,
 )

@@ -34,12 +34,12 @@ def other_trap(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
     return None
 
 
-def refuse_fetch(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
+def fetch_outside(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
     """A fetch is no device access; by the code, so also a walk for one. (gstage_page_fault)"""
     return Error(EOPNOTSUPP, "a fetch from where no memory is") if _is_fetch(fault) else None
 
 
-def decode_access(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
+def decode_htinst(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
     """HTINST describes a load or store, or is read from the guest's memory. (kvm_riscv_vcpu_mmio_load, _store)
 
     Without an instruction in HTINST, KVM reads it at SEPC; that it can, and what it finds, is for the emulator.
@@ -55,4 +55,4 @@ def decode_access(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
     return Exit(Reason.MMIO, access, completion=completion, why="no memory there: a device access")
 
 
-JOINTS: Final = Joints(screen=(other_trap,), reject_unbacked=(refuse_fetch,), decode_mmio=(decode_access,))
+JOINTS: Final = Joints(screen=(other_trap,), reject_unbacked=(fetch_outside,), decode_mmio=(decode_htinst,))

@@ -8,11 +8,9 @@ from __future__ import annotations
 from typing import Final
 
 from arch.common import COMMON
-from arch.common import WATCHED as COMMON_WATCHED
 from arch.riscv.registers import CODES, INSTRUCTION, LOAD, STORE
 from kvmfault.algebra.expr import Pred
 from kvmfault.contract.tracepoints import Role, Tracepoint, Tracepoints, Words, recorded
-from kvmfault.contract.watched import Sort, Watched, WatchedEvents
 
 _IS_FAULT: Final[Pred] = recorded("scause").one_of((INSTRUCTION, LOAD, STORE))
 _CAUSES: Final = Words("scause", {name.replace(" ", "_"): {"scause": code} for code, name in CODES.items()})
@@ -35,5 +33,3 @@ TRACEPOINTS: Final[Tracepoints] = {
     ),
     "kvm_entry": Tracepoint(Role.ENTRY, ("PC: {pc:x}",)),
 }
-WATCHED: Final[WatchedEvents] = {**COMMON_WATCHED, "kvm_exit": Watched(Sort.EXIT, "scause")}
-"""What the live view counts of RISC-V."""

@@ -8,7 +8,7 @@ from typing import Final
 from arch.s390.encode import encode
 from arch.s390.joints import JOINTS
 from arch.s390.policy import policy_74, policy_612
-from arch.s390.trace import TRACEPOINTS, WATCHED
+from arch.s390.trace import TRACEPOINTS
 from kvmfault.contract.backend import Behaviour
 from kvmfault.contract.format import Stage2Format
 from kvmfault.contract.ports import VmFacts
@@ -35,5 +35,4 @@ BEHAVIOUR: Final = Behaviour(
     host=host,
     vm=VmFacts(hardware_access_dirty=False, ipa_limit_bits=52, table_bits=52),
     tracepoints=TRACEPOINTS,
-    watched=WATCHED,
 )

@@ -25,8 +25,8 @@ class Bits:
     young: int
 
 
-PROTECT: Final = 1 << 9
-"""DAT protection, in every entry."""
+PROTECT, NO_EXECUTE = 1 << 9, 1 << 8
+"""DAT protection and instruction-execution protection, in every leaf. KVM never asks for the second."""
 PAGE: Final = Bits(1 << 10, 1 << 6, 1 << 5, 1 << 3, 1 << 2)
 LARGE: Final = Bits(1 << 5, 1 << 15, 1 << 14, 1 << 12, 1 << 11)
 SOFT_DIRTY, PRESENT = 1 << 1, 1 << 0
@@ -110,10 +110,10 @@ class Dat:
         return Hpa(desc & -(1 << shift) & _U64)
 
     def prot(self, desc: int) -> int:
-        """R, W, X bits; nothing while the entry is invalid. No table of KVM forbids reads or fetches."""
+        """R, W, X bits; nothing while the entry is invalid. No entry that is valid forbids reads."""
         if desc & _bits(desc).invalid:
             return 0
-        return R | X if desc & PROTECT else R | W | X
+        return R | (0 if desc & PROTECT else W) | (0 if desc & NO_EXECUTE else X)
 
     def table(self, hpa: Hpa, shift: int) -> int:
         """See Stage2Format. Region tables are as long as they can be (_crste_fc0)."""
@@ -136,6 +136,7 @@ class Dat:
         b = PAGE if page else LARGE
         desc = hpa | PRESENT | (b.writable if host_writable or prot & W else 0)
         desc |= b.dirty | SOFT_DIRTY if prot & W else PROTECT
+        desc |= 0 if prot & X else NO_EXECUTE
         desc |= b.special if memory is Memory.DEVICE else 0
         return self.with_young(desc if page else Large(desc | FORMAT_CONTROL | _TYPES[shift] << 2), young)
 
@@ -148,8 +149,9 @@ class Dat:
         return 0
 
     def add_prot(self, desc: int, prot: int) -> int:
-        """The leaf with write permission, which makes it dirty; the others it has."""
+        """The leaf with permissions added; write permission makes it dirty."""
         b = _bits(desc)
+        desc = _like(desc, desc & ~NO_EXECUTE) if prot & X else desc
         return _like(desc, desc & ~PROTECT | b.writable | b.dirty | SOFT_DIRTY) if prot & W else desc
 
     def write_protect(self, desc: int, *, for_good: bool = False) -> int:
@@ -188,7 +190,7 @@ class Dat:
         """See Stage2Format. (dat_split_crste)"""
         if child_shift != self.page_shift:
             return Large(desc + (index << child_shift) & ~_TYPE | _TYPES[child_shift] << 2)
-        page = (desc & -(1 << shift)) + (index << child_shift) | desc & (PROTECT | SOFT_DIRTY | PRESENT)
+        page = (desc & -(1 << shift)) + (index << child_shift) | desc & (PROTECT | NO_EXECUTE | SOFT_DIRTY | PRESENT)
         for of, to in zip(_moved(LARGE), _moved(PAGE), strict=True):
             page |= to if desc & of else 0
         return page
@@ -203,7 +205,7 @@ class Dat:
         leaf = desc if shift == self.page_shift else Large(desc)
         return Entry(
             kind=kind,
-            value=int(desc),
+            value=leaf,
             hpa=self.hpa(leaf, shift),
             prot=PROTS[self.prot(leaf)],
             accessed=self.is_young(leaf),
@@ -253,8 +255,8 @@ def _leaf_notes(desc: int, shift: int) -> list[str]:
         notes.append("special: no struct page")
     large = FORMAT_CONTROL | _TYPE if shift > _PAGE_SHIFT else 0
     known = -(1 << shift) & _U64 | large | b.invalid | b.special | b.writable | b.dirty | b.young
-    rest = desc & ~(known | PROTECT | SOFT_DIRTY | PRESENT)
-    return [*notes, f"bits {rest:#x} set: keys, notifications, execution protection or reserved"] if rest else notes
+    rest = desc & ~(known | PROTECT | NO_EXECUTE | SOFT_DIRTY | PRESENT)
+    return [*notes, f"bits {rest:#x} set: keys, notifications or reserved"] if rest else notes
 
 
 _P, _S = Level("page", 12, 8, True), Level("segment", 20, 11, True)

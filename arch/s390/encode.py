@@ -15,14 +15,12 @@ from arch.s390.registers import (
     PROTECTION,
     SECURE_ACCESS,
     TEID,
-    TRANSLATION_SPEC,
 )
 from kvmfault.contract.access import Access, Cause
 from kvmfault.contract.format import Stage2Format
 
 _CODES: Final = {
     Cause.PERMISSION: PROTECTION,
-    Cause.RESERVED: TRANSLATION_SPEC,
     Cause.ADDRESS_SIZE: ASCE_TYPE,
     Cause.OTHER: SECURE_ACCESS,
 }

@@ -19,7 +19,6 @@ from arch.s390.registers import (
     SECURE_ACCESS,
     SECURE_VIOLATION,
     TEID,
-    TRANSLATION_SPEC,
 )
 from kvmfault.algebra.expr import NEVER
 from kvmfault.algebra.layout import ZERO, join
@@ -56,7 +55,7 @@ FACTS: Final[Definition] = Accessors(
     is_translation=CODE.one_of(tuple(GRANULES)),
     is_permission=protection,
     is_access_flag=Gap("an old entry is invalid, so it is reported like a missing one"),
-    is_reserved=CODE.is_(TRANSLATION_SPEC),
+    is_reserved=Gap("KVM's tables have no such entries: a translation specification would be a bug of KVM"),
     is_address_size=CODE.is_(ASCE_TYPE),
     is_external_abort=Gap("no such interruption: failing memory is a machine check"),
     granule_valid=CODE.one_of(tuple(GRANULES)),

@@ -9,9 +9,7 @@ from __future__ import annotations
 from typing import Final
 
 from arch.common import COMMON
-from arch.common import WATCHED as COMMON_WATCHED
 from kvmfault.contract.tracepoints import Role, Tracepoint, Tracepoints
-from kvmfault.contract.watched import Sort, Watched, WatchedEvents
 
 _VCPU: Final = "{id:d}[{pswmask:x}-{pswaddr:x}]: "
 _FIELDS: Final = "id:d pswmask:x pswaddr:x"
@@ -19,7 +17,10 @@ _FIELDS: Final = "id:d pswmask:x pswaddr:x"
 TRACEPOINTS: Final[Tracepoints] = {
     **COMMON,
     "kvm_s390_sie_exit": Tracepoint(
-        Role.EXIT, (_VCPU + "exit sie icptcode {icptcode:d} ({:w})",), f"{_FIELDS} icptcode:d"
+        Role.EXIT,
+        (_VCPU + "exit sie icptcode {icptcode:d} ({:w})",),
+        f"{_FIELDS} icptcode:d",
+        told_by=("icptcode",),
     ),
     "kvm_s390_sie_enter": Tracepoint(Role.ENTRY, (_VCPU + "entering sie flags {cpuflags:x}",), f"{_FIELDS} cpuflags:x"),
     "kvm_s390_sie_fault": Tracepoint(None, (_VCPU + "fault in sie instruction",), _FIELDS),
@@ -31,4 +32,3 @@ TRACEPOINTS: Final[Tracepoints] = {
         None, (_VCPU + "done pfault token {pfault_token:d}",), f"{_FIELDS} pfault_token:d"
     ),
 }
-WATCHED: Final[WatchedEvents] = {**COMMON_WATCHED, "kvm_s390_sie_exit": Watched(Sort.EXIT, "icptcode")}

@@ -5,6 +5,7 @@ Exit status everywhere: 0 done, 1 a finding (disagreement, failed expectation), 
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Callable
@@ -14,8 +15,13 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from kvmfault.cli.definitions import (
+    compare_facts_command,
+    compare_shapes_command,
+    emit_c_command,
+    emit_json_command,
+)
 from kvmfault.cli.options import (
-    HtmlOption,
     JobsOption,
     JsonFlag,
     SchedulerOption,
@@ -188,6 +194,42 @@ def run_command(
     finish(run.run(file, backend or [], settings or [], json=json))
 
 
+def explore_command(
+    files: Annotated[list[str] | None, typer.Argument(metavar="SCENARIO...", help="Scenarios with actors.")] = None,
+    backend: Annotated[
+        list[str] | None, typer.Option("--backend", metavar="TARGET", help="Where to explore; may be repeated.")
+    ] = None,
+    settings: SettingOption = None,
+    mutant: Annotated[str, typer.Option("--mutant", metavar="NAME", help="Give the kernel a bug of the past.")] = "",
+    show: Annotated[bool, typer.Option("--list", help="Print the mutants and the invariants instead.")] = False,
+    bound: Annotated[
+        int, typer.Option("--bound", metavar="N", min=1, max=100_000_000, help="Give up after N states.")
+    ] = 1_000_000,
+    plain: Annotated[bool, typer.Option("--plain", help="Every order, also of what cannot notice each other.")] = False,
+    walks: Annotated[
+        int, typer.Option("--random", metavar="N", min=0, max=100_000_000, help="N random walks instead.")
+    ] = 0,
+    seed: Annotated[int, typer.Option("--seed", metavar="S", help="Of the random walks.")] = 1,
+    write: Annotated[
+        str | None, typer.Option("--write", metavar="DIR", help="Write each violation as a scenario that shows it.")
+    ] = None,
+    jobs: JobsOption = None,
+    scheduler: SchedulerOption = None,
+    json: JsonFlag = False,
+) -> None:
+    """Run the actors of a scenario in every order, step by step, and print the shortest way to what may not happen."""
+    from kvmfault.cli import explore
+    from kvmfault.explore.run import Limits
+
+    if show:
+        finish(explore.list_mutants(json=json))
+    if not files:
+        raise typer.BadParameter("explore takes scenario files")
+    limits = Limits(bound, not plain, walks, seed)
+    where = Where(jobs, scheduler)
+    finish(explore.run(files, backend or [], settings or [], mutant, limits, where, write, json=json))
+
+
 def backend_list_command(json: JsonFlag = False) -> None:
     """Every backend with its formats and kernel versions: what a TARGET may name."""
     from kvmfault.cli import backends
@@ -216,58 +258,6 @@ def compare_policies_command(
     finish(compare.policies(targets, everything=everything, json=json))
 
 
-def emit_c_command(
-    backend: Annotated[
-        str | None,
-        typer.Option("--backend", metavar="TARGET", help="Whose header; without it, prototypes."),
-    ] = None,
-    shape: Annotated[
-        str | None,
-        typer.Option("--shape", metavar="SHAPE", help="fields, raw, opaque or hybrid; a code register is raw."),
-    ] = None,
-) -> None:
-    """Write a target's facts as a C header, or the prototypes that arch-neutral code is built with."""
-    from kvmfault.cli import emit
-
-    finish(emit.c(backend, shape))
-
-
-def emit_json_command(
-    backend: Annotated[
-        list[str] | None, typer.Option("--backend", metavar="TARGET", help="Whose; may be repeated. Default: all.")
-    ] = None,
-) -> None:
-    """Write the definitions as JSON for other tools: registers, facts and the kernel's accessors, as trees."""
-    from kvmfault.cli import emit
-
-    finish(emit.json(backend or []))
-
-
-def compare_facts_command(
-    targets: Annotated[
-        list[str] | None, typer.Argument(metavar="[TARGET]...", help="See 'backend list'; all backends if none.")
-    ] = None,
-    json: JsonFlag = False,
-) -> None:
-    """Print what each target tells of a fault, by which bits, and the laws that hold on one and not on another."""
-    from kvmfault.cli import compare
-
-    finish(compare.facts(targets or [], json=json))
-
-
-def compare_shapes_command(
-    targets: Annotated[
-        list[str] | None, typer.Argument(metavar="[TARGET]...", help="See 'backend list'; all backends if none.")
-    ] = None,
-    html: HtmlOption = None,
-    json: JsonFlag = False,
-) -> None:
-    """Compare four designs of a fault: proven equal, counted, measured in Python and C, hazards run, mypy asked."""
-    from kvmfault.cli import shapes
-
-    finish(shapes.run(targets or [], html, json=json))
-
-
 _COMMANDS: dict[str, Callable[..., None]] = {
     "decode": decode_command,
     "annotate": annotate_command,
@@ -276,6 +266,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "replay": replay_command,
     "selfcheck": selfcheck_command,
     "run": run_command,
+    "explore": explore_command,
 }
 _GROUPS: dict[str, tuple[str, dict[str, Callable[..., None]]]] = {
     "backend": (
@@ -339,6 +330,9 @@ def main(argv: list[str] | None = None) -> NoReturn:
             setattr(sys, name, Path(os.devnull).open("r+", encoding="utf-8"))  # noqa: SIM115  open until the end
     if sys.stdout is None:
         sys.exit(_complain("standard output is closed"))
+    gc.set_threshold(
+        50_000, 20, 20
+    )  # a command makes few cycles: to look for them all the time takes a twentieth of it
     words = sys.argv[1:] if argv is None else argv
     sys.exit(_guarded(lambda: build(words[0] if words else None)(words, standalone_mode=False)))
 

@@ -45,11 +45,13 @@ def run(
     return 1 if summary.damaged else 0
 
 
-def compare(before: str, after: str, *, page: str | None, limit: float | None, where: Where, json: bool) -> int:
+def compare(
+    before: str, after: str, told: str | None, *, page: str | None, limit: float | None, where: Where, json: bool
+) -> int:
     """Compare and print; status 1 if something is slower by more than *limit* percent."""
     write = _writer(page)
     with where.workers() as at:
-        found = compared(_summarised(before, at), _summarised(after, at))
+        found = compared(_summarised(before, at, told=told), _summarised(after, at, told=told))
     if limit is not None and (found.before.ticks or found.after.ticks):
         raise UsageError(f"{before}, {after}: times are ticks, which --fail-if-slower cannot compare")
     slower = found.slower(limit) if limit is not None else []

@@ -9,7 +9,7 @@ one is. Each part needs only those before it:
 4. encode           build registers from an ``Access``; losses are found for you
 5. policies         one value for each documented difference (``Policy``), by kernel version
 6. joints           only what no policy can say: a function per place, by kernel version
-7. tracepoints      which trace events carry faults, and how their text reads; what the live view counts (``watched``)
+7. tracepoints      which trace events carry faults, and how their text reads, what they mean
 8. extras           lines that people paste, odd values, a guest that drives a real KVM (``live``)
 
 One folder, one entry point in the group ``kvmfault.backends``; no change in kvmfault/.
@@ -37,7 +37,6 @@ if TYPE_CHECKING:  # behaviour is loaded by whoever runs a fault
     from kvmfault.contract.ports import Ports, VmFacts
     from kvmfault.contract.progress import Progress
     from kvmfault.contract.tracepoints import Tracepoints
-    from kvmfault.contract.watched import WatchedEvents
     from kvmfault.vm.caps import HostCaps
 
 Joint: TypeAlias = "Callable[[Ports, MmioFault, Progress], Outcome | None]"
@@ -122,8 +121,6 @@ class Behaviour:
     vm: VmFacts
     """What a usual VM is."""
     tracepoints: Tracepoints
-    watched: WatchedEvents = field(default_factory=dict)
-    """Events that the live view counts, as what."""
     probes: Probes = field(default_factory=Probes)
     """What probed kernel functions tell of decisions; empty: a recording cannot be checked."""
     live: Live | None = None
@@ -210,11 +207,6 @@ class Backend:
     def tracepoints(self) -> Tracepoints:
         """See Behaviour."""
         return self.behaviour().tracepoints
-
-    @property
-    def watched(self) -> WatchedEvents:
-        """See Behaviour."""
-        return self.behaviour().watched
 
     @property
     def probes(self) -> Probes:

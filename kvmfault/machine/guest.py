@@ -27,6 +27,7 @@ from kvmfault.contract.outcome import (
     WriteProtected,
 )
 from kvmfault.contract.ports import GuestWalkFault, PinError
+from kvmfault.contract.target import Target
 from kvmfault.errors import ModelError
 from kvmfault.machine.emulator import Emulator
 from kvmfault.machine.tlb import Cached
@@ -69,6 +70,39 @@ class AccessRun:
         if self.exits:
             return self.exits[-1]
         return self.faults[-1].outcome if self.faults else None
+
+
+def transfer_register(target: Target) -> int:
+    """A register that keeps what is loaded into it."""
+    return 1 if target.backend.zero_register == 0 else 0
+
+
+def wanted_access(
+    size: int,
+    *,
+    write: bool = False,
+    fetch: bool = False,
+    exchange: bool = False,
+    private: bool = False,
+    described: bool = True,
+    transfer: int = 0,
+    **known: object,
+) -> Access:
+    """What an instruction asks for, before anything is known of where it goes. See ``Guest.access``. *transfer*: the
+    register that it loads or stores."""
+    write = write or exchange
+    plain = described and size in (1, 2, 4, 8) and not fetch
+    wanted = Access(
+        read=exchange or not (write or fetch),
+        write=write,
+        exec=fetch,
+        final=True,
+        private=private or None,
+        size=size if plain else None,
+        register=transfer if plain else None,
+        wide=size == 8 if plain else None,
+    )
+    return wanted.with_(**known)
 
 
 class Guest(Emulator):
@@ -120,28 +154,26 @@ class Guest(Emulator):
             self.use_vcpu(vcpu or 0)
         if gpa < 0 or not 1 <= size <= 1 << self.page_shift or gpa + size > 1 << 64:
             raise ModelError(f"an access of {size} bytes at {gpa:#x}: 1 to {1 << self.page_shift} bytes below 2^64")
-        write = write or exchange
-        transfer = 1 if self.target.backend.zero_register == 0 else 0
-        if data is not None and write:
+        transfer = transfer_register(self.target)
+        wanted = wanted_access(
+            size,
+            write=write,
+            fetch=fetch,
+            exchange=exchange,
+            private=private,
+            described=described,
+            transfer=transfer,
+            **known,
+        )
+        if data is not None and wanted.write:
             registers = self.vcpu.registers
             self.vcpu.registers = (*registers[:transfer], data & U64, *registers[transfer + 1 :])
-        plain = described and size in (1, 2, 4, 8) and not fetch
-        wanted = Access(
-            read=exchange or not (write or fetch),
-            write=write,
-            exec=fetch,
-            final=True,
-            private=private or None,
-            size=size if plain else None,
-            register=transfer if plain else None,
-            wide=size == 8 if plain else None,
-        )
         full = self.ring_is_full() if emulated else None
         if full is not None:
             return AccessRun(ended=Ended.EXITED, exits=(full,))
         if emulated:
             return self._emulated(Gpa(gpa), size, wanted, data or 0)
-        return self._run(Gpa(gpa), size, replace(wanted, **known), data or 0)  # type: ignore[arg-type]  # as Access.with_
+        return self._run(Gpa(gpa), size, wanted, data or 0)
 
     def _run(self, gpa: Gpa, size: int, wanted: Access, data: int) -> AccessRun:
         faults: list[Run] = []

@@ -156,7 +156,6 @@ def missing(backend: Backend) -> tuple[Missing, ...]:
         unjoined = [kernel for kernel in backend.kernels if kernel not in behaviour.joints]
         note(not unjoined, "joints", f"no fault can be run on {', '.join(unjoined)}", Step.JOINTS, required=True)
         note(behaviour.tracepoints, "tracepoints", "no recording can be read", Step.TRACEPOINTS)
-        note(behaviour.watched, "watched", "trace top counts nothing", Step.TRACEPOINTS)
         note(
             behaviour.probes != type(behaviour.probes)(), "probes", "replay --check compares nothing", Step.TRACEPOINTS
         )

@@ -13,6 +13,7 @@ from kvmfault.contract.backend import Backend, Joints
 from kvmfault.contract.format import block_sizes
 from kvmfault.contract.policy import Policy
 from kvmfault.contract.ports import VmFacts
+from kvmfault.contract.probes import SAID
 from kvmfault.contract.settings import HINTS, accepts
 from kvmfault.contract.target import Target
 from kvmfault.contract.tracepoints import Role, Tracepoint
@@ -121,8 +122,6 @@ def tracepoints(backend: Backend) -> Iterator[str]:
     behaviour = backend.behaviour()
     for name, point in behaviour.tracepoints.items():
         yield from (f"{name}: {text}" for text in _tracepoint(backend, point))
-    for name in behaviour.watched.keys() - behaviour.tracepoints.keys():
-        yield f"watched: {name} is no tracepoint"
 
 
 def _tracepoint(backend: Backend, point: Tracepoint) -> Iterator[str]:
@@ -140,6 +139,11 @@ def _tracepoint(backend: Backend, point: Tracepoint) -> Iterator[str]:
             unknown = word.reads.keys() - names
             if unknown:
                 yield f"takes {register} from {', '.join(unknown)}: the event has {', '.join(sorted(names))}"
+    where = set() if point.address is None else set(point.address.reads)
+    if lacking := {*point.told_by, *where} - names:
+        yield f"is told apart or placed by {', '.join(sorted(lacking))}: the event has {', '.join(sorted(names))}"
+    if point.tells is not None and point.role not in SAID:
+        yield "tells a check something, and its role does not say what"
     if point.registers is not None and point.role not in (Role.FAULT, Role.EXIT):
         yield "has registers, but its role is neither FAULT nor EXIT"
     if point.awaits and point.awaits not in registers:

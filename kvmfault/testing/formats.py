@@ -164,8 +164,8 @@ def _writes(fmt: Stage2Format, leaf: Leaf) -> Iterator[tuple[str, str]]:
         elif fmt.write_protect(bare, for_good=for_good) != bare:
             yield "write_protect", "doing it twice is not doing it once"
         fixed = fmt.fix_write(bare)
-        if fixed is not None and (for_good or not leaf.host or not leaf.prot & W):
-            yield "fix_write", "it gives write permission back that was taken for good, or was never there"
+        if fixed is not None and (for_good or not leaf.host):
+            yield "fix_write", "it gives write permission that was taken for good, or that the host does not give"
         elif fixed is not None and (not fmt.prot(fmt.with_young(fixed, True)) & W or _moved(fmt, leaf, fixed)):
             yield "fix_write", f"it grants {PROTS[fmt.prot(fixed)]}"
     clean = fmt.clear_dirty(leaf.desc)
@@ -224,6 +224,7 @@ def entries(fmt: Stage2Format) -> Iterator[str]:
             yield f"{desc:#x} in {level.name}: a {kind.value} shown with hpa {entry.hpa}"
         elif kind is Kind.LEAF:
             told = entry.hpa, int(entry.prot), entry.accessed, entry.dirty
-            meant = fmt.hpa(desc, level.shift), fmt.prot(desc), fmt.is_young(desc), fmt.is_dirty(desc)
+            known = entry.value  # a format may note in it what the number alone does not say: the level
+            meant = fmt.hpa(known, level.shift), fmt.prot(known), fmt.is_young(known), fmt.is_dirty(known)
             if told != meant:
                 yield f"{desc:#x} in {level.name}: shown as {told}, is {meant}"

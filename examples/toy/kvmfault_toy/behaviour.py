@@ -9,7 +9,7 @@ from kvmfault.contract.ports import VmFacts
 from kvmfault_toy.encode import encode
 from kvmfault_toy.joints import JOINTS
 from kvmfault_toy.policy import POLICY, host
-from kvmfault_toy.trace import TRACEPOINTS, WATCHED
+from kvmfault_toy.trace import TRACEPOINTS
 
 BEHAVIOUR: Final = Behaviour(
     encode=encode,
@@ -18,5 +18,4 @@ BEHAVIOUR: Final = Behaviour(
     host=host,
     vm=VmFacts(),
     tracepoints=TRACEPOINTS,
-    watched=WATCHED,
 )

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Final
 
 from kvmfault.contract.tracepoints import Role, Tracepoint, Tracepoints, recorded
-from kvmfault.contract.watched import Sort, Watched, WatchedEvents
 
 TRACEPOINTS: Final[Tracepoints] = {
     "toy_fault": Tracepoint(
@@ -16,7 +15,6 @@ TRACEPOINTS: Final[Tracepoints] = {
         registers={"CAUSE": recorded("cause", 7, 0), "ADDR": recorded("addr")},
     ),
 }
-WATCHED: Final[WatchedEvents] = {"toy_fault": Watched(Sort.FAULT)}
 _LINE: Final = re.compile(r"\bcause[ =]0x([0-9a-f]{1,2})\b(?:.{0,20}?\baddr[ =]0x([0-9a-f]{1,16})\b)?")
 
 
