@@ -110,7 +110,8 @@ class Changed:
         order = ("mmio_register", "mmio_size", "kvm_get_fault_gpa", "gva", "is_write")
         name = next((n for n in order if n in self.answers), next(iter(self.answers)))
         before, after = (hex(v) if isinstance(v, int) and v > 9 else str(v) for v in self.answers[name])
-        return f"{len(self.answers)} answers change, {name} from {before} to {after}"
+        count = f"{len(self.answers)} answers change" if len(self.answers) > 1 else "1 answer changes"
+        return f"{count}, {name} from {before} to {after}"
 
 
 def world(target: Target) -> Vm:
