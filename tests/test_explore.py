@@ -18,6 +18,7 @@ from kvmfault.explore.host import HostActor
 from kvmfault.explore.invariants import INVARIANTS, NAMES
 from kvmfault.explore.mutant import Mutant, without
 from kvmfault.explore.mutants import BY_NAME, MUTANTS
+from kvmfault.explore.ordering import BARRIERS, PAGE_LOCK
 from kvmfault.explore.run import Explored, Limits, Task, as_scenario, explore, reproduce
 from kvmfault.explore.search import breadth_first, random_walks
 from kvmfault.explore.setup import Setting
@@ -27,6 +28,7 @@ from kvmfault.path.run import PATH, Locked
 from kvmfault.scenario.model import Scenario
 from kvmfault.scenario.read import parse_scenario, read_scenario
 from kvmfault.scenario.world import Misuse
+from tests.cli import Cli
 from tests.conftest import ROOT
 
 FOLDER: Final = ROOT / "examples" / "explore"
@@ -251,3 +253,63 @@ def test_names_of_actors_are_distinct() -> None:
     space = Setting(scenario("two_invalidations"), backend("arm64")).space()
     assert [actor.name for actor in space.actors] == ["vcpu0", "host", "host2"]
     assert isinstance(space.actors[1], HostActor)
+
+
+# Memory ordering.
+
+
+@pytest.mark.parametrize("mutant", BARRIERS, ids=lambda m: m.name)
+def test_a_missing_barrier_shows_on_a_weak_machine_only(mutant: Mutant) -> None:
+    for target in filter(lambda t: mutant.applies(backend(t)), TARGETS):
+        strong, weak = (
+            explore(Task(scenario("migrate"), target, mutant=mutant.name, limits=Limits(weak=weak)))
+            for weak in (False, True)
+        )
+        assert strong.found.violation is None
+        assert strong.found.complete
+        assert weak.found.violation is not None, target
+        assert weak.mutant.startswith(f"{mutant.name}-")
+
+
+def test_with_every_barrier_a_weak_machine_is_right() -> None:
+    for target in TARGETS:
+        for name in ("", PAGE_LOCK.name):
+            found = explore(Task(scenario("migrate"), target, mutant=name, limits=Limits(weak=True))).found
+            assert found.violation is None
+            assert found.complete
+
+
+# The command line.
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Cli:
+    return Cli(capsys, monkeypatch)
+
+
+def test_the_command_line(cli: Cli, tmp_path: Path) -> None:
+    good, bound = str(STANDING["aging"]), ("--backend", "arm64")
+    done = cli("explore", good, *bound, "--json")
+    assert (done.status, done.err) == (0, "")
+    assert done.json[0]["complete"] is True
+    bad = cli("explore", str(STANDING["migrate"]), *bound, "--mutant", "no-recheck", "--write", str(tmp_path))
+    assert bad.status == 1
+    assert "VIOLATION of reaches-old-page" in bad.out
+    (written,) = tmp_path.glob("*.json")
+    again = cli("run", str(written))
+    assert (again.status, again.err) == (1, "")
+    assert "reaches-old-page" in again.out
+    assert cli("run", str(written), "--json").json["violation"]["name"] == "reaches-old-page"
+    assert "no-recheck" in cli("explore", "--list").out
+    assert cli("explore", "--list", "--json").json["barriers"]
+    assert cli("explore", good, *bound, "--random", "5", "--seed", "3", "--json").json[0]["random_walks"] == 5
+
+
+def test_the_command_line_refuses(cli: Cli) -> None:
+    migrate = str(STANDING["migrate"])
+    cli("explore").refused("explore takes scenario files")
+    cli("explore", migrate, "--mutant", "no-rechek").refused("no mutant is called 'no-rechek'", "mean no-recheck?")
+    cli("explore", migrate, "--mutant", "sequence-after-area", "--backend", "x86-npt").refused("none of the targets")
+    cli("explore", str(ROOT / "examples" / "scenarios" / "first.toml")).refused("no [[actor]]")
+    cli("run", migrate).refused("it has actors and no schedule")
+    cli("explore", migrate, "--bound", "0").refused("--bound")

@@ -8,6 +8,8 @@ import typer
 
 from kvmfault.cli.options import HtmlOption, JsonFlag, finish
 
+__all__ = ["compare_facts_command", "compare_shapes_command", "emit_c_command", "emit_json_command"]
+
 
 def compare_facts_command(
     targets: Annotated[

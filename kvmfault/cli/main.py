@@ -43,11 +43,24 @@ from kvmfault.cli.recordings import (
 from kvmfault.errors import KvmfaultError
 
 __all__ = [
-    "annotate_command", "backend_check_command", "backend_list_command", "build", "compare_facts_command",
-    "compare_policies_command", "compare_shapes_command", "decode_command", "emit_c_command",
-    "emit_json_command", "main", "path_command", "prove_command", "replay_command",
-    "run_command", "selfcheck_command",
-]  # fmt: skip
+    "annotate_command",
+    "backend_check_command",
+    "backend_list_command",
+    "build",
+    "compare_facts_command",
+    "compare_policies_command",
+    "compare_shapes_command",
+    "decode_command",
+    "emit_c_command",
+    "emit_json_command",
+    "explore_command",
+    "main",
+    "path_command",
+    "prove_command",
+    "replay_command",
+    "run_command",
+    "selfcheck_command",
+]
 
 
 def decode_command(
@@ -218,6 +231,9 @@ def explore_command(
         int, typer.Option("--random", metavar="N", min=0, max=100_000_000, help="N random walks instead.")
     ] = 0,
     seed: Annotated[int, typer.Option("--seed", metavar="S", help="Of the random walks.")] = 1,
+    weak: Annotated[
+        bool, typer.Option("--weak", help="Also orders that a machine makes where a mutant lacks a barrier.")
+    ] = False,
     write: Annotated[
         str | None, typer.Option("--write", metavar="DIR", help="Write each violation as a scenario that shows it.")
     ] = None,
@@ -233,7 +249,7 @@ def explore_command(
         finish(explore.list_mutants(json=json))
     if not files:
         raise typer.BadParameter("explore takes scenario files")
-    limits = Limits(bound, not plain, walks, seed)
+    limits = Limits(bound, not plain, walks, seed, weak)
     where = Where(jobs, scheduler)
     finish(explore.run(files, backend or [], settings or [], mutant, limits, where, write, json=json))
 

@@ -15,6 +15,34 @@ from kvmfault.types import Gfn, Gpa, Gva, Hva
 from kvmfault.vm.area import HvaRange
 from kvmfault.vm.memslot_change import Stage
 
+__all__ = [
+    "Action",
+    "Done",
+    "Spans",
+    "age",
+    "ask",
+    "begin_change",
+    "change",
+    "clear_bits",
+    "collect",
+    "end_change",
+    "flush",
+    "flush_and_unlock",
+    "harvest",
+    "mark",
+    "prefault",
+    "range_end",
+    "range_start",
+    "remap_guest",
+    "report",
+    "reset",
+    "slot_flush",
+    "stage",
+    "store",
+    "track",
+    "zap",
+]
+
 Spans: TypeAlias = tuple[tuple[Gfn, Gfn], ...]
 
 
@@ -34,18 +62,20 @@ Action: TypeAlias = Callable[[Explored, events.Event, str, Hashable], Done]
 # MMU notifiers: what the host does to memory.
 
 
-def range_start(vm: Explored, event: events.Event, who: str, data: Hashable) -> Done:
+def range_start(vm: Explored, event: events.Event, who: str, data: Hashable, *, locked: bool = True) -> Done:
     """Under mmu_lock from here to the flush. (kvm_mmu_notifier_invalidate_range_start, kvm_mmu_invalidate_begin)"""
     hva = place(vm, _placed(event))
     spans = [span for span in change_host(vm.host.fork(), _placed(event), hva) if span is not None]
     if not spans:
         return Done("range_start", (hva, ()), note="nothing is mapped there")
-    vm.need_lock()  # whatever changes in vm.invalidations does so while no fault holds mmu_lock: see GUARDED
+    if locked:
+        vm.need_lock()  # whatever changes in vm.invalidations does so while no fault holds mmu_lock: see GUARDED
     vm.invalidations.notifier_enters()
     whole = HvaRange(min(s.start for s in spans), max(s.end for s in spans))
     hits = tuple((hit.start, hit.end) for hit in vm.slots.in_hva_range(*whole))
     if hits:
-        vm.lock_for_write(who)
+        if locked:
+            vm.lock_for_write(who)
         vm.invalidations.begin()
         for start, end in hits:
             vm.invalidations.add(start, end)

@@ -15,6 +15,8 @@ from kvmfault.explore.vcpu import Complete
 from kvmfault.explore.world import Explored
 from kvmfault.path.run import PATH, Locked, Step, StepFn
 
+__all__ = ["NONE", "Change", "Mutant", "Path", "after", "before", "everywhere", "instead", "moved", "without"]
+
 Path: TypeAlias = tuple[Step | Locked, ...]
 Change: TypeAlias = Callable[[Path], Path]
 
@@ -65,7 +67,8 @@ def _each(path: Path, change: Callable[[Step], tuple[Step, ...]]) -> Path:
 
 @cache
 def _fixes() -> Mapping[str, Mapping[str, str]]:
-    return cast("Mapping[str, Mapping[str, str]]", tomllib.loads((files(__package__) / "fixes.toml").read_text()))
+    text = (files("kvmfault.explore") / "fixes.toml").read_text(encoding="utf-8")
+    return cast("Mapping[str, Mapping[str, str]]", tomllib.loads(text))
 
 
 def everywhere(target: Target) -> bool:
@@ -95,6 +98,14 @@ class Mutant:
 
     complete: Complete | None = None
     """By what device accesses are finished instead."""
+    guards: bool = True
+    """Nobody changes what mmu_lock guards while a fault holds it: see ``parts.GUARDED``."""
+    reorderings: tuple[Mutant, ...] = ()
+    """What a machine that keeps no order of its own may make of it."""
+
+    def allowing(self, *reorderings: Mutant) -> Mutant:
+        """The same, and what else it may become."""
+        return replace(self, reorderings=reorderings)
 
     @property
     def fix(self) -> str:

@@ -23,16 +23,20 @@ from kvmfault.scenario import events
 from kvmfault.types import Gfn, Gpa, Gva, Pfn
 from kvmfault.vm.memslots import UPDATING
 
+__all__ = ["BY_NAME", "MUTANTS", "area_only", "make_pages", "sample"]
+
 # The sequence protocol.
 
 
-def _area_only(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
+def area_only(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
+    """What ``snapshot`` does, but for the sample."""
     outcome = lookup.snapshot(vm, fault, at)
     at.seq = 0
     return outcome
 
 
-def _sample(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
+def sample(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
+    """The sample alone."""
     at.seq = vm.invalidations.seq
     return None
 
@@ -252,7 +256,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         about="the sequence was sampled when the host's areas were unlocked again: a block of an old size was mapped",
         scenario="remap",
         applies=lambda target: target.policy.area_sizes is not None,
-        changes=(instead("snapshot", _area_only), after("snapshot", Step("sample", _sample))),
+        changes=(instead("snapshot", area_only), after("snapshot", Step("sample", sample))),
     ),
     Mutant(
         name="sequence-in-int",
@@ -342,7 +346,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         about="the sequence was sampled again after the attribute was checked: its change in between went unnoticed",
         scenario="convert",
         applies=lambda target: target.policy.memfd_source is MemfdSource.PRIVATE_ACCESS,
-        changes=(after("check_private", Step("sample", _sample)),),
+        changes=(after("check_private", Step("sample", sample)),),
     ),
     Mutant(
         name="track-skips-protected",

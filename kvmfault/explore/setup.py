@@ -19,6 +19,8 @@ from kvmfault.scenario.run import Runner
 from kvmfault.scenario.world import Misuse, Subject, World
 from kvmfault.types import Gpa
 
+__all__ = ["Setting"]
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -39,7 +41,7 @@ class Setting:
         vcpus = [_vcpu_of(actor, number) for number, actor in enumerate(scenario.actor)]
         vm, parts = self.mutant.explored(Explored).of(world, 1 + max((v for v in vcpus if v is not None), default=0))
         vm.watched = _watched(scenario, vm)
-        may = _vcpus_may(scenario, vm)
+        may = _vcpus_may(scenario, vm, exclusive=vm.shadows or not self.mutant.guards)
         conduct = Conduct.of(world.target, self.mutant.path(), self.mutant.misread, self.mutant.complete)
         noted = any(isinstance(event, events.Prefault) for actor in scenario.actor for event in actor.event)
         actors: list[Actor] = []
@@ -49,7 +51,7 @@ class Setting:
                 actors.append(VcpuActor(conduct, number, accesses, may, noted=noted))
             else:
                 actors.append(HostActor(actor.name or _called(actor.event[0]), actor.event, self.mutant.actions))
-        return Space(vm, parts, _distinct(actors), INVARIANTS)
+        return Space(vm, parts, _distinct(actors), INVARIANTS, guards=self.mutant.guards)
 
 
 def _vcpu_of(actor: model.Actor, number: int) -> int | None:
@@ -95,7 +97,7 @@ _BRINGS_IN = ("evict", "cow", "zero", "missing", "protect")
 """What the host does to pages so that a pin changes them again."""
 
 
-def _vcpus_may(scenario: model.Scenario, vm: Explored) -> Rest:
+def _vcpus_may(scenario: model.Scenario, vm: Explored, *, exclusive: bool) -> Rest:
     # what a vCPU may touch and change, beside its own parts; every action is held to this
     happens = [*scenario.event, *(event for actor in scenario.actor for event in actor.event)]
     does = {event.do for event in happens}
@@ -105,8 +107,9 @@ def _vcpus_may(scenario: model.Scenario, vm: Explored) -> Rest:
         writes |= {"host", "invalidations"}
     else:
         foreign.add("reads")  # a pin that changes nothing takes no lock
+    if exclusive:
+        foreign.discard("reads")  # faults keep each other out
     if vm.shadows:
-        foreign.discard("reads")  # faults take it for write
         writes |= {"spare"} | {p for p in vm.names if p.startswith("retired")}
     else:
         foreign.add("retired")

@@ -16,6 +16,8 @@ from kvmfault.explore.actor import Actor, Rest
 from kvmfault.explore.parts import GUARDED
 from kvmfault.explore.world import Blocked, Broken, Explored
 
+__all__ = ["UNSEEN", "Invariant", "Move", "Space", "State", "Violation"]
+
 State: TypeAlias = tuple[int, ...]
 """First what each actor remembers, then every part of the VM: each a number that stands for a value."""
 Invariant: TypeAlias = Callable[[Explored], str | None]
@@ -82,7 +84,13 @@ class Space:
     """All states that the actors can bring a VM into, found as they are asked for."""
 
     def __init__(
-        self, vm: Explored, parts: Sequence[object], actors: Sequence[Actor], invariants: Mapping[str, Invariant]
+        self,
+        vm: Explored,
+        parts: Sequence[object],
+        actors: Sequence[Actor],
+        invariants: Mapping[str, Invariant],
+        *,
+        guards: bool = True,
     ) -> None:
         self.vm = vm
         self.actors = tuple(actors)
@@ -101,7 +109,7 @@ class Space:
         self._checked = {name: (_Known(), dict[tuple[int, ...], int]()) for name in invariants}
         self.visible = sum(1 << i for i, name in enumerate(vm.names) if name.rstrip("0123456789") not in UNSEEN)
         """Bits of the parts that invariants may look at."""
-        self.guarded = sum(1 << i for i, name in enumerate(vm.names) if name in GUARDED)
+        self.guarded = sum(1 << i for i, name in enumerate(vm.names) if guards and name in GUARDED)
         """Bits of the parts that nobody changes while a fault holds mmu_lock."""
         self._held = {a.holds: vm.index[a.holds] for a in self.actors if a.holds in vm.index}
         numbers = tuple(self._number(i, value) for i, value in enumerate(parts))

@@ -19,6 +19,8 @@ from kvmfault.scenario.world import World
 from kvmfault.types import Gfn, Gpa, Pfn
 from kvmfault.vm.area import HvaRange
 
+__all__ = ["Blocked", "Broken", "Explored", "SeenVcpu"]
+
 
 class Blocked(Exception):
     """The action cannot happen in this state; its actor waits until it can."""
@@ -45,7 +47,6 @@ class SeenVcpu(Vcpu):
 class Explored(World):
     """A World in parts. ``load`` puts it into a state; what was touched since is in ``live``."""
 
-    vcpus: tuple[SeenVcpu, ...]
     writer: str | None
     """Who holds mmu_lock for write."""
     mixing: tuple[tuple[Gfn, Gfn], ...]
