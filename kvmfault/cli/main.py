@@ -15,9 +15,16 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from kvmfault.cli.interleave import explore_command
+from kvmfault.cli.definitions import (
+    backend_check_command,
+    backend_list_command,
+    compare_facts_command,
+    compare_policies_command,
+    compare_shapes_command,
+    emit_c_command,
+    emit_json_command,
+)
 from kvmfault.cli.options import (
-    HtmlOption,
     JobsOption,
     JsonFlag,
     SchedulerOption,
@@ -29,13 +36,35 @@ from kvmfault.cli.options import (
 )
 from kvmfault.cli.recordings import (
     compare_traces_command,
+    live_faults_command,
     trace_convert_command,
     trace_info_command,
     trace_record_command,
     trace_summary_command,
     trace_top_command,
 )
+from kvmfault.cli.scenarios import explore_command, run_command
 from kvmfault.errors import KvmfaultError
+
+__all__ = [
+    "annotate_command",
+    "backend_check_command",
+    "backend_list_command",
+    "build",
+    "compare_facts_command",
+    "compare_policies_command",
+    "compare_shapes_command",
+    "decode_command",
+    "emit_c_command",
+    "emit_json_command",
+    "explore_command",
+    "main",
+    "path_command",
+    "prove_command",
+    "replay_command",
+    "run_command",
+    "selfcheck_command",
+]
 
 
 def decode_command(
@@ -171,105 +200,6 @@ def selfcheck_command(
     finish(selfcheck.run(backend, device, randoms, seed, json=json))
 
 
-def run_command(
-    file: Annotated[str | None, typer.Argument(metavar="FILE", help="A scenario: TOML or JSON.")] = None,
-    backend: Annotated[
-        list[str] | None, typer.Option("--backend", metavar="TARGET", help="Where to run it; may be repeated.")
-    ] = None,
-    settings: SettingOption = None,
-    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema of scenario files instead.")] = False,
-    json: JsonFlag = False,
-) -> None:
-    """Run a scenario on its targets side by side: outcomes, reasons, and whether all is as expected."""
-    from kvmfault.cli import run
-
-    if schema:
-        finish(run.schema())
-    if file is None:
-        raise typer.BadParameter("run takes a scenario file")
-    finish(run.run(file, backend or [], settings or [], json=json))
-
-
-def backend_list_command(json: JsonFlag = False) -> None:
-    """Every backend with its formats and kernel versions: what a TARGET may name."""
-    from kvmfault.cli import backends
-
-    finish(backends.run(json=json))
-
-
-def backend_check_command(
-    backend: Annotated[str, typer.Argument(metavar="MODULE:ATTRIBUTE|NAME", help="Where the Backend is.")],
-    json: JsonFlag = False,
-) -> None:
-    """Say how far a backend conforms to the contract: what was found, what is missing, and where the recipe is."""
-    from kvmfault.cli import backends
-
-    finish(backends.check(backend, json=json))
-
-
-def compare_policies_command(
-    targets: Annotated[list[str], typer.Argument(metavar="TARGET TARGET...", help="See 'backend list'.")],
-    everything: Annotated[bool, typer.Option("--all", help="What is equal, too.")] = False,
-    json: JsonFlag = False,
-) -> None:
-    """Print how targets differ: decisions, joints, facts not told, and what a usual VM, host and table are."""
-    from kvmfault.cli import compare
-
-    finish(compare.policies(targets, everything=everything, json=json))
-
-
-def emit_c_command(
-    backend: Annotated[
-        str | None,
-        typer.Option("--backend", metavar="TARGET", help="Whose header; without it, prototypes."),
-    ] = None,
-    shape: Annotated[
-        str | None,
-        typer.Option("--shape", metavar="SHAPE", help="fields, raw, opaque or hybrid; a code register is raw."),
-    ] = None,
-) -> None:
-    """Write a target's facts as a C header, or the prototypes that arch-neutral code is built with."""
-    from kvmfault.cli import emit
-
-    finish(emit.c(backend, shape))
-
-
-def emit_json_command(
-    backend: Annotated[
-        list[str] | None, typer.Option("--backend", metavar="TARGET", help="Whose; may be repeated. Default: all.")
-    ] = None,
-) -> None:
-    """Write the definitions as JSON for other tools: registers, facts and the kernel's accessors, as trees."""
-    from kvmfault.cli import emit
-
-    finish(emit.json(backend or []))
-
-
-def compare_facts_command(
-    targets: Annotated[
-        list[str] | None, typer.Argument(metavar="[TARGET]...", help="See 'backend list'; all backends if none.")
-    ] = None,
-    json: JsonFlag = False,
-) -> None:
-    """Print what each target tells of a fault, by which bits, and the laws that hold on one and not on another."""
-    from kvmfault.cli import compare
-
-    finish(compare.facts(targets or [], json=json))
-
-
-def compare_shapes_command(
-    targets: Annotated[
-        list[str] | None, typer.Argument(metavar="[TARGET]...", help="See 'backend list'; all backends if none.")
-    ] = None,
-    html: HtmlOption = None,
-    json: JsonFlag = False,
-) -> None:
-    """Compare four designs of a fault: proven equal, counted, measured in Python and C, hazards run, mypy asked."""
-    from kvmfault.cli import shapes
-
-    finish(shapes.run(targets or [], html, json=json))
-
-
 _COMMANDS: dict[str, Callable[..., None]] = {
     "decode": decode_command,
     "annotate": annotate_command,
@@ -285,6 +215,7 @@ _GROUPS: dict[str, tuple[str, dict[str, Callable[..., None]]]] = {
         "The architectures that are installed.",
         {"list": backend_list_command, "check": backend_check_command},
     ),
+    "live": ("What a kernel has in memory.", {"faults": live_faults_command}),
     "compare": (
         "How targets or recordings differ.",
         {

@@ -48,6 +48,8 @@ from kvmfault.contract.values import (
 )
 from kvmfault.types import Errno, Size
 
+__all__ = ["Policy"]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
@@ -80,7 +82,7 @@ class Policy:
     """bound_size, fit_size: a block must lie in the slot with gfn and hva congruent.
     (arm64: fault_supports_stage2_huge_mapping; x86: lpage_info)"""
     logged_size: LoggedSize
-    """bound_size.
+    """bound_size, Surroundings.repair_fast.
     (arm64: force_pte of user_mem_abort; x86: kvm_slot_dirty_track_enabled in kvm_mmu_hugepage_adjust)"""
     readonly_slot_logs: bool
     """lookup: the log flag counts on a read-only slot.
@@ -117,8 +119,10 @@ class Policy:
     """fit_size, install: a permission fault at its own granule only adds permissions.
     (arm64: kvm_pgtable_stage2_relax_perms; x86: kvm_tdp_mmu_map writes the entry anew)"""
     dirty_mark: DirtyMark
-    """install, account, repair_fast, DirtyLogging. (arm64: mark_page_dirty_in_slot at the end of user_mem_abort;
-    x86: make_spte; powerpc: kvm_radix_test_clear_dirty; s390: gmap_sync_dirty_log)"""
+    """install, account, Surroundings.repair_fast, DirtyLogging.get_dirty_log, DirtyLogging.clear_dirty_log,
+    DirtyLogging.reset_rings, DirtyLogging.slot_changed.
+    (arm64: mark_page_dirty_in_slot at the end of user_mem_abort; x86: make_spte;
+    powerpc: kvm_radix_test_clear_dirty; s390: gmap_sync_dirty_log)"""
     on_retry: OnRetry
     """the caller. (arm64: kvm_handle_guest_abort returns 1; x86: RET_PF_RETRY in kvm_mmu_page_fault)"""
     memfd_source: MemfdSource

@@ -22,6 +22,8 @@ from kvmfault.explore.world import Blocked, Explored, SeenVcpu
 from kvmfault.path.run import Step
 from kvmfault.scenario import events
 
+__all__ = ["ALL", "BARRIERS", "PAGE_LOCK"]
+
 # A fault under a lock of its own, as where a page has one (Book3S HV): only then the order inside the test, and inside
 # the end of an invalidation, shows, since mmu_lock orders both.
 

@@ -40,6 +40,9 @@ if TYPE_CHECKING:
         def key(self) -> Hashable: ...
 
 
+__all__ = ["GUARDED", "OF_VCPU", "OF_VM", "Part", "Written", "part"]
+
+
 def _fork(value: _Forks) -> object:
     return value.fork()
 

@@ -35,6 +35,8 @@ from kvmfault.scenario import events
 from kvmfault.scenario.meaning import known
 from kvmfault.types import Gfn, Gpa
 
+__all__ = ["At", "Complete", "Conduct", "Located", "Misread", "Path", "VcpuActor", "kept_completion"]
+
 Path: TypeAlias = tuple[Step | Locked, ...]
 _RUN, _FAULT, _ANSWER, _EMULATE, _COMPLETE = "run", "fault", "answer", "emulate", "complete"
 

@@ -24,6 +24,29 @@ from kvmfault.scenario.fields import (
     Word,
 )
 
+__all__ = [
+    "Access",
+    "Age",
+    "Back",
+    "ClearLog",
+    "Convert",
+    "DeleteSlot",
+    "Event",
+    "Fault",
+    "GetLog",
+    "GuestMap",
+    "HarvestRing",
+    "Host",
+    "Look",
+    "Mark",
+    "PoisonMemfd",
+    "Prefault",
+    "PunchHole",
+    "ResetRings",
+    "SetSlot",
+    "Track",
+]
+
 
 class _Event(Record):
     note: str = ""

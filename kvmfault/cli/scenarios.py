@@ -1,4 +1,4 @@
-"""The options of ``kvmfault explore``."""
+"""Commands of scenarios: run as written, and in every order."""
 
 from __future__ import annotations
 
@@ -7,6 +7,27 @@ from typing import Annotated
 import typer
 
 from kvmfault.cli.options import JobsOption, JsonFlag, SchedulerOption, SettingOption, Where, finish
+
+__all__ = ["explore_command", "run_command"]
+
+
+def run_command(
+    file: Annotated[str | None, typer.Argument(metavar="FILE", help="A scenario: TOML or JSON.")] = None,
+    backend: Annotated[
+        list[str] | None, typer.Option("--backend", metavar="TARGET", help="Where to run it; may be repeated.")
+    ] = None,
+    settings: SettingOption = None,
+    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema of scenario files instead.")] = False,
+    json: JsonFlag = False,
+) -> None:
+    """Run a scenario on its targets side by side: outcomes, reasons, and whether all is as expected."""
+    from kvmfault.cli import run
+
+    if schema:
+        finish(run.schema())
+    if file is None:
+        raise typer.BadParameter("run takes a scenario file")
+    finish(run.run(file, backend or [], settings or [], json=json))
 
 
 def explore_command(
