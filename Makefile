@@ -28,7 +28,7 @@ types: $(ENV)  ## mypy --strict, pyright, and how complete the public types are
 	@$(PY) -m mypy --no-error-summary
 	@echo "== pyright"
 	@$(PY) -m pyright --pythonpath $(PY) > .venv/pyright.log 2>&1 || { cat .venv/pyright.log; exit 1; }
-	@$(PY) -m pyright --pythonpath $(PY) --verifytypes kvmfault --ignoreexternal > .venv/verifytypes.log 2>&1 || { cat .venv/verifytypes.log; exit 1; }
+	@PYTHONPATH=. $(PY) -m pyright --pythonpath $(PY) --verifytypes kvmfault --ignoreexternal > .venv/verifytypes.log 2>&1 || { cat .venv/verifytypes.log; exit 1; }
 
 stubs: $(ENV)  ## compare declared types with what is there at run time (minutes)
 	@MYPYPATH=. $(PY) -m mypy.stubtest kvmfault --concise --mypy-config-file pyproject.toml --allowlist tests/stubtest.txt --ignore-unused-allowlist

@@ -19,7 +19,7 @@ from textual.pilot import Pilot
 from textual.widgets import Static
 
 from kvmfault.cli import top
-from kvmfault.cli.topapp import Grid, Help, Top
+from kvmfault.cli._topapp import Grid, Help, Top
 from kvmfault.contract.target import backend, backends
 from kvmfault.contract.tracepoints import Sort
 from kvmfault.errors import LiveError
@@ -377,11 +377,11 @@ def test_once(cli: Cli) -> None:
     ("package", "code", "extra"),
     [
         ("polars", "run((), 1, None, once=True, json=False)", "trace"),
-        ("textual", "application()", "top"),
+        ("textual", "_application()", "top"),
     ],
 )
 def test_what_is_not_installed(package: str, code: str, extra: str) -> None:
-    script = f"import sys; sys.modules['{package}'] = None; from kvmfault.cli.top import *; {code}"
+    script = f"import sys; sys.modules['{package}'] = None; from kvmfault.cli.top import _application, run; {code}"
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
     assert f"UsageError: trace top: needs the extra '{extra}': pip install 'kvmfault[{extra}]'" in done.stderr
 

@@ -1,4 +1,4 @@
-"""``kvmfault trace top``: as a table or JSON; on a terminal the application of cli/topapp.py."""
+"""``kvmfault trace top``: as a table or JSON; on a terminal the application of cli/_topapp.py."""
 
 from __future__ import annotations
 
@@ -18,13 +18,12 @@ from kvmfault.live.stopping import stopping
 from kvmfault.live.tap import Wanted, tap
 
 if TYPE_CHECKING:
-    from kvmfault.cli.topapp import Top
+    from kvmfault.cli._topapp import Top
     from kvmfault.live.kinds import Kind
     from kvmfault.live.watch import Count, Range, Seen, Shot
 
 __all__ = [
     "TITLES",
-    "application",
     "as_data",
     "by_rate",
     "number",
@@ -56,7 +55,7 @@ def run(pids: Sequence[int], interval: float, target: str | None, *, once: bool,
     with needs("trace", "trace top"):
         from kvmfault.live.watch import every_event, fitting, watch
     printed = json or once or not all(stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr))
-    app = None if printed else application()
+    app = None if printed else _application()
     named = backend(target) if target is not None else None
     wanted = Wanted(events=every_event(), lenient=True, pids=tuple(pids))
     with stopping() as stop, tap(wanted, say) as source:
@@ -72,10 +71,10 @@ def run(pids: Sequence[int], interval: float, target: str | None, *, once: bool,
     return 0
 
 
-def application() -> type[Top]:
+def _application() -> type[Top]:
     """What shows intervals on a terminal. Raises UsageError where its package is not installed."""
     with needs("top", "trace top"):
-        from kvmfault.cli.topapp import Top
+        from kvmfault.cli._topapp import Top
     return Top
 
 

@@ -93,10 +93,10 @@ class Space:
         guards: bool = True,
     ) -> None:
         self.vm = vm
-        self.actors = tuple(actors)
+        self.actors: tuple[Actor, ...] = tuple(actors)
         self.invariants = invariants
-        self.names = vm.names
-        self.ran = 0
+        self.names: tuple[str, ...] = vm.names
+        self.ran: int = 0
         """Actions that were carried out on the real code; all others were looked up."""
         count = len(actors)
         self._first = count
@@ -107,9 +107,9 @@ class Space:
         self._rest: list[list[tuple[int, int] | None]] = [[] for _ in actors]
         self._known: list[dict[int, tuple[_Known, dict[tuple[int, ...], int]]]] = [{} for _ in actors]
         self._checked = {name: (_Known(), dict[tuple[int, ...], int]()) for name in invariants}
-        self.visible = sum(1 << i for i, name in enumerate(vm.names) if name.rstrip("0123456789") not in UNSEEN)
+        self.visible: int = sum(1 << i for i, name in enumerate(vm.names) if name.rstrip("0123456789") not in UNSEEN)
         """Bits of the parts that invariants may look at."""
-        self.guarded = sum(1 << i for i, name in enumerate(vm.names) if guards and name in GUARDED)
+        self.guarded: int = sum(1 << i for i, name in enumerate(vm.names) if guards and name in GUARDED)
         """Bits of the parts that nobody changes while a fault holds mmu_lock."""
         self._held = {a.holds: vm.index[a.holds] for a in self.actors if a.holds in vm.index}
         numbers = tuple(self._number(i, value) for i, value in enumerate(parts))

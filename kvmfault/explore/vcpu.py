@@ -128,9 +128,9 @@ class VcpuActor(Actor):
     def __init__(
         self, conduct: Conduct, number: int, accesses: Sequence[events.Access], may: Rest, *, noted: bool = False
     ) -> None:
-        self.name = f"vcpu{number}"
+        self.name: str = f"vcpu{number}"
         self.number = number
-        self.holds = part("reads", number)
+        self.holds: str = part("reads", number)
         self._conduct = conduct
         transfer = transfer_register(conduct.target)
         self._accesses = tuple(

@@ -41,8 +41,8 @@ class SeenVcpu(Vcpu):
     __slots__ = ("number", "vm")
 
     def __init__(self, vm: Explored, number: int) -> None:
-        self.vm = vm
-        self.number = number
+        self.vm: Explored = vm
+        self.number: int = number
 
 
 class Explored(World):
@@ -288,7 +288,7 @@ class Explored(World):
     def warn(self, text: str) -> None:
         """See Ports: each warning once, or the states would never meet again."""
         if text not in self.warnings:
-            self.warnings += (text,)
+            super().warn(text)
 
 
 def _vm_part(name: str) -> property:

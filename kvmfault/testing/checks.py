@@ -11,7 +11,7 @@ from typing import Final
 from kvmfault.contract.backend import Backend, Behaviour
 from kvmfault.contract.target import backends
 from kvmfault.errors import KvmfaultError, UsageError
-from kvmfault.testing import declared, facts, formats, shapes, tables, vms
+from kvmfault.testing import declared, facts, formats, tables, vms
 from kvmfault.testing.report import (
     Case,
     Check,
@@ -25,6 +25,7 @@ from kvmfault.testing.report import (
     per_format,
     per_target,
 )
+from kvmfault.testing.shapes import encoding, shape_agreement  # the package's `shapes` is the function of that name
 
 __all__ = ["CHECKS", "cases", "check_backend", "load_backend", "missing"]
 
@@ -64,9 +65,9 @@ CHECKS: Final = (
     _check("totality", Step.FACTS, facts.totality, per_target(facts.totality), *_DECODES),
     _check("laws", Step.FACTS, facts.laws, per_target(facts.laws), *_DECODES),
     _check("values", Step.FACTS, facts.values, per_target(facts.values), *_DECODES, "laws"),
-    _check("shapes", Step.FACTS, shapes.shape_agreement, per_target(shapes.shape_agreement), *_DECODES, "totality"),
+    _check("shapes", Step.FACTS, shape_agreement, per_target(shape_agreement), *_DECODES, "totality"),
     _check(
-        "encode", Step.ENCODE, shapes.encoding, _behaving(per_target(shapes.encoding)),
+        "encode", Step.ENCODE, encoding, _behaving(per_target(encoding)),
         *_DECODES, "totality", "laws", "values",
     ),
     _check("policies", Step.POLICIES, declared.policies, _deciding(per_target(declared.policies)), *_DECODES),

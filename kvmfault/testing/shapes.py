@@ -46,7 +46,7 @@ def shapes(target: Target, raw: Raw) -> dict[str, MmioFault]:
 
 def told(fault: MmioFault) -> dict[str, object]:
     """All that a fault tells."""
-    plain = {name: getattr(fault, name) for name in ("syndrome", *TRUTHS, *VALUES)}
+    plain: dict[str, object] = {name: getattr(fault, name) for name in ("syndrome", *TRUTHS, *VALUES)}
     return plain | {"kvm_get_fault_gpa": fault.kvm_get_fault_gpa()}
 
 
