@@ -105,23 +105,27 @@ class DirtyLogging(Surroundings):
             return None
         return Exit(Reason.DIRTY_RING_FULL, why="the dirty ring is at its soft limit: harvest and reset it")
 
-    def slot_changed(self, old: Memslot | None, new: Memslot | None) -> None:
-        """After a memslot change: bitmaps come and go, pages are protected, blocks split or found again.
+    def slot_published(self, old: Memslot | None, new: Memslot | None) -> None:
+        """A slot that begins to log has its bitmap from the moment it can be found. (kvm_prepare_memory_region)"""
+        if new is not None and new.logs_dirty and not (old is not None and old.logs_dirty):
+            self.log.start(new.number, new.npages)
 
-        Kernel: kvm_prepare_memory_region, kvm_mmu_slot_apply_flags, kvm_mmu_wp_memory_region.
+    def slot_changed(self, old: Memslot | None, new: Memslot | None) -> None:
+        """After a memslot change: bitmaps go, pages are protected, blocks split or found again.
+
+        Kernel: kvm_mmu_slot_apply_flags, kvm_mmu_wp_memory_region.
         """
         was, now = old is not None and old.logs_dirty, new is not None and new.logs_dirty
         if old is not None and was and not now:
             self.log.stop(old.number)
             if new is not None and not new.readonly:
                 self.recover_blocks(new)
-        if new is not None and now and not was:
-            self.log.start(new.number, new.npages)
-            if old is not None and not new.readonly and not self.log.initially_set:
-                if self.facts.eager_split:
-                    self.own_table.split(*self.bytes_of(new.base_gfn, new.end_gfn))
-                self._see_writes(new, range(new.npages))
-                self.flush_stale()
+        begins = old is not None and new is not None and now and not was
+        if begins and new is not None and not new.readonly and not self.log.initially_set:
+            if self.facts.eager_split:
+                self.own_table.split(*self.bytes_of(new.base_gfn, new.end_gfn))
+            self._see_writes(new, range(new.npages))
+            self.flush_stale()
 
     def _see_writes(self, slot: Memslot, pages: range) -> None:
         # from now on the next write to each of these pages is noticed

@@ -71,6 +71,32 @@ class AccessRun:
         return self.faults[-1].outcome if self.faults else None
 
 
+def wanted_access(
+    size: int,
+    *,
+    write: bool = False,
+    fetch: bool = False,
+    exchange: bool = False,
+    private: bool = False,
+    described: bool = True,
+    **known: object,
+) -> Access:
+    """What an instruction asks for, before anything is known of where it goes. See ``Guest.access``."""
+    write = write or exchange
+    plain = described and size in (1, 2, 4, 8) and not fetch
+    wanted = Access(
+        read=exchange or not (write or fetch),
+        write=write,
+        exec=fetch,
+        final=True,
+        private=private or None,
+        size=size if plain else None,
+        register=0 if plain else None,
+        wide=size == 8 if plain else None,
+    )
+    return wanted.with_(**known)
+
+
 class Guest(Emulator):
     """What vCPUs do. One runs at a time, each access from its start to its end."""
 
@@ -120,26 +146,17 @@ class Guest(Emulator):
             self.use_vcpu(vcpu or 0)
         if gpa < 0 or not 1 <= size <= 1 << self.page_shift or gpa + size > 1 << 64:
             raise ModelError(f"an access of {size} bytes at {gpa:#x}: 1 to {1 << self.page_shift} bytes below 2^64")
-        write = write or exchange
-        if data is not None and write:
-            self.vcpu.registers = (data & U64, *self.vcpu.registers[1:])
-        plain = described and size in (1, 2, 4, 8) and not fetch
-        wanted = Access(
-            read=exchange or not (write or fetch),
-            write=write,
-            exec=fetch,
-            final=True,
-            private=private or None,
-            size=size if plain else None,
-            register=0 if plain else None,
-            wide=size == 8 if plain else None,
+        wanted = wanted_access(
+            size, write=write, fetch=fetch, exchange=exchange, private=private, described=described, **known
         )
+        if data is not None and wanted.write:
+            self.vcpu.registers = (data & U64, *self.vcpu.registers[1:])
         full = self.ring_is_full() if emulated else None
         if full is not None:
             return AccessRun(ended=Ended.EXITED, exits=(full,))
         if emulated:
             return self._emulated(Gpa(gpa), size, wanted, data or 0)
-        return self._run(Gpa(gpa), size, replace(wanted, **known), data or 0)  # type: ignore[arg-type]  # as Access.with_
+        return self._run(Gpa(gpa), size, wanted, data or 0)
 
     def _run(self, gpa: Gpa, size: int, wanted: Access, data: int) -> AccessRun:
         faults: list[Run] = []

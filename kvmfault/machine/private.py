@@ -79,11 +79,15 @@ class PrivateMemory(Surroundings):
         if size > 0:
             spans = self._bound_to(fd, offset, size)
             self._begin(spans)
-            first, count = offset >> self.page_shift, size >> self.page_shift
-            frame = self.new_memfd_frames(count)
-            self.memfd_pages = {**self.memfd_pages, **{(fd, first + i): Pfn(frame + i) for i in range(count)}}
+            self.replace_memfd_pages(fd, offset, size)
             self._end(spans)
         return 0
+
+    def replace_memfd_pages(self, fd: int, offset: int, size: int) -> None:
+        """The next use of these pages of the file gets others. The caller invalidates."""
+        first, count = offset >> self.page_shift, size >> self.page_shift
+        frame = self.new_memfd_frames(count)
+        self.memfd_pages = {**self.memfd_pages, **{(fd, first + i): Pfn(frame + i) for i in range(count)}}
 
     def poison_memfd(self, fd: int, offset: int) -> None:
         """The page at *offset* of a guest_memfd fails until a hole is punched there. (kvm_gmem_error_folio)"""

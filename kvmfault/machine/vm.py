@@ -98,6 +98,7 @@ class Vm(PrivateMemory, Prefaulting):
                 self._flush_changing(flush or self.target.policy.slot_flush)
             done = self.slots.step(self.host)
         if done.kind is not None and not done.errno:
+            self.slot_published(done.old, done.new)
             self.slot_changed(done.old, done.new)
             self.change_userfault(done.old, done.new)
         return done

@@ -193,7 +193,7 @@ class BoundPath:
         if at.held:
             vm.release(at.pfn)
         if outcome is None:
-            outcome = _FELL_THROUGH
+            outcome = FELL_THROUGH
         for conclude in self._conclude:
             outcome = conclude(vm, fault, at, outcome)
         return outcome
@@ -210,7 +210,7 @@ class BoundPath:
     def _end(self, vm: Ports, fault: MmioFault, at: Progress, outcome: Outcome | None, steps: list[StepRecord]) -> Run:
         if at.held:
             vm.release(at.pfn)
-        machinery = final = outcome if outcome is not None else _FELL_THROUGH
+        machinery = final = outcome if outcome is not None else FELL_THROUGH
         for conclude in self._conclude:
             final = conclude(vm, fault, at, final)
         if final != machinery:
@@ -218,7 +218,7 @@ class BoundPath:
         return Run(final, machinery if at.looked_up else None, tuple(steps), at)
 
 
-_FELL_THROUGH: Final = Error(EFAULT, "the path ended without an answer")
+FELL_THROUGH: Final = Error(EFAULT, "the path ended without an answer")
 
 
 class Walk:

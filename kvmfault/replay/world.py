@@ -317,6 +317,7 @@ class CheckedVm(Vm):
                 self._flush_changing(flush)
             done = self.slots.step()
         if done is not None and not done.errno:
+            self.slot_published(done.old, done.new)
             self.slot_changed(done.old, done.new)
             self.change_userfault(done.old, done.new)
         return done

@@ -48,9 +48,10 @@ class _Placed(_Event):
 
 
 class Access(_Event):
-    """The guest reads, writes or fetches; faults go through the path until the access ends."""
+    """The guest reads, writes, fetches or exchanges (one instruction reads, then writes); faults go through the path
+    until the access ends."""
 
-    do: Literal["read", "write", "fetch"]
+    do: Literal["read", "write", "fetch", "exchange"]
     gpa: Address
     """Guest-physical address of the first byte."""
     size: Annotated[int, Field(ge=1, le=PAGE)] = 4

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import Field, model_validator
 
@@ -23,6 +23,9 @@ from kvmfault.scenario.fields import (
     Word,
 )
 
+MOST_ACTORS: Final = 6
+MOST_ACTED: Final = 8
+"""Events of one actor: the number of interleavings grows with them faster than anything."""
 HVA_BASE = 0x7F00_0000_0000
 """User address of guest address 0 where a slot does not say its own."""
 
@@ -137,6 +140,15 @@ class Translation(Record):
     """User mode may use them."""
 
 
+class Actor(Record):
+    """Somebody who acts beside others, in any order with them: what ``explore`` interleaves, action by action."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9 _-]{0,23}$")] = ""
+    """What it is called; of accesses the vCPU's name if left out, of others "host", "slots" and the like."""
+    event: Annotated[tuple[Event, ...], Field(min_length=1, max_length=MOST_ACTED)]
+    """What it does, in order; the accesses of an actor are those of one vCPU."""
+
+
 class Scenario(Record):
     """A scenario file."""
 
@@ -156,5 +168,19 @@ class Scenario(Record):
     """guest_memfd files."""
     guest: Annotated[tuple[Translation, ...], Field(max_length=MOST_PARTS)] = ()
     """The guest's own tables, where they do not map an address to itself."""
-    event: Annotated[tuple[Event, ...], Field(min_length=1, max_length=MOST_EVENTS)]
-    """What happens, in order."""
+    event: Annotated[tuple[Event, ...], Field(max_length=MOST_EVENTS)] = ()
+    """What happens, in order; before the actors act, if there are any."""
+    actor: Annotated[tuple[Actor, ...], Field(max_length=MOST_ACTORS)] = ()
+    """Who acts beside whom."""
+    mutant: str = ""
+    """A bug of the past that the kernel is given back: a name of ``explore --list``."""
+    schedule: Annotated[tuple[str, ...], Field(max_length=MOST_EVENTS)] = ()
+    """The actors in the order of their actions, by name: one of all possible orders."""
+
+    @model_validator(mode="after")
+    def _something_happens(self) -> Scenario:
+        if not (self.event or self.actor):
+            raise ValueError("nothing happens: there is neither an event nor an actor")
+        if (self.schedule or self.mutant) and not self.actor:
+            raise ValueError("a schedule or a mutant is for scenarios with actors")
+        return self
