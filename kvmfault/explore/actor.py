@@ -33,6 +33,8 @@ class Actor(ABC):
     """Somebody who acts on the VM. Its own state is one hashable value, so that states of the whole can be compared."""
 
     name: str
+    serves: bool = False
+    """It only carries out what others began: nobody waits for its end."""
 
     @abstractmethod
     def start(self) -> Hashable:

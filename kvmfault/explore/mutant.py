@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, TypeAlias
 
 from kvmfault.contract.target import Target
+from kvmfault.explore.actor import Actor
 from kvmfault.explore.host import Action
 from kvmfault.explore.world import Explored
 from kvmfault.path.run import PATH, Locked, Step, StepFn
@@ -64,6 +65,11 @@ def everywhere(target: Target) -> bool:
     return True
 
 
+def nobody(actors: Sequence[Actor]) -> Sequence[Actor]:
+    """No others."""
+    return ()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Mutant:
     """One bug. Nothing of it is in what other commands run."""
@@ -87,6 +93,8 @@ class Mutant:
     """Methods of the VM that differ."""
     misread: Mapping[str, Callable[..., bool]] = field(default_factory=dict)
     """Facts of a fault that are read wrongly: name -> function of the fault."""
+    more: Callable[[Sequence[Actor]], Sequence[Actor]] = nobody
+    """Actors beside the scenario's, given these."""
 
     def path(self) -> Path:
         """PATH with the bug."""

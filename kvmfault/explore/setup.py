@@ -47,7 +47,8 @@ class Setting:
                 actors.append(VcpuActor(conduct, number, accesses, may))
             else:
                 actors.append(HostActor(actor.name or _called(actor.event[0]), actor.event, self.mutant.actions))
-        return Space(vm, parts, _distinct(actors), INVARIANTS)
+        actors = _distinct(actors)
+        return Space(vm, parts, [*actors, *self.mutant.more(actors)], INVARIANTS)
 
 
 def _vcpu_of(actor: model.Actor, number: int) -> int | None:
@@ -97,7 +98,7 @@ def _vcpus_may(scenario: model.Scenario, parts: Iterable[str]) -> Rest:
     # what a vCPU may touch and change, beside its own parts; every action is held to this
     happens = [*scenario.event, *(event for actor in scenario.actor for event in actor.event)]
     does = {event.do for event in happens}
-    writes = {"own_table", "reverse", "log", "written", "warnings", "signals"}
+    writes = {"own_table", "reverse", "log", "written", "warnings", "signals", "buffers"}
     foreign = {"vcpu", "inside", "marks"}
     if does & set(_BRINGS_IN):
         writes |= {"host", "invalidations"}

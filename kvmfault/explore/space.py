@@ -124,8 +124,8 @@ class Space:
         return self._locals[state[actor]]
 
     def ended(self, state: State, actor: int) -> bool:
-        """Whether an actor has nothing left to do."""
-        return self.actors[actor].ended(self._locals[state[actor]])
+        """Whether an actor has nothing left to do that anybody waits for."""
+        return self.actors[actor].serves or self.actors[actor].ended(self._locals[state[actor]])
 
     def at_restart(self, state: State, actor: int) -> bool:
         """Whether an actor is at a point to which it may come back."""

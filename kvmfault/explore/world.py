@@ -40,6 +40,15 @@ class Written(NamedTuple):
     """Slots for which user space was told that logging has begun."""
 
 
+class Buffers(NamedTuple):
+    """Memory accesses that nothing orders, each by (who, what). (see ordering)"""
+
+    begun: frozenset[tuple[str, str]] = frozenset()
+    """They have not taken effect."""
+    got: frozenset[tuple[str, str, int]] = frozenset()
+    """Loads that have, with their values, until these are used."""
+
+
 class Part(NamedTuple):
     """How one kind of part is copied before somebody may change it, and by what it is recognised."""
 
@@ -94,6 +103,7 @@ OF_VM: Final = {
     "warnings": _VALUE,
     "writer": _VALUE,
     "written": _VALUE,
+    "buffers": _VALUE,
 }
 """Parts that a VM has once."""
 OF_VCPU: Final = {
@@ -130,6 +140,7 @@ class Explored(World):
     writer: str | None
     """Who holds mmu_lock for write."""
     written: Written
+    buffers: Buffers
     late: bool
     """Flushes are put off: what is stale stays noted in the table until ``flush_late``."""
     watched: tuple[Gpa, ...]
@@ -149,7 +160,7 @@ class Explored(World):
         new.__dict__.update({name: value for name, value in vars(world).items() if name not in OF_VM})
         values: list[object] = [vars(world).get(name) for name in OF_VM]
         logging = frozenset(s.number for space in world.slots.active for s in space.slots() if s.logs_dirty)
-        values[parts.index("written")] = Written(logging=logging)
+        values[parts.index("written")], values[parts.index("buffers")] = Written(logging=logging), Buffers()
         kinds = list(OF_VM.values())
         for number, vcpu in enumerate(world.vcpus):
             own = vcpu.fork()
