@@ -42,7 +42,12 @@ def schema_text() -> str:
 
 def run(file: str, targets: Sequence[str], settings: Sequence[str], *, json: bool) -> int:
     """Run a scenario and print; status 1 if something is not as expected."""
-    done = compare(read_scenario(file), targets, settings)
+    source = read_scenario(file)
+    if source.scenario.actor:
+        from kvmfault.cli import explore
+
+        return explore.again(source, targets, settings, json=json)
+    done = compare(source, targets, settings)
     width = min(_WIDEST, get_terminal_size((_ELSEWHERE, 0)).columns)
     print(to_json(as_data(done)) if json else "\n".join(render(done, width)))
     return 1 if done.failures else 0

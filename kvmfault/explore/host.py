@@ -110,6 +110,11 @@ def ask(vm: Explored, event: events.Event, who: str, data: Hashable) -> Done:
     ended = vm.slots.begin(slot_request(vm, event))
     if ended is not None and ended.errno:
         raise ModelError(f"KVM refuses: {ended}")
+    old, new = vm.slots.changing
+    if old is not None and not (new is not None and new.logs_dirty):  # user space does not want to know any more
+        logging, unreported = vm.written.logging - {old.number}, vm.written.unreported
+        left = frozenset(page for page in unreported if page[0] != old.number)
+        vm.written = vm.written._replace(logging=logging, unreported=left)
     return Done("request")
 
 
@@ -167,8 +172,7 @@ def slot_flush(vm: Explored, event: events.Event, who: str, data: Hashable) -> D
     if vm.slots.next_stage is None:
         active = frozenset(s.number for space in vm.slots.active for s in space.slots() if s.logs_dirty)
         if vm.written.logging != active:
-            kept = frozenset(p for p in vm.written.unreported if p[0] in active)
-            vm.written = vm.written._replace(logging=active, unreported=kept)
+            vm.written = vm.written._replace(logging=active)
     return Done("flush")
 
 
@@ -183,8 +187,9 @@ def collect(vm: Explored, event: events.Event, who: str, data: Hashable) -> Done
     answer = vm.get_dirty_log(event.slot)
     if answer.errno:
         raise ModelError(f"KVM_GET_DIRTY_LOG gives errno {answer.errno}")
-    pages = () if vm.log.manual else answer.pages
-    return Done("take bits", (event.slot, pages), note=f"pages {list(answer.pages)}")
+    pages = () if vm.log.manual else tuple((event.slot, page) for page in answer.pages)
+    vm.telling(pages)
+    return Done("take bits", pages, note=f"pages {list(answer.pages)}")
 
 
 def clear_bits(vm: Explored, event: events.Event, who: str, data: Hashable) -> Done:
@@ -196,15 +201,15 @@ def clear_bits(vm: Explored, event: events.Event, who: str, data: Hashable) -> D
     errno = vm.clear_dirty_log(event.slot, event.first, event.count, bits_to_clear(event))
     if errno:
         raise ModelError(f"KVM_CLEAR_DIRTY_LOG gives errno {errno}")
-    after = vm.log.pages(event.slot)
-    return Done("clear bits", (event.slot, tuple(p for p in before if p not in after)))
+    cleared = tuple((event.slot, page) for page in before if page not in vm.log.pages(event.slot))
+    vm.telling(cleared)
+    return Done("clear bits", cleared)
 
 
 def report(vm: Explored, event: events.Event, who: str, data: Hashable) -> Done:
     """TLBs follow, outside the lock; then user space reads the pages that it was told of."""
     vm.flush_stale()
-    slot, pages = cast(tuple[int, tuple[int, ...]], data)
-    vm.reported(slot, frozenset(pages))
+    vm.told(cast(tuple[tuple[int, int], ...], data))
     return Done("flush")
 
 
@@ -221,15 +226,8 @@ def reset(vm: Explored, event: events.Event, who: str, data: Hashable) -> Done:
     vm.late = True
     read = tuple((e.slot, e.offset) for vcpu in vm.vcpus for e in vcpu.ring if e.harvested)
     vm.reset_rings()
+    vm.telling(read)
     return Done("reset", read)
-
-
-def report_ring(vm: Explored, event: events.Event, who: str, data: Hashable) -> Done:
-    """TLBs follow; then user space reads the pages."""
-    vm.flush_stale()
-    for slot, page in cast(tuple[tuple[int, int], ...], data):
-        vm.reported(slot, frozenset((page,)))
-    return Done("flush")
 
 
 # Memory that user space gives in other ways.
@@ -249,6 +247,8 @@ def begin_change(vm: Explored, event: events.Event, who: str, data: Hashable) ->
         vm.lock_for_write(who)
         vm.late = True
         vm._begin(list(spans))
+        if isinstance(event, events.Convert):
+            vm.mixing += spans
     return Done("begin, zap", spans)
 
 
@@ -269,6 +269,8 @@ def end_change(vm: Explored, event: events.Event, who: str, data: Hashable) -> D
     if spans:
         vm.need_lock()
         vm._end(list(spans))
+        if isinstance(event, events.Convert):
+            vm.mixing = tuple(span for span in vm.mixing if span not in spans)
     return Done("end")
 
 
@@ -310,8 +312,8 @@ EVENTS: Final[Mapping[type, tuple[tuple[Action, ...], frozenset[str]]]] = {
     events.GetLog: ((collect, report), _LOGS),
     events.ClearLog: ((clear_bits, report), _LOGS),
     events.HarvestRing: ((harvest,), frozenset()),
-    events.ResetRings: ((reset, report_ring), _LOGS),
-    events.Convert: (_CHANGE, frozenset(("writer", "invalidations", "private")) | _TABLES),
+    events.ResetRings: ((reset, report), _LOGS),
+    events.Convert: (_CHANGE, frozenset(("writer", "invalidations", "private", "mixing")) | _TABLES),
     events.PunchHole: (
         _CHANGE,
         frozenset(("writer", "invalidations", "memfds", "memfd_pages", "memfd_next")) | _TABLES,

@@ -107,7 +107,7 @@ def writable_protected(vm: Explored) -> str | None:
 
 def lost_write(vm: Explored) -> str | None:
     """Dirty marking may follow the entry, but nothing is forgotten: the marks of vCPUs on their way count."""
-    for slot, page in sorted(vm.written.unreported):
+    for slot, page in sorted(vm.written.unreported - vm.written.telling):
         bitmap = vm.log.bitmap(slot)
         if bitmap is not None and page in bitmap:
             continue
@@ -185,11 +185,11 @@ def warning(vm: Explored) -> str | None:
 
 
 INVARIANTS: Final[Mapping[str, Callable[[Explored], str | None]]] = {
+    "private-and-shared": private_and_shared,
     "reaches-old-page": reaches_old_page,
     "writable-protected": writable_protected,
     "lost-write": lost_write,
     "outside-slot": outside_slot,
-    "private-and-shared": private_and_shared,
     "break-before-make": break_before_make,
     "stale-tlb": stale_tlb,
     "marked-mapped": marked_mapped,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import random
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from heapq import heappop, heappush
 from typing import Final, NamedTuple
 
 from kvmfault.explore.space import Move, Space, State, Violation
@@ -97,7 +98,7 @@ class _Search:
                         continue
                 self.came[after] = (state, way)
                 waiting.append(after)
-            violation = self._stuck(state, could)
+            violation = space.stuck(state) if could < 2 else None
             if violation is not None:
                 return self._found(False, violation, state, ())
             if len(self.came) > self.bound:
@@ -146,29 +147,6 @@ class _Search:
         if move.reads & changed or move.writes & (touched | space.visible):
             return None
         return move
-
-    def _stuck(self, state: State, could: int) -> Violation | None:
-        space = self.space
-        ended = [space.ended(state, actor) for actor in range(len(space.actors))]
-        if could == 0:
-            waiting = [a.name for a, over in zip(space.actors, ended, strict=True) if not over]
-            return Violation("deadlock", f"{' and '.join(waiting)} can never go on") if waiting else None
-        if could == 1 and ended.count(False) == 1 and space.at_restart(state, ended.index(False)):
-            return self._alone_for_ever(state, ended.index(False))
-        return None
-
-    def _alone_for_ever(self, state: State, actor: int) -> Violation | None:
-        # nobody else is left: the one that is must come to an end
-        space, seen = self.space, {state}
-        while not space.ended(state, actor):
-            move = space.move(state, actor)
-            if move is None or move.violation is not None:
-                return None  # found where the search comes there
-            state = space.after(state, actor, move)
-            if state in seen:
-                return Violation("progress", f"{space.actors[actor].name} faults for ever, and nobody disturbs it")
-            seen.add(state)
-        return None
 
     def _found(self, complete: bool, violation: Violation | None, state: State, last: tuple[int, ...]) -> Found:
         space = self.space
@@ -226,3 +204,39 @@ def random_walks(space: Space, count: int, seed: int, *, length: int = 10_000, t
         if violation is not None:
             return Found(len(seen), moves, space.ran, False, violation, taken(space, order))
     return Found(len(seen), moves, space.ran, False)
+
+
+_MOST_REORDERED: Final = 100_000
+
+
+def straightened(space: Space, found: Found) -> Found:
+    """The same violation by as many actions, in an order in which the actors take turns as seldom as can be."""
+    order = [step.actor for step in found.schedule]
+    if found.violation is None or not order:
+        return found
+    counts = tuple(order.count(actor) for actor in range(len(space.actors)))
+    best: list[tuple[int, tuple[int, ...], tuple[int, ...], State]] = [(0, (), counts, space.start)]
+    seen: set[tuple[State, tuple[int, ...], int]] = set()
+    while best and len(seen) < _MOST_REORDERED:
+        turns, way, left, state = heappop(best)
+        last = way[-1] if way else -1
+        if (state, left, last) in seen:
+            continue
+        seen.add((state, left, last))
+        if not any(left) and found.violation in (space.broken(state), space.stuck(state)):
+            return replace(found, schedule=taken(space, list(way)))
+        for actor, more in enumerate(left):
+            move = space.move(state, actor) if more else None
+            if move is None:
+                continue
+            rest = tuple(n - (a == actor) for a, n in enumerate(left))
+            following = (*way, actor)
+            if move.violation is not None:
+                if not any(rest) and move.violation == found.violation:
+                    return replace(found, schedule=taken(space, list(following)))
+                continue
+            after = space.after(state, actor, move)
+            if any(rest) and move.writes & space.visible and space.broken(after) is not None:
+                continue  # another violation, or this one by another way
+            heappush(best, (turns + (actor != last), following, rest, after))
+    return found

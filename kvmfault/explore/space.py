@@ -215,6 +215,28 @@ class Space:
                 return found  # type: ignore[return-value]  # what was noted
         return None
 
+    def stuck(self, state: State) -> Violation | None:
+        """Nobody can go on though not all have ended; or the last one left comes to no end."""
+        left = [actor for actor in range(len(self.actors)) if not self.ended(state, actor)]
+        able = [actor for actor in left if self.move(state, actor) is not None]
+        if left and not able:
+            return Violation("deadlock", f"{' and '.join(self.actors[a].name for a in left)} can never go on")
+        if len(left) == 1 and self.at_restart(state, left[0]):
+            return self._for_ever(state, left[0])
+        return None
+
+    def _for_ever(self, state: State, actor: int) -> Violation | None:
+        seen = {state}
+        while not self.ended(state, actor):
+            move = self.move(state, actor)
+            if move is None or move.violation is not None:
+                return None  # found where the search comes there
+            state = self.after(state, actor, move)
+            if state in seen:
+                return Violation("progress", f"{self.actors[actor].name} faults for ever, and nobody disturbs it")
+            seen.add(state)
+        return None
+
 
 def _bits(indexes: Iterable[int], first: int) -> int:
     return sum(1 << i - first for i in indexes)

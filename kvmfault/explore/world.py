@@ -6,12 +6,12 @@ that was given out once is never changed again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from typing import TYPE_CHECKING, Final, NamedTuple, Self, cast
 
 from kvmfault.contract.fault import MmioFault
 from kvmfault.contract.format import Memory, W
-from kvmfault.contract.ports import MapResult, PinError
+from kvmfault.contract.ports import MapResult, Memslot, PinError
 from kvmfault.errors import ModelError
 from kvmfault.machine.vcpu import Vcpu
 from kvmfault.scenario.world import World
@@ -36,6 +36,8 @@ class Written(NamedTuple):
 
     unreported: frozenset[tuple[int, int]] = frozenset()
     """Written, and not yet told to user space: (slot number, page)."""
+    telling: frozenset[tuple[int, int]] = frozenset()
+    """Of which user space is being told: it reads these pages when the TLBs are flushed."""
     logging: frozenset[int] = frozenset()
     """Slots for which user space was told that logging has begun."""
 
@@ -101,6 +103,7 @@ OF_VM: Final = {
     "memfd_next": _VALUE,
     "signals": _VALUE,
     "warnings": _VALUE,
+    "mixing": _VALUE,
     "writer": _VALUE,
     "written": _VALUE,
     "buffers": _VALUE,
@@ -139,6 +142,8 @@ class Explored(World):
     vcpus: tuple[SeenVcpu, ...]
     writer: str | None
     """Who holds mmu_lock for write."""
+    mixing: tuple[tuple[Gfn, Gfn], ...]
+    """Frames whose attributes are being changed: no block may reach out of such a range."""
     written: Written
     buffers: Buffers
     late: bool
@@ -161,6 +166,7 @@ class Explored(World):
         values: list[object] = [vars(world).get(name) for name in OF_VM]
         logging = frozenset(s.number for space in world.slots.active for s in space.slots() if s.logs_dirty)
         values[parts.index("written")], values[parts.index("buffers")] = Written(logging=logging), Buffers()
+        values[parts.index("mixing")] = ()
         kinds = list(OF_VM.values())
         for number, vcpu in enumerate(world.vcpus):
             own = vcpu.fork()
@@ -193,6 +199,16 @@ class Explored(World):
         return live[index]
 
     # mmu_lock and SRCU.
+
+    def block_allowed(self, slot: Memslot, gfn: Gfn, size: int) -> bool:
+        """See Ports. A block over an end of a range that is being converted counts as mixed before anything is stored.
+
+        Kernel: kvm_arch_pre_set_memory_attributes.
+        """
+        first = gfn & -(size >> self.page_shift)
+        last = first + (size >> self.page_shift)
+        inside = all(start <= first and last <= stop for start, stop in self.mixing if start < last and first < stop)
+        return inside and super().block_allowed(slot, gfn, size)
 
     def lock(self) -> None:
         """See Ports. Held for read until the fault leaves the part of the path under it."""
@@ -274,6 +290,12 @@ class Explored(World):
         self._to_mark(gpa, prot)
         return result
 
+    def map_mmio(self, at: Gpa, gpa: Gpa, prot: int) -> MapResult:
+        """See Ports. Whatever was mapped there has to be gone, and flushed, before."""
+        if self.table.leaf(at) is not None:
+            raise Broken("refused", f"an entry of MMIO takes the place of a present one at {at:#x}")
+        return super().map_mmio(at, gpa, prot)
+
     def _to_mark(self, gpa: Gpa, prot: int) -> None:
         leaf = self.table.leaf(gpa)
         if not prot & W or leaf is None:
@@ -316,10 +338,14 @@ class Explored(World):
             if page not in self.written.unreported:
                 self.written = self.written._replace(unreported=self.written.unreported | {page})
 
-    def reported(self, slot: int, pages: frozenset[int]) -> None:
-        """User space has been told, and reads these pages from now on."""
-        rest = frozenset(p for p in self.written.unreported if p[0] != slot or p[1] not in pages)
-        self.written = self.written._replace(unreported=rest)
+    def telling(self, pages: Iterable[tuple[int, int]]) -> None:
+        """The log gives these away: (slot number, page)."""
+        self.written = self.written._replace(telling=self.written.telling | frozenset(pages))
+
+    def told(self, pages: Iterable[tuple[int, int]]) -> None:
+        """User space knows, and reads these pages from now on."""
+        known, written = frozenset(pages), self.written
+        self.written = written._replace(unreported=written.unreported - known, telling=written.telling - known)
 
     def warn(self, text: str) -> None:
         """See Ports: each warning once, or the states would never meet again."""

@@ -42,6 +42,8 @@ class Machine(Record):
     """With it: new bitmaps are all ones, and nothing is protected before it is cleared."""
     dirty_ring: Bytes | None = None
     """Bytes of each vCPU's dirty ring (16 an entry), instead of bitmaps."""
+    invalidations: Word = 0
+    """Invalidations that have ended before the first event: where the sequence number begins."""
     policy: Mapping[str, Setting] = {}
     """Other decisions than the target's, as ``--set``: ``userfault = "v3"``."""
     facts: Mapping[str, Setting] = {}
@@ -143,7 +145,7 @@ class Translation(Record):
 class Actor(Record):
     """Somebody who acts beside others, in any order with them: what ``explore`` interleaves, action by action."""
 
-    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9 _-]{0,23}$")] = ""
+    name: Annotated[str, Field(pattern=r"^([a-z][a-z0-9_-]{0,15})?$")] = ""
     """What it is called; of accesses the vCPU's name if left out, of others "host", "slots" and the like."""
     event: Annotated[tuple[Event, ...], Field(min_length=1, max_length=MOST_ACTED)]
     """What it does, in order; the accesses of an actor are those of one vCPU."""
@@ -175,7 +177,8 @@ class Scenario(Record):
     mutant: str = ""
     """A bug of the past that the kernel is given back: a name of ``explore --list``."""
     schedule: Annotated[tuple[str, ...], Field(max_length=MOST_EVENTS)] = ()
-    """The actors in the order of their actions, by name: one of all possible orders."""
+    """Whose turn it is, action by action, one order of all that are possible: an actor's name, or its name and what it
+    then does (``"vcpu0 pin"``), which has to be so."""
 
     @model_validator(mode="after")
     def _something_happens(self) -> Scenario:
@@ -183,4 +186,6 @@ class Scenario(Record):
             raise ValueError("nothing happens: there is neither an event nor an actor")
         if (self.schedule or self.mutant) and not self.actor:
             raise ValueError("a schedule or a mutant is for scenarios with actors")
+        if self.schedule and len(self.targets) != 1:
+            raise ValueError("a schedule is for one target: name it in targets")
         return self

@@ -107,6 +107,7 @@ class World(Vm):
         """The machine before the first event. Raises Misuse for what KVM would refuse."""
         machine = scenario.machine
         vm = cls(subject.target, caps=subject.caps)
+        vm.invalidations.seq = machine.invalidations
         vm._log(machine)
         for n, file in enumerate(scenario.memfd):
             vm._try(partial(vm._open, file), "memfd", n)

@@ -1,0 +1,355 @@
+"""Bugs that KVM had, by the title of the commit that fixed each. No other command of kvmfault runs any of this."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from typing import Final
+
+from kvmfault.contract.access import Access, Cause
+from kvmfault.contract.fault import MmioFault
+from kvmfault.contract.format import Memory
+from kvmfault.contract.outcome import Outcome
+from kvmfault.contract.ports import MapResult, Memslot, Ports
+from kvmfault.contract.progress import Progress
+from kvmfault.contract.target import Target
+from kvmfault.contract.values import ExecGrant, InvalidSlot, MemfdSource, Unbacked
+from kvmfault.explore import host
+from kvmfault.explore.mutant import Mutant, after, instead, without
+from kvmfault.explore.world import Explored
+from kvmfault.path import lookup
+from kvmfault.path.run import Step
+from kvmfault.scenario import events
+from kvmfault.types import Gfn, Gpa, Gva, Pfn
+from kvmfault.vm.memslots import UPDATING
+
+# The sequence protocol.
+
+
+def _area_only(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
+    outcome = lookup.snapshot(vm, fault, at)
+    at.seq = 0
+    return outcome
+
+
+def _sample(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
+    at.seq = vm.invalidations.seq
+    return None
+
+
+def _sample_int(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
+    outcome = lookup.snapshot(vm, fault, at)
+    at.seq = (at.seq + (1 << 31) & 0xFFFF_FFFF) - (1 << 31) & 0xFFFF_FFFF_FFFF_FFFF
+    return outcome
+
+
+def _end_without_sequence(vm: Explored, event: events.Event, who: str, data: Hashable) -> host.Done:
+    before = vm.invalidations.seq
+    done = host.range_end(vm, event, who, data)
+    vm.invalidations.seq = before
+    return done
+
+
+def _unlock_only(vm: Explored, event: events.Event, who: str, data: Hashable) -> host.Done:
+    vm.take_stale()
+    return host.flush_and_unlock(vm, event, who, data)._replace(name="no flush")
+
+
+def _report_only(vm: Explored, event: events.Event, who: str, data: Hashable) -> host.Done:
+    vm.take_stale()
+    return host.report(vm, event, who, data)._replace(name="no flush")
+
+
+def _protect_first(vm: Explored, event: events.Event, who: str, data: Hashable) -> host.Done:
+    assert isinstance(event, events.GetLog)
+    vm.need_lock()
+    bits = vm.log.fork()
+    host.collect(vm, event, who, data)
+    vm.log = bits
+    return host.Done("protect")
+
+
+def _take_bits(vm: Explored, event: events.Event, who: str, data: Hashable) -> host.Done:
+    assert isinstance(event, events.GetLog)
+    pages = tuple((event.slot, page) for page in vm.log.pages(event.slot))
+    bitmap = vm.log.bitmap(event.slot)
+    for _, page in pages if bitmap is not None else ():
+        assert bitmap is not None
+        bitmap.discard(page)
+    vm.told(pages)
+    return host.Done("take bits", note=f"pages {[page for _, page in pages]}")
+
+
+_NOTIFY: Final = (host.range_start, host.zap, host.flush_and_unlock, host.change, host.range_end)
+
+
+def _instead_of(old: host.Action, new: host.Action) -> tuple[host.Action, ...]:
+    return tuple(new if action is old else action for action in _NOTIFY)
+
+
+def _of_host(actions: tuple[host.Action, ...]) -> Mapping[type, tuple[host.Action, ...]]:
+    return {events.Host: actions, events.Back: actions}
+
+
+# Memslots.
+
+
+def _invalid_is_none(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
+    outcome = lookup.lookup(vm, fault, at)
+    if at.slot is not None and at.slot.invalid:
+        at.slot, at.logged, at.backed = None, False, False
+    return outcome
+
+
+def _find_unmarked(self: Explored, gfn: Gfn) -> Memslot | None:
+    found = self.slots.find(gfn, self.vcpu.as_id)
+    old, _ = self.slots.changing
+    return old if found is not None and found.invalid else found
+
+
+def _note_at_once(self: Explored, gfn: Gfn, gva: int | None) -> None:
+    generation = self.slots.generation(0)
+    if generation & UPDATING:  # there is one number, which changes as the new set is published
+        generation = (generation & ~UPDATING) + self.caps.nr_address_spaces
+    self.vcpu.mmio = self.vcpu.mmio.noted(gfn, gva, generation, self.page_shift)
+
+
+# Dirty logging and sizes.
+
+
+def _emulate_silently(self: Explored, gpa: Gpa, size: int, wanted: Access, data: int) -> tuple[Outcome, ...] | None:
+    vars(self)["_silent"] = bool(wanted.read and wanted.write)
+    try:
+        return Explored.emulate(self, gpa, size, wanted, data)
+    finally:
+        vars(self)["_silent"] = False
+
+
+def _mark_unless_silent(self: Explored, slot: Memslot, gfn: Gfn, pfn: Pfn) -> None:
+    if not vars(self).get("_silent"):
+        Explored.mark_dirty(self, slot, gfn, pfn)
+
+
+def _keep_blocks(
+    self: Explored,
+    gpa: Gpa,
+    size: int,
+    pfn: Pfn,
+    prot: int,
+    memory: Memory,
+    *,
+    host_writable: bool,
+    young: bool,
+    tag: int,
+) -> MapResult:
+    leaf = self.table.leaf(gpa)
+    if leaf is not None and 1 << leaf.shift > size:
+        return MapResult.UNCHANGED
+    return Explored.map(self, gpa, size, pfn, prot, memory, host_writable=host_writable, young=young, tag=tag)
+
+
+def _map_unflushed(
+    self: Explored,
+    gpa: Gpa,
+    size: int,
+    pfn: Pfn,
+    prot: int,
+    memory: Memory,
+    *,
+    host_writable: bool,
+    young: bool,
+    tag: int,
+) -> MapResult:
+    self.late = True
+    result = Explored.map(self, gpa, size, pfn, prot, memory, host_writable=host_writable, young=young, tag=tag)
+    self.take_stale()
+    return result
+
+
+def _any_block(self: Explored, slot: Memslot, gfn: Gfn, size: int) -> bool:
+    return super(Explored, self).block_allowed(slot, gfn, size)
+
+
+# What a fault says.
+
+
+def _walk_is_write(fault: MmioFault) -> bool:
+    return fault.is_write or fault.is_table_walk
+
+
+def _walk_reads(target: Target) -> bool:
+    fault = target.encode(_walk(write=False, cause=Cause.MISSING)).fault
+    return fault.is_table_walk and not fault.is_write
+
+
+def _walk_writes(target: Target) -> bool:
+    fault = target.encode(_walk(write=True, cause=Cause.PERMISSION)).fault
+    return fault.is_table_walk and fault.is_permission and fault.is_write
+
+
+def _walk(*, write: bool, cause: Cause) -> Access:
+    return Access(
+        gpa=Gpa(1 << 30), offset=0, gva=Gva(1 << 30), read=not write, write=write, exec=False, on_walk=True,
+        final=False, cause=cause, granule=4096,
+    )  # fmt: skip
+
+
+def _write_unless_walk(fault: MmioFault) -> bool:
+    return fault.is_write and not (fault.is_table_walk and fault.is_permission)
+
+
+def _fetch_or_walk(fault: MmioFault) -> bool:
+    return fault.is_exec or (fault.is_table_walk and fault.is_permission)
+
+
+def _remembers_mmio(target: Target) -> bool:
+    return target.policy.unbacked is Unbacked.REMEMBER
+
+
+MUTANTS: Final[tuple[Mutant, ...]] = (
+    Mutant(
+        name="sequence-after-area",
+        fix="KVM: arm64: Retry fault if vma_lookup() results become invalid",
+        commit="13ec9308a857",
+        about="the sequence was sampled when the host's areas were unlocked again: a block of an old size was mapped",
+        scenario="remap",
+        applies=lambda target: target.policy.area_sizes is not None,
+        changes=(instead("snapshot", _area_only), after("snapshot", Step("sample", _sample))),
+    ),
+    Mutant(
+        name="sequence-in-int",
+        fix="KVM: Fix an sign-extension bug with mmu_seq that hangs vCPUs",
+        commit="82d811ff5665",
+        about="the sampled sequence was kept in an int: after 2^31 invalidations it never equals the current one",
+        scenario="sequence_wrap",
+        changes=(instead("snapshot", _sample_int),),
+    ),
+    Mutant(
+        name="no-recheck",
+        fix="KVM: Synchronize guest physical memory map to host virtual memory map",
+        commit="e930bffe95e1",
+        about="the page was looked up without mmu_lock, and not looked at again under it",
+        scenario="migrate",
+        changes=(without("stale"),),
+    ),
+    Mutant(
+        name="end-without-sequence",
+        fix="KVM: Synchronize guest physical memory map to host virtual memory map",
+        commit="e930bffe95e1",
+        about="an invalidation that begins and ends between look-up and lock left no trace",
+        scenario="migrate",
+        actions=_of_host(_instead_of(host.range_end, _end_without_sequence)),
+    ),
+    Mutant(
+        name="zap-without-flush",
+        fix="KVM: x86/mmu: preserve pending TLB flush across calls to kvm_tdp_mmu_zap_sp",
+        commit="315f02c60d94",
+        about="the note that a flush is due was lost, and the invalidation ended without one",
+        scenario="migrate",
+        actions=_of_host(_instead_of(host.flush_and_unlock, _unlock_only)),
+    ),
+    Mutant(
+        name="invalid-slot-as-none",
+        fix="KVM: x86/mmu: Retry page faults that hit an invalid memslot",
+        commit="e0c378684b65",
+        about="a slot that is being deleted was no slot: an entry of MMIO took the place of a present one",
+        scenario="slot_delete",
+        applies=lambda target: target.policy.invalid_slot is InvalidSlot.RETRY,
+        changes=(instead("lookup", _invalid_is_none),),
+    ),
+    Mutant(
+        name="invalid-slot-mapped",
+        fix="KVM: Avoid illegal stage2 mapping on invalid memory slot",
+        commit="2230f9e1171a",
+        about="a slot that is being deleted was used like any other, also after its mappings were dropped",
+        scenario="slot_delete",
+        ports={"find_slot": _find_unmarked},
+    ),
+    Mutant(
+        name="mmio-generation-once",
+        fix="kvm: fix potentially corrupt mmio cache",
+        commit="ee3d1570b586",
+        about="one generation number for new slots and for readers of the old: a decision was tagged with the next one",
+        scenario="slot_create",
+        applies=_remembers_mmio,
+        ports={"note_mmio": _note_at_once},
+    ),
+    Mutant(
+        name="exchange-not-marked",
+        fix="KVM: x86: Mark target gfn of emulated atomic instruction as dirty",
+        commit="910c57dfa4d1",
+        about="an emulated atomic instruction wrote to memory and left no mark in the dirty log",
+        scenario="track",
+        applies=lambda target: target.policy.write_tracking,
+        ports={"emulate": _emulate_silently, "mark_dirty": _mark_unless_silent},
+    ),
+    Mutant(
+        name="block-stays",
+        fix="KVM: x86/mmu: drop read-only large sptes when creating lower level sptes",
+        commit="404381c5839d",
+        about="a read-only block stayed where dirty logging wants pages: the write faulted for ever",
+        scenario="log_block",
+        ports={"map": _keep_blocks},
+    ),
+    Mutant(
+        name="walk-is-write",
+        fix="KVM: arm64: Fix S1PTW handling on RO memslots",
+        commit="406504c7b040",
+        about="every fault on a walk of the guest's tables was a write, also where they are in read-only memory",
+        scenario="walks",
+        applies=lambda target: target.policy.unbacked is Unbacked.LEAVE and _walk_reads(target),
+        misread={"is_write": _walk_is_write},
+    ),
+    Mutant(
+        name="walk-is-fetch",
+        fix="KVM: arm64: Assume write fault on S1PTW permission fault on instruction fetch",
+        commit="c4ad98e4b72c",
+        about="the walk of a fetch was taken for the fetch: the table was made executable, not writable",
+        scenario="walks",
+        applies=lambda target: target.policy.exec_grant is ExecGrant.ON_FETCH and _walk_writes(target),
+        misread={"is_write": _write_unless_walk, "is_exec": _fetch_or_walk},
+    ),
+    Mutant(
+        name="protect-without-flush",
+        fix="KVM: Fix write protection race during dirty logging",
+        commit="6dbf79e7164e",
+        about="pages were protected, and TLBs kept what allowed writes: they were missing from the log",
+        scenario="log_get",
+        actions={events.GetLog: (host.collect, _report_only)},
+    ),
+    Mutant(
+        name="protect-before-swap",
+        fix="KVM: Write protect memory after slot swap",
+        commit="edde99ce0529",
+        about="pages were protected before the bitmap was swapped: a write between the two was forgotten",
+        scenario="log_get",
+        actions={events.GetLog: (_protect_first, host.flush, _take_bits)},
+    ),
+    Mutant(
+        name="sequence-refreshed",
+        fix="KVM: x86/mmu: Don't refresh mmu_invalidate_seq after checking private attr",
+        commit="f66e50ed09b3",
+        about="the sequence was sampled again after the attribute was checked: its change in between went unnoticed",
+        scenario="convert",
+        applies=lambda target: target.policy.memfd_source is MemfdSource.PRIVATE_ACCESS,
+        changes=(after("check_private", Step("sample", _sample)),),
+    ),
+    Mutant(
+        name="block-while-mixing",
+        fix="KVM: x86/mmu: Prevent installing hugepages when mem attributes are changing",
+        about="a fault beside pages that are being converted mapped a block over them",
+        scenario="convert_block",
+        applies=lambda target: target.policy.memfd_source is MemfdSource.PRIVATE_ACCESS,
+        ports={"block_allowed": _any_block},
+    ),
+    Mutant(
+        name="merge-without-break",
+        fix="KVM: arm/arm64: Fix handling of stage2 huge mappings",
+        commit="3c3736cd32bf",
+        about="pages were merged into a block, and TLBs that held a page met the block",
+        scenario="log_stop",
+        applies=lambda target: target.format.break_before_make,
+        ports={"map": _map_unflushed},
+    ),
+)
+"""All of them."""
+BY_NAME: Final[Mapping[str, Mutant]] = {mutant.name: mutant for mutant in MUTANTS}

@@ -1,0 +1,253 @@
+"""Every interleaving: the same verdicts with and without the reduction, bugs of the past found, and none besides."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from contextlib import suppress
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from kvmfault.contract.target import backend, backends
+from kvmfault.errors import KvmfaultError, UsageError
+from kvmfault.explore.actor import Actor, Did, Rest
+from kvmfault.explore.host import HostActor
+from kvmfault.explore.invariants import INVARIANTS, NAMES
+from kvmfault.explore.mutant import Mutant, without
+from kvmfault.explore.mutants import BY_NAME, MUTANTS
+from kvmfault.explore.run import Explored, Limits, Task, as_scenario, explore, reproduce
+from kvmfault.explore.search import breadth_first, random_walks
+from kvmfault.explore.setup import Setting
+from kvmfault.explore.space import Space
+from kvmfault.explore.world import Explored as World
+from kvmfault.path.run import PATH, Locked
+from kvmfault.scenario.model import Scenario
+from kvmfault.scenario.read import parse_scenario, read_scenario
+from kvmfault.scenario.world import Misuse
+from tests.conftest import ROOT
+
+FOLDER: Final = ROOT / "examples" / "explore"
+STANDING: Final = {path.stem: path for path in sorted(FOLDER.glob("*.toml"))}
+TARGETS: Final = ("arm64", "x86-ept", "x86-npt", "x86-shadow")
+SMALL: Final = ("log_clear", "log_ring", "log_block", "aging", "userfault", "walks", "punch_hole", "log_stop")
+"""Scenarios that are explored to the end in well under a second, without the reduction, too."""
+
+
+def scenario(name: str) -> Scenario:
+    return read_scenario(str(STANDING[name])).scenario
+
+
+def targets(name: str) -> tuple[str, ...]:
+    return scenario(name).targets or TARGETS
+
+
+def caught_on() -> list[tuple[str, str]]:
+    return [(m.name, t) for m in MUTANTS for t in targets(m.scenario) if m.applies(backend(t))]
+
+
+@cache
+def caught(mutant: str, target: str) -> Explored:
+    return explore(Task(scenario(BY_NAME[mutant].scenario), target, mutant=mutant))
+
+
+# The kernel as it is.
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_nothing_is_found_and_the_reduction_changes_no_verdict(name: str) -> None:
+    for target in targets(name):
+        reduced = breadth_first(Setting(scenario(name), backend(target)).space())
+        plain = breadth_first(Setting(scenario(name), backend(target)).space(), reduce=False)
+        assert (reduced.violation, plain.violation) == (None, None)
+        assert reduced.complete
+        assert plain.complete
+        assert reduced.states < plain.states
+
+
+@pytest.mark.parametrize("name", ["migrate", "slot_create", "convert", "cow", "split"])
+def test_larger_ones_on_one_target_of_each_kind(name: str) -> None:
+    for target in targets(name)[:2]:
+        found = explore(Task(scenario(name), target)).found
+        assert found.violation is None
+        assert found.complete
+
+
+# Bugs of the past.
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda m: m.name)
+def test_a_bug_of_the_past_is_found_the_same_with_and_without_the_reduction(mutant: Mutant) -> None:
+    where = [t for t in targets(mutant.scenario) if mutant.applies(backend(t))]
+    assert where, "it applies to no target of its scenario"
+    for target in where:
+        found = caught(mutant.name, target).found
+        assert found.violation is not None, target
+        assert found.violation.name in NAMES
+    plain = explore(Task(scenario(mutant.scenario), where[0], mutant=mutant.name, limits=Limits(reduce=False))).found
+    assert len(plain.schedule) == len(caught(mutant.name, where[0]).found.schedule)
+
+
+@pytest.mark.parametrize(("mutant", "target"), [pair for pair in caught_on() if pair[1] in ("arm64", "x86-ept")])
+def test_what_was_found_is_a_scenario_that_shows_it_again(mutant: str, target: str) -> None:
+    task = Task(scenario(BY_NAME[mutant].scenario), target, mutant=mutant)
+    done = caught(mutant, target)
+    written = as_scenario(task, done).model_dump_json(exclude_defaults=True)
+    read = parse_scenario("found.json", written).scenario
+    shown = reproduce(Task(read, read.targets[0], mutant=read.mutant))
+    assert shown.found.violation == done.found.violation
+    assert shown.found.schedule == done.found.schedule
+    unmutated = read.model_copy(update={"mutant": ""})
+    with suppress(Misuse):  # without the bug the schedule need not be one that can be followed
+        assert reproduce(Task(unmutated, read.targets[0])).found.violation is None
+
+
+def test_mutants_have_names_scenarios_and_sources() -> None:
+    assert len(MUTANTS) >= 12
+    assert len(BY_NAME) == len(MUTANTS)
+    for mutant in MUTANTS:
+        assert mutant.scenario in STANDING
+        assert mutant.fix.lower().startswith("kvm")
+        assert mutant.about
+
+
+def test_a_mutant_leaves_the_path_of_everybody_else_as_it_is() -> None:
+    names = [step.name for entry in PATH for step in (entry.steps if isinstance(entry, Locked) else (entry,))]
+    changed = [mutant.path() for mutant in MUTANTS]
+    assert [s.name for e in PATH for s in (e.steps if isinstance(e, Locked) else (e,))] == names
+    assert any(path != PATH for path in changed)
+
+
+# The search itself.
+
+
+def test_it_is_deterministic() -> None:
+    first, second = (explore(Task(scenario("migrate"), "x86-ept", mutant="no-recheck")).found for _ in range(2))
+    assert first == second
+    walks = [random_walks(Setting(scenario("migrate"), backend("arm64")).space(), 50, 7) for _ in range(2)]
+    assert walks[0] == walks[1]
+
+
+def test_random_walks_find_what_is_easy_to_find() -> None:
+    setting = Setting(scenario("migrate"), backend("arm64"), (), BY_NAME["no-recheck"])
+    found = random_walks(setting.space(), 2000, 1)
+    assert found.violation is not None
+    assert not found.complete
+
+
+def test_a_bound_is_kept_and_said() -> None:
+    found = breadth_first(Setting(scenario("migrate"), backend("x86-ept")).space(), bound=100)
+    assert not found.complete
+    assert found.violation is None
+    assert found.states <= 110
+
+
+def test_every_invariant_can_be_broken() -> None:
+    seen = set()
+    for mutant, target in caught_on():
+        violation = caught(mutant, target).found.violation
+        assert violation is not None
+        seen.add(violation.name)
+    assert {"reaches-old-page", "lost-write", "outside-slot", "break-before-make", "stale-tlb"} <= seen
+    assert {"memory-answers", "refused", "progress"} <= seen
+    assert set(INVARIANTS) < set(NAMES)
+
+
+class Waiting(Actor):
+    """Waits for ever, or does what it did not declare."""
+
+    name = "waiting"
+
+    def __init__(self, *, touching: str = "") -> None:
+        self.touching = touching
+
+    def start(self) -> Hashable:
+        return 0
+
+    def act(self, vm: World, local: Hashable) -> Did:
+        if self.touching:
+            getattr(vm, self.touching)
+            return Did("touch", 1)
+        vm.lock_for_write(self.name)
+        return Did("lock", 0)
+
+    def ended(self, local: Hashable) -> bool:
+        return local == 1
+
+    def rest(self, local: Hashable, parts: tuple[str, ...]) -> Rest:
+        return Rest(frozenset(("writer", "reads0", "reads1")), frozenset(("writer",)))
+
+
+def test_who_waits_for_ever_is_a_deadlock() -> None:
+    space = Setting(scenario("migrate"), backend("arm64")).space()
+    alone = Space(space.vm, [space._values[i][n] for i, n in enumerate(space.start[3:])], [Waiting()], INVARIANTS)
+    found = breadth_first(alone)
+    assert found.violation is not None
+    assert found.violation.name == "deadlock"
+
+
+def test_an_action_is_held_to_what_its_actor_declares() -> None:
+    space = Setting(scenario("migrate"), backend("arm64")).space()
+    values = [space._values[i][n] for i, n in enumerate(space.start[3:])]
+    with pytest.raises(KvmfaultError, match="touches slots"):
+        breadth_first(Space(space.vm, values, [Waiting(touching="slots")], INVARIANTS))
+
+
+def test_without_the_grace_period_a_deleted_slot_stays_mapped() -> None:
+    # what SRCU is for: a fault that found the slot before it was marked installs after everything was dropped
+    hasty = replace(BY_NAME["no-recheck"], changes=(), actions={}, ports={"end_grace": lambda self: None})
+    found = breadth_first(Setting(scenario("slot_delete"), backend("x86-ept"), (), hasty).space())
+    assert found.violation is not None
+    assert found.violation.name == "outside-slot"
+
+
+def test_a_path_without_any_retry_is_wrong_on_every_backend() -> None:
+    bare = replace(BY_NAME["no-recheck"], changes=(without("stale", "precheck", "recheck"),))
+    for target in backends():
+        found = breadth_first(Setting(scenario("migrate"), backend(target), (), bare).space())
+        assert found.violation is not None
+
+
+# Files.
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ('title = "x"\nschedule = ["vcpu0"]\nevent = [{ do = "look" }]', "for scenarios with actors"),
+        ('title = "x"', "nothing happens"),
+        ('title = "x"\n[[actor]]\nevent = [{ do = "age", gpa = 0 }]\n[[actor]]\nname = "A B"', "actor"),
+    ],
+)
+def test_what_is_wrong_in_a_file_is_said(text: str, says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        parse_scenario("f.toml", text)
+
+
+def test_what_cannot_be_interleaved_is_said() -> None:
+    text = 'title = "x"\n[[actor]]\nevent = [{ do = "look" }]'
+    with pytest.raises(KvmfaultError, match="look is not something that an actor does"):
+        Setting(parse_scenario("f.toml", text).scenario, backend("arm64")).space()
+    mixed = 'title = "x"\n[[actor]]\nevent = [{ do = "read", gpa = 0 }, { do = "age", gpa = 0 }]'
+    with pytest.raises(Misuse, match="one actor"):
+        Setting(parse_scenario("f.toml", mixed).scenario, backend("arm64")).space()
+
+
+def test_a_schedule_that_nobody_can_follow_is_said(tmp_path: Path) -> None:
+    base = scenario("migrate").model_copy(update={"targets": ("arm64",)})
+    for schedule, says in (
+        (("nobody",), "no actor is called"),
+        (("vcpu0 pin",), "does 'read' here|does 'write' here"),
+        (("host",) * 9, "has ended"),
+        (("host", "vcpu1") + ("vcpu1",) * 30, "has to wait"),
+    ):
+        with pytest.raises(Misuse, match=says):
+            reproduce(Task(base.model_copy(update={"schedule": schedule}), "arm64"))
+
+
+def test_names_of_actors_are_distinct() -> None:
+    space = Setting(scenario("two_invalidations"), backend("arm64")).space()
+    assert [actor.name for actor in space.actors] == ["vcpu0", "host", "host2"]
+    assert isinstance(space.actors[1], HostActor)
