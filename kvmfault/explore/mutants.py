@@ -15,6 +15,7 @@ from kvmfault.contract.target import Target
 from kvmfault.contract.values import ExecGrant, InvalidSlot, MemfdSource, Unbacked
 from kvmfault.explore import host
 from kvmfault.explore.mutant import Mutant, after, instead, without
+from kvmfault.explore.ordering import WITHOUT_BARRIERS
 from kvmfault.explore.world import Explored
 from kvmfault.path import lookup
 from kvmfault.path.run import Step
@@ -350,6 +351,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         applies=lambda target: target.format.break_before_make,
         ports={"map": _map_unflushed},
     ),
+    *WITHOUT_BARRIERS,
 )
 """All of them."""
 BY_NAME: Final[Mapping[str, Mutant]] = {mutant.name: mutant for mutant in MUTANTS}

@@ -51,7 +51,7 @@ class Access(Actor):
     serves = True
 
     def __init__(self, who: str, what: str, *, store: bool) -> None:
-        self.name = f"{who} {'stores' if store else 'loads'} {what}"
+        self.name = f"{who}:{what}"
         self._who, self._what, self._store = who, what, store
 
     def start(self) -> Hashable:
@@ -71,7 +71,8 @@ class Access(Actor):
         """See Actor."""
         if (self._who, self._what) not in vm.buffers.begun:
             raise Blocked
-        return Did("takes effect", None, _take_effect(vm, self._who, self._what, store=self._store))
+        told = _take_effect(vm, self._who, self._what, store=self._store)
+        return Did("store" if self._store else "load", None, told)
 
 
 def _take_effect(vm: Explored, who: str, what: str, *, store: bool) -> str:
@@ -83,7 +84,7 @@ def _take_effect(vm: Explored, who: str, what: str, *, store: bool) -> str:
     if not store:
         got |= {(who, what, value)}
     vm.buffers = vm.buffers._replace(begun=begun - {(who, what)}, got=got)
-    return f"{what} is {value}"
+    return str(value)
 
 
 @dataclass(frozen=True)
@@ -231,41 +232,73 @@ def zap_frames(vm: Explored, event: events.Event, who: str, data: Hashable) -> h
     return done
 
 
-def protocol(*, weak: bool, frame_lock: bool = False, missing: Sequence[str] = ()) -> Mutant:
-    """The kernel with the protocol's accesses and barriers as steps of their own, but for those of *missing*.
+def protocol(*, weak: bool, frame_lock: bool = False, missing: str = "", **told: str) -> Mutant:
+    """The kernel with the protocol's accesses and barriers as steps of their own, but for the barrier *missing*.
 
-    *frame_lock*: faults test under the lock of their frame, and not under mmu_lock.
+    *frame_lock*: faults test under the lock of their frame, and not under mmu_lock. *told*: other members of Mutant.
     """
     mode = Ordering(weak)
     early = (instead(name, mode.precheck) for name in ("precheck", "recheck"))
     changes: list[Change] = [instead("snapshot", mode.snapshot), *early]
-    if RMB not in missing:
+    if missing != RMB:
         changes.append(after("snapshot", Step(RMB, mode.barrier)))
+    loads = [SAMPLE]
     if frame_lock:
-        test = (
-            Step("load count", mode.load_count),
-            Step(TEST_RMB, mode.barrier),
-            Step("load sequence", mode.load_sequence),
-        )
-        changes += [before("stale", *(s for s in test if s.name not in missing)), instead("stale", mode.decide)]
+        barrier = (Step(TEST_RMB, mode.barrier),) if missing != TEST_RMB else ()
+        test = (Step("load count", mode.load_count), *barrier, Step("load sequence", mode.load_sequence))
+        changes += [before("stale", *test), instead("stale", mode.decide)]
+        loads += [COUNT, SEQUENCE]
     else:
         changes.append(instead("stale", mode.stale))
-    end = (mode.raise_sequence, *(() if WMB in missing else (mode.write_barrier,)), mode.drop_count, unlock)
+    end = (mode.raise_sequence, *(() if missing == WMB else (mode.write_barrier,)), mode.drop_count, unlock)
     notify = (host.range_start, zap_frames if frame_lock else host.zap, host.flush_and_unlock, host.change, *end)
+
+    def accesses(actors: Sequence[Actor]) -> Sequence[Actor]:
+        # each actor's accesses, as they take effect
+        return [
+            Access(actor.name, what, store=isinstance(actor, host.HostActor))
+            for actor in actors
+            for what in (loads if isinstance(actor, VcpuActor) else (SEQUENCE, COUNT))
+        ]
+
     return Mutant(
-        name=" and ".join(f"without {name}" for name in missing),
-        fix="",
+        **{"name": missing, "fix": "", **told},  # type: ignore[arg-type]  # members that are text
         changes=tuple(changes),
         actions={events.Host: notify, events.Back: notify},
         ports={"lock": _take_frame_lock, "need_lock": _only_writers} if frame_lock else {},
-        more=_accesses if weak else nobody,
+        more=accesses if weak else nobody,
     )
 
 
-def _accesses(actors: Sequence[Actor]) -> Sequence[Actor]:
-    # the memory's share: what each actor's accesses take effect by
-    return [
-        Access(actor.name, what, store=isinstance(actor, host.HostActor))
-        for actor in actors
-        for what in ((SAMPLE, COUNT, SEQUENCE) if isinstance(actor, VcpuActor) else (SEQUENCE, COUNT))
-    ]
+WITHOUT_BARRIERS: Final = (
+    protocol(
+        weak=True,
+        missing=RMB,
+        name="sample-without-rmb",
+        fix="KVM: Synchronize guest physical memory map to host virtual memory map",
+        commit="e930bffe95e1",
+        about="no read barrier after the sample: the page may be looked up first, and change in between",
+        scenario="migrate",
+    ),
+    protocol(
+        weak=True,
+        frame_lock=True,
+        missing=WMB,
+        name="end-without-wmb",
+        fix="KVM: Add barriers to allow mmu_notifier_retry to be used locklessly",
+        commit="a355aa54f1d2",
+        about="no write barrier in the end: without mmu_lock one sees neither that it runs nor that it ended",
+        scenario="migrate",
+    ),
+    protocol(
+        weak=True,
+        frame_lock=True,
+        missing=TEST_RMB,
+        name="test-without-rmb",
+        fix="KVM: Add barriers to allow mmu_notifier_retry to be used locklessly",
+        commit="a355aa54f1d2",
+        about="no read barrier in the test: without mmu_lock it reads the old sequence and the new count",
+        scenario="migrate",
+    ),
+)
+"""Each barrier left out where it is needed, in the weak mode."""

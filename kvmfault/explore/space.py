@@ -218,8 +218,7 @@ class Space:
     def stuck(self, state: State) -> Violation | None:
         """Nobody can go on though not all have ended; or the last one left comes to no end."""
         left = [actor for actor in range(len(self.actors)) if not self.ended(state, actor)]
-        able = [actor for actor in left if self.move(state, actor) is not None]
-        if left and not able:
+        if left and all(self.move(state, actor) is None for actor in range(len(self.actors))):
             return Violation("deadlock", f"{' and '.join(self.actors[a].name for a in left)} can never go on")
         if len(left) == 1 and self.at_restart(state, left[0]):
             return self._for_ever(state, left[0])
