@@ -6,7 +6,7 @@ ENV := .venv/.stamp
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint types unit long fuzz bench fidelity lock clean
+.PHONY: help demo test lint types unit long spin fuzz bench fidelity lock clean
 
 help:  ## show this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do printf '  make %-8s %s\n' "$$name" "$$text"; done
@@ -35,6 +35,9 @@ unit: $(ENV)  ## pytest alone
 
 long: $(ENV)  ## many more random cases, and the tests marked long
 	@HYPOTHESIS_PROFILE=long $(PY) -m pytest -q -rfEs -n $(JOBS) -m "long or hypothesis"
+
+spin: $(ENV)  ## the invalidation protocol and its mutants, as spin judges a model of it and as the explorer does
+	@$(PY) -m tests.spin
 
 fuzz: $(ENV)  ## read damaged recordings for ten minutes; what breaks a reader is kept in tests/data/fuzz
 	@$(PY) -m tests.fuzz --seconds 600

@@ -97,7 +97,7 @@ inline obtain_page() {
 
 inline sample_then_page() {
 #if defined(LATE_SAMPLE)
-    obtain_page(); LOOK_EARLY sample()
+    obtain_page(); sample(); LOOK_EARLY skip
 #elif defined(NO_RMB) && defined(WEAK)
     if
     :: sample(); LOOK_EARLY obtain_page()
@@ -227,22 +227,22 @@ inline lock_for_write() {
 }
 
 inline begin() {
-#if defined(ONE_FLAG)
-    in_progress = 1;
-#elif !defined(NO_COUNT)
-    in_progress++;
-#endif
     d_step {
         if
 #ifdef LAST_RANGE
         :: true -> range_start = first; range_end = last
 #else
-        :: in_progress <= 1 -> range_start = first; range_end = last
+        :: in_progress == 0 -> range_start = first; range_end = last
         :: else ->
            range_start = (first < range_start -> first : range_start);
            range_end = (last > range_end -> last : range_end)
 #endif
         fi
+#if defined(ONE_FLAG)
+        ; in_progress = 1
+#elif !defined(NO_COUNT)
+        ; in_progress++
+#endif
     }
 }
 
