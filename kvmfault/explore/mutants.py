@@ -15,7 +15,7 @@ from kvmfault.contract.target import Target
 from kvmfault.contract.values import ExecGrant, InvalidSlot, MemfdSource, Unbacked
 from kvmfault.explore import host
 from kvmfault.explore.mutant import Mutant, after, instead, without
-from kvmfault.explore.ordering import WITHOUT_BARRIERS
+from kvmfault.explore.barriers import WITHOUT_BARRIERS
 from kvmfault.explore.world import Explored
 from kvmfault.path import lookup
 from kvmfault.path.run import Step

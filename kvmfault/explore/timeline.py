@@ -16,7 +16,7 @@ NARROWEST: Final = 16
 def timeline(actors: Sequence[str], schedule: Sequence[Taken], width: int = 100) -> Iterator[str]:
     """Lines of at most *width* columns, unless there are so many actors that theirs would become too narrow."""
     acting = {step.actor for step in schedule}
-    # accesses that take effect by themselves (see ordering) have a column only if one of the kind does
+    # accesses that take effect by themselves (see barriers) have a column only if one of the kind does
     shown = [actor for actor, name in enumerate(actors) if actor in acting or ":" not in name]
     column = {actor: at for at, actor in enumerate(shown)}
     lead = len(str(len(schedule))) + 2

@@ -43,7 +43,7 @@ class Written(NamedTuple):
 
 
 class Buffers(NamedTuple):
-    """Memory accesses that nothing orders, each by (who, what). (see ordering)"""
+    """Memory accesses that nothing orders, each by (who, what). (see barriers)"""
 
     begun: frozenset[tuple[str, str]] = frozenset()
     """They have not taken effect."""

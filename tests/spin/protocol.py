@@ -15,7 +15,7 @@ from kvmfault.contract.target import backend
 from kvmfault.explore import host
 from kvmfault.explore.mutant import NONE, Mutant, after, instead, without
 from kvmfault.explore.mutants import BY_NAME
-from kvmfault.explore.ordering import RMB, TEST_RMB, WMB, protocol
+from kvmfault.explore.barriers import RMB, TEST_RMB, WMB, protocol
 from kvmfault.explore.search import breadth_first
 from kvmfault.explore.setup import Setting
 from kvmfault.explore.world import Explored
