@@ -6,7 +6,7 @@ ENV := .venv/.stamp
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint types unit long spin fuzz bench fidelity lock clean
+.PHONY: help demo test lint types unit long spin fuzz explore bench fidelity lock clean
 
 help:  ## show this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do printf '  make %-8s %s\n' "$$name" "$$text"; done
@@ -41,6 +41,9 @@ spin: $(ENV)  ## the invalidation protocol and its mutants, as spin judges a mod
 
 fuzz: $(ENV)  ## read damaged recordings for ten minutes; what breaks a reader is kept in tests/data/fuzz
 	@$(PY) -m tests.fuzz --seconds 600
+
+explore: $(ENV)  ## every interleaving of the standing scenarios on every backend, and every bug of the past; minutes
+	@$(PY) -m bench.explore
 
 bench: $(ENV)  ## measure the speed budgets, as ratios
 	@$(PY) -m bench

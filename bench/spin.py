@@ -1,4 +1,4 @@
-"""The explorer beside spin, on the same protocol: states, what the reduction leaves of them, states per second of the plain search."""
+"""The explorer beside spin, on the same protocol: states, what the reduction leaves of them, states per second."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ SIZES = ((2, 2), (3, 1))
 
 
 def spin_rows(sizes: Sequence[tuple[int, int]] = SIZES) -> list[Row]:
-    """The protocol with either test under the lock, searched to the end. Without spin there is no row of it."""
+    """The protocol with either test under the lock, searched to the end; speeds are of the search without reduction.
+
+    Without spin there is no row of it.
+    """
     from tests.spin.checker import check, missing_tool
     from tests.spin.protocol import Case, cases
 

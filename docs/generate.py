@@ -11,11 +11,11 @@ import sys
 from pathlib import Path
 from typing import Final
 
-from docs import declared, kernel_map, scenario_reference
+from docs import declared, interleavings, kernel_map, scenario_reference
 from kvmfault.cli.run import schema_text
 
 DOCS: Final = Path(__file__).parent
-BLOCKS: Final = {**declared.BLOCKS, **kernel_map.BLOCKS, **scenario_reference.BLOCKS}
+BLOCKS: Final = {**declared.BLOCKS, **kernel_map.BLOCKS, **scenario_reference.BLOCKS, **interleavings.BLOCKS}
 BLOCK: Final = re.compile(r"(?<=^<!-- generated: )(\w+)( -->\n)(.*?)(?=^<!-- end -->$)", re.MULTILINE | re.DOTALL)
 HOW: Final = "run: python -m docs.generate"
 

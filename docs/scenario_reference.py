@@ -27,6 +27,7 @@ _TABLES: Final[Mapping[str, type[BaseModel]]] = {
     "`[[device]]`": model.Device,
     "`[[memfd]]`": model.Memfd,
     "`[[guest]]`": model.Translation,
+    "`[[actor]]`": model.Actor,
 }
 _EXPECTATIONS: Final[Mapping[str, type[BaseModel]]] = {
     "`expect`": Expect,

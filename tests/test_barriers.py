@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 from kvmfault.contract.target import backend
-from kvmfault.explore.mutant import Mutant, without
 from kvmfault.explore.barriers import BARRIERS, RMB, TEST_RMB, WITHOUT_BARRIERS, WMB, protocol
+from kvmfault.explore.mutant import Mutant, without
 from kvmfault.explore.run import Task, as_scenario, explore, reproduce
 from kvmfault.explore.search import Found, breadth_first
 from kvmfault.explore.setup import Setting

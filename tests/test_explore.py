@@ -27,6 +27,7 @@ from kvmfault.path.run import PATH, Locked
 from kvmfault.scenario.model import Scenario
 from kvmfault.scenario.read import parse_scenario, read_scenario
 from kvmfault.scenario.world import Misuse
+from tests.cli import Cli
 from tests.conftest import ROOT
 
 FOLDER: Final = ROOT / "examples" / "explore"
@@ -109,7 +110,7 @@ def test_mutants_have_names_scenarios_and_sources() -> None:
     assert len(BY_NAME) == len(MUTANTS)
     for mutant in MUTANTS:
         assert mutant.scenario in STANDING
-        assert mutant.fix.lower().startswith("kvm")
+        assert mutant.fix.lower().startswith("kvm: ")
         assert mutant.about
 
 
@@ -251,3 +252,40 @@ def test_names_of_actors_are_distinct() -> None:
     space = Setting(scenario("two_invalidations"), backend("arm64")).space()
     assert [actor.name for actor in space.actors] == ["vcpu0", "host", "host2"]
     assert isinstance(space.actors[1], HostActor)
+
+
+# The command line.
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Cli:
+    return Cli(capsys, monkeypatch)
+
+
+def test_the_command_line(cli: Cli, tmp_path: Path) -> None:
+    good, bound = str(STANDING["aging"]), ("--backend", "arm64")
+    done = cli("explore", good, *bound, "--json")
+    assert (done.status, done.err) == (0, "")
+    assert done.json[0]["complete"] is True
+    bad = cli("explore", str(STANDING["migrate"]), *bound, "--mutant", "no-recheck", "--write", str(tmp_path))
+    assert bad.status == 1
+    assert "VIOLATION of reaches-old-page" in bad.out
+    (written,) = tmp_path.glob("*.json")
+    again = cli("run", str(written))
+    assert (again.status, again.err) == (1, "")
+    assert "reaches-old-page" in again.out
+    assert cli("run", str(written), "--json").json["violation"]["name"] == "reaches-old-page"
+    assert "no-recheck" in cli("explore", "--list").out
+    assert cli("explore", good, *bound, "--random", "5", "--seed", "3", "--json").json[0]["random_walks"] == 5
+
+
+def test_the_command_line_refuses(cli: Cli) -> None:
+    migrate = str(STANDING["migrate"])
+    cli("explore").refused("explore takes scenario files")
+    cli("explore", migrate, "--mutant", "no-rechek").refused(
+        "no mutant is called 'no-rechek' (did you mean no-recheck?)"
+    )
+    cli("explore", migrate, "--mutant", "sequence-after-area", "--backend", "x86-npt").refused("none of the targets")
+    cli("explore", str(ROOT / "examples" / "scenarios" / "first.toml")).refused("no [[actor]]")
+    cli("run", migrate).refused("it has actors and no schedule")
+    cli("explore", migrate, "--bound", "0").refused("--bound")

@@ -124,6 +124,8 @@ def test_a_failed_expectation_is_status_1_and_one_line(path: Path, cli: Cli, tmp
 
 def test_examples_use_every_event_and_nearly_every_outcome() -> None:
     events = [e for path in FILES for e in of_path(path).scenario.event]
+    acted = [a for path in sorted((ROOT / "examples" / "explore").glob("*.toml")) for a in of_path(path).scenario.actor]
+    events += [e for actor in acted for e in actor.event]
     assert {e.do for e in events} | {"zero", "break_cow", "split"} == set(DOES)
     kinds = {r.outcome for path in FILES for t in ("arm64@6.12", "x86-ept") for r in results(path, t)}
     assert len(kinds) >= 12

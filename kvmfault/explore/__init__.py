@@ -8,7 +8,7 @@ How it fits together, and where to build on it:
 * ``actor.Actor`` is one sequence of atomic actions: ``act(vm, local)`` carries out the next and says what the actor
   remembers from then on, a hashable value. ``rest`` declares what it may still touch: the reduction relies on that, and
   every action is held to it. ``vcpu.VcpuActor`` takes the steps of a target's path; ``host.HostActor`` takes each event
-  of a scenario apart (``host.EVENTS``).
+  of a scenario apart (``host.EVENTS``, ``actions``).
 * ``space.Space`` numbers what actors remember and what parts are; a state is a tuple of numbers. An action that was
   carried out once is looked up from then on. ``invariants.INVARIANTS`` are functions of the VM, kept in the same way.
 * ``search`` walks: ``breadth_first`` (with a persistent set of one where an action is nobody else's business) and

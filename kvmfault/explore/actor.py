@@ -35,6 +35,8 @@ class Actor(ABC):
     name: str
     serves: bool = False
     """It only carries out what others began: nobody waits for its end."""
+    holds: str = ""
+    """Part that is True while the actor holds mmu_lock for a fault."""
 
     @abstractmethod
     def start(self) -> Hashable:

@@ -26,8 +26,9 @@ from kvmfault.contract.fault import MmioFault
 from kvmfault.contract.outcome import Outcome, Retry
 from kvmfault.contract.ports import Ports
 from kvmfault.contract.progress import Progress
-from kvmfault.explore import host
+from kvmfault.explore import actions
 from kvmfault.explore.actor import Actor, Did, Rest
+from kvmfault.explore.host import HostActor
 from kvmfault.explore.mutant import Change, Mutant, after, before, instead, nobody
 from kvmfault.explore.vcpu import VcpuActor
 from kvmfault.explore.world import Blocked, Explored
@@ -43,6 +44,19 @@ BARRIERS: Final = {
     TEST_RMB: "count read | sequence read: smp_rmb in mmu_invalidate_retry",
 }
 """The barriers of the protocol: what they stand between, and where the kernel has them."""
+
+
+def area_only(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
+    """What ``snapshot`` does, but for the sample."""
+    outcome = lookup.snapshot(vm, fault, at)
+    at.seq = 0
+    return outcome
+
+
+def sample(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
+    """The sample alone."""
+    at.seq = vm.invalidations.seq
+    return None
 
 
 class Access(Actor):
@@ -105,8 +119,7 @@ class Ordering:
     def snapshot(self, vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
         """The area's facts as ever; the load of the sequence begins."""
         seen = cast(Explored, vm)
-        outcome = lookup.snapshot(vm, fault, at)
-        at.seq = 0
+        outcome = area_only(vm, fault, at)
         if outcome is None:
             self._begin(seen, _runs(seen), SAMPLE)
         return outcome
@@ -156,33 +169,35 @@ class Ordering:
 
     # The notifier's end.
 
-    def raise_sequence(self, vm: Explored, event: events.Event, who: str, data: Hashable) -> host.Done:
+    def raise_sequence(self, vm: Explored, event: events.Event, who: str, data: Hashable) -> actions.Done:
         """mmu_lock, and the store of the sequence begins. (kvm_mmu_invalidate_end)"""
         if _hits(data):
             vm.lock_for_write(who)
             self._begin(vm, who, SEQUENCE, store=True)
-        return host.Done("raise sequence", data)
+        return actions.Done("raise sequence", data)
 
-    def write_barrier(self, vm: Explored, event: events.Event, who: str, data: Hashable) -> host.Done:
+    def write_barrier(self, vm: Explored, event: events.Event, who: str, data: Hashable) -> actions.Done:
         """Wait for the stores of before."""
         _wait_for_accesses(vm, who)
-        return host.Done(WMB, data)
+        return actions.Done(WMB, data)
 
-    def drop_count(self, vm: Explored, event: events.Event, who: str, data: Hashable) -> host.Done:
+    def drop_count(self, vm: Explored, event: events.Event, who: str, data: Hashable) -> actions.Done:
         """The store of the count begins."""
         if _hits(data):
             self._begin(vm, who, COUNT, store=True)
-        return host.Done("drop count", data)
+        return actions.Done("drop count", data)
 
 
-def unlock(vm: Explored, event: events.Event, who: str, data: Hashable) -> host.Done:
+def unlock(vm: Explored, event: events.Event, who: str, data: Hashable) -> actions.Done:
     """Everything is seen by whoever takes mmu_lock next. (kvm_mmu_notifier_invalidate_range_end)"""
     _wait_for_accesses(vm, who)
     if vm.writer == who:
         vm.writer = None
+    else:
+        vm.need_lock()
     if vm.invalidations.active:
         vm.invalidations.notifier_leaves()
-    return host.Done("unlock")
+    return actions.Done("unlock")
 
 
 def _runs(vm: Explored) -> str:
@@ -223,11 +238,11 @@ def _only_writers(self: Explored) -> None:
         raise Blocked
 
 
-def zap_frames(vm: Explored, event: events.Event, who: str, data: Hashable) -> host.Done:
+def zap_frames(vm: Explored, event: events.Event, who: str, data: Hashable) -> actions.Done:
     """Entries go and TLBs follow, under the locks of the frames. (kvm_unmap_rmapp)"""
     if any(vm.of_vcpu("reads", number) for number in range(len(vm.vcpus))):
         raise Blocked
-    done = host.zap(vm, event, who, data)
+    done = actions.zap(vm, event, who, data)
     vm.flush_stale()
     return done
 
@@ -251,21 +266,23 @@ def protocol(*, weak: bool, frame_lock: bool = False, missing: str = "", **told:
     else:
         changes.append(instead("stale", mode.stale))
     end = (mode.raise_sequence, *(() if missing == WMB else (mode.write_barrier,)), mode.drop_count, unlock)
-    notify = (host.range_start, zap_frames if frame_lock else host.zap, host.flush_and_unlock, host.change, *end)
+    zap = zap_frames if frame_lock else actions.zap
+    notify = (actions.range_start, zap, actions.flush_and_unlock, actions.change, *end)
 
     def accesses(actors: Sequence[Actor]) -> Sequence[Actor]:
         # each actor's accesses, as they take effect
         return [
-            Access(actor.name, what, store=isinstance(actor, host.HostActor))
+            Access(actor.name, what, store=isinstance(actor, HostActor))
             for actor in actors
             for what in (loads if isinstance(actor, VcpuActor) else (SEQUENCE, COUNT))
         ]
 
     return Mutant(
-        **{"name": missing, "fix": "", **told},  # type: ignore[arg-type]  # members that are text
+        **{"name": missing, **told},  # type: ignore[arg-type]  # members that are text
         changes=tuple(changes),
         actions={events.Host: notify, events.Back: notify},
         ports={"lock": _take_frame_lock, "need_lock": _only_writers} if frame_lock else {},
+        guards=not frame_lock,
         more=accesses if weak else nobody,
     )
 
@@ -275,8 +292,6 @@ WITHOUT_BARRIERS: Final = (
         weak=True,
         missing=RMB,
         name="sample-without-rmb",
-        fix="KVM: Synchronize guest physical memory map to host virtual memory map",
-        commit="e930bffe95e1",
         about="no read barrier after the sample: the page may be looked up first, and change in between",
         scenario="migrate",
     ),
@@ -285,8 +300,6 @@ WITHOUT_BARRIERS: Final = (
         frame_lock=True,
         missing=WMB,
         name="end-without-wmb",
-        fix="KVM: Add barriers to allow mmu_notifier_retry to be used locklessly",
-        commit="a355aa54f1d2",
         about="no write barrier in the end: without mmu_lock one sees neither that it runs nor that it ended",
         scenario="migrate",
     ),
@@ -295,8 +308,6 @@ WITHOUT_BARRIERS: Final = (
         frame_lock=True,
         missing=TEST_RMB,
         name="test-without-rmb",
-        fix="KVM: Add barriers to allow mmu_notifier_retry to be used locklessly",
-        commit="a355aa54f1d2",
         about="no read barrier in the test: without mmu_lock it reads the old sequence and the new count",
         scenario="migrate",
     ),

@@ -27,6 +27,7 @@ NAMES: Final[Mapping[str, str]] = {
     "warning": "the kernel warns of nothing",
     "refused": "nothing is done that hardware or the kernel's own rules forbid: an entry of MMIO over a present one",
     "memory-answers": "an access to memory that is there from the fault's begin to its end is no device access",
+    "completion": "a device access is finished as it began, whatever faulted meanwhile",
     "progress": "a fault that nobody disturbs any more ends",
     "deadlock": "somebody can always go on until all have ended",
 }

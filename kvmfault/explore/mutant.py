@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Final, TypeAlias
+from functools import cache
+from importlib.resources import files
+from typing import Final, TypeAlias, cast
 
 from kvmfault.contract.target import Target
+from kvmfault.explore.actions import Action
 from kvmfault.explore.actor import Actor
-from kvmfault.explore.host import Action
+from kvmfault.explore.vcpu import Complete
 from kvmfault.explore.world import Explored
 from kvmfault.path.run import PATH, Locked, Step, StepFn
 
@@ -60,6 +64,11 @@ def _each(path: Path, change: Callable[[Step], tuple[Step, ...]]) -> Path:
     return tuple(new)
 
 
+@cache
+def _fixes() -> Mapping[str, Mapping[str, str]]:
+    return cast("Mapping[str, Mapping[str, str]]", tomllib.loads((files(__package__) / "fixes.toml").read_text()))
+
+
 def everywhere(target: Target) -> bool:
     """It applies to every target."""
     return True
@@ -75,10 +84,6 @@ class Mutant:
     """One bug. Nothing of it is in what other commands run."""
 
     name: str
-    fix: str
-    """Title of the kernel commit that it undoes."""
-    commit: str = ""
-    """Its hash, or the number of the CVE."""
     about: str = ""
     """What went wrong, in a sentence."""
     scenario: str = ""
@@ -96,6 +101,21 @@ class Mutant:
     more: Callable[[Sequence[Actor]], Sequence[Actor]] = nobody
     """Actors beside the scenario's, given these."""
 
+    complete: Complete | None = None
+    """By what device accesses are finished instead."""
+    guards: bool = True
+    """Nobody changes what mmu_lock guards while a fault holds it: see ``parts.GUARDED``."""
+
+    @property
+    def fix(self) -> str:
+        """Title of the kernel commit that it undoes."""
+        return _fixes()[self.name]["title"] if self.name in _fixes() else ""
+
+    @property
+    def commit(self) -> str:
+        """Its hash, or the number of the CVE; "" where neither is known."""
+        return _fixes().get(self.name, {}).get("commit", "")
+
     def path(self) -> Path:
         """PATH with the bug."""
         path = PATH
@@ -108,5 +128,5 @@ class Mutant:
         return type(kind.__name__, (kind,), dict(self.ports)) if self.ports else kind
 
 
-NONE: Final = Mutant(name="", fix="")
+NONE: Final = Mutant(name="")
 """The kernel as it is."""

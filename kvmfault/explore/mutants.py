@@ -3,38 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
-from typing import Final
+from typing import Final, cast
 
 from kvmfault.contract.access import Access, Cause
+from kvmfault.contract.accessors import Gap
 from kvmfault.contract.fault import MmioFault
-from kvmfault.contract.format import Memory
-from kvmfault.contract.outcome import Outcome
+from kvmfault.contract.format import Memory, W
+from kvmfault.contract.outcome import Completion, Exit, Outcome
 from kvmfault.contract.ports import MapResult, Memslot, Ports
 from kvmfault.contract.progress import Progress
 from kvmfault.contract.target import Target
-from kvmfault.contract.values import ExecGrant, InvalidSlot, MemfdSource, Unbacked
-from kvmfault.explore import host
+from kvmfault.contract.values import ExecGrant, InvalidSlot, MemfdSource, Prefault, Unbacked
+from kvmfault.explore import actions
+from kvmfault.explore.barriers import WITHOUT_BARRIERS, area_only, sample
 from kvmfault.explore.mutant import Mutant, after, instead, without
-from kvmfault.explore.barriers import WITHOUT_BARRIERS
-from kvmfault.explore.world import Explored
+from kvmfault.explore.world import Explored, SeenVcpu
 from kvmfault.path import lookup
-from kvmfault.path.run import Step
+from kvmfault.path.run import BoundPath, Step
 from kvmfault.scenario import events
 from kvmfault.types import Gfn, Gpa, Gva, Pfn
 from kvmfault.vm.memslots import UPDATING
 
 # The sequence protocol.
-
-
-def _area_only(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
-    outcome = lookup.snapshot(vm, fault, at)
-    at.seq = 0
-    return outcome
-
-
-def _sample(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
-    at.seq = vm.invalidations.seq
-    return None
 
 
 def _sample_int(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
@@ -43,33 +33,33 @@ def _sample_int(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
     return outcome
 
 
-def _end_without_sequence(vm: Explored, event: events.Event, who: str, data: Hashable) -> host.Done:
+def _end_without_sequence(vm: Explored, event: events.Event, who: str, data: Hashable) -> actions.Done:
     before = vm.invalidations.seq
-    done = host.range_end(vm, event, who, data)
+    done = actions.range_end(vm, event, who, data)
     vm.invalidations.seq = before
     return done
 
 
-def _unlock_only(vm: Explored, event: events.Event, who: str, data: Hashable) -> host.Done:
+def _unlock_only(vm: Explored, event: events.Event, who: str, data: Hashable) -> actions.Done:
     vm.take_stale()
-    return host.flush_and_unlock(vm, event, who, data)._replace(name="no flush")
+    return actions.flush_and_unlock(vm, event, who, data)._replace(name="no flush")
 
 
-def _report_only(vm: Explored, event: events.Event, who: str, data: Hashable) -> host.Done:
+def _report_only(vm: Explored, event: events.Event, who: str, data: Hashable) -> actions.Done:
     vm.take_stale()
-    return host.report(vm, event, who, data)._replace(name="no flush")
+    return actions.report(vm, event, who, data)._replace(name="no flush")
 
 
-def _protect_first(vm: Explored, event: events.Event, who: str, data: Hashable) -> host.Done:
+def _protect_first(vm: Explored, event: events.Event, who: str, data: Hashable) -> actions.Done:
     assert isinstance(event, events.GetLog)
     vm.need_lock()
     bits = vm.log.fork()
-    host.collect(vm, event, who, data)
+    actions.collect(vm, event, who, data)
     vm.log = bits
-    return host.Done("protect")
+    return actions.Done("protect")
 
 
-def _take_bits(vm: Explored, event: events.Event, who: str, data: Hashable) -> host.Done:
+def _take_bits(vm: Explored, event: events.Event, who: str, data: Hashable) -> actions.Done:
     assert isinstance(event, events.GetLog)
     pages = tuple((event.slot, page) for page in vm.log.pages(event.slot))
     bitmap = vm.log.bitmap(event.slot)
@@ -77,18 +67,18 @@ def _take_bits(vm: Explored, event: events.Event, who: str, data: Hashable) -> h
         assert bitmap is not None
         bitmap.discard(page)
     vm.told(pages)
-    return host.Done("take bits", note=f"pages {[page for _, page in pages]}")
+    return actions.Done("take bits", note=f"pages {[page for _, page in pages]}")
 
 
-_NOTIFY: Final = (host.range_start, host.zap, host.flush_and_unlock, host.change, host.range_end)
+_NOTIFY: Final = (actions.range_start, actions.zap, actions.flush_and_unlock, actions.change, actions.range_end)
 
 
-def _instead_of(old: host.Action, new: host.Action) -> tuple[host.Action, ...]:
+def _instead_of(old: actions.Action, new: actions.Action) -> tuple[actions.Action, ...]:
     return tuple(new if action is old else action for action in _NOTIFY)
 
 
-def _of_host(actions: tuple[host.Action, ...]) -> Mapping[type, tuple[host.Action, ...]]:
-    return {events.Host: actions, events.Back: actions}
+def _of_host(does: tuple[actions.Action, ...]) -> Mapping[type, tuple[actions.Action, ...]]:
+    return {events.Host: does, events.Back: does}
 
 
 # Memslots.
@@ -170,6 +160,46 @@ def _any_block(self: Explored, slot: Memslot, gfn: Gfn, size: int) -> bool:
     return super(Explored, self).block_allowed(slot, gfn, size)
 
 
+def _track_writable(self: Explored, gfn: Gfn) -> None:
+    self.tracked.add(gfn)
+    for table, start, end in self.tables_over(gfn, gfn + 1):
+        if any(self.format.prot(leaf.desc) & W for leaf in table.in_range(start, end)):
+            table.write_protect(start, end, for_good=True)
+    self.flush_stale()
+
+
+def _put_unflushed(self: Explored, at: Gpa, gpa: Gpa, prot: int) -> MapResult:
+    self.late = True
+    result = Explored.map_mmio(self, at, gpa, prot)
+    self.take_stale()
+    return result
+
+
+def make_pages(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
+    """Table pages are short once: tables in use are taken. (make_mmu_pages_available)"""
+    explored = cast(Explored, vm)
+    if explored.spare:
+        explored.spare -= 1
+        explored.retire()
+    return None
+
+
+def _shadows(target: Target) -> bool:
+    return isinstance(target.definition.gpa_valid, Gap)
+
+
+def _by_registers(vm: Explored, bound: BoundPath, left: Exit) -> Completion | None:
+    # decode what the fault registers hold now
+    now = cast(Access, vm.of_vcpu("fault", cast(SeenVcpu, vm.vcpu).number))
+    progress = Progress(bound.policy, bound.joints)
+    progress.at = progress.gpa = Gpa(now.gpa or 0)
+    for joint in bound.joints.decode_mmio:
+        outcome = joint(vm, vm.target.encode(now).fault, progress)
+        if isinstance(outcome, Exit):
+            return outcome.completion
+    return None
+
+
 # What a fault says.
 
 
@@ -209,66 +239,50 @@ def _remembers_mmio(target: Target) -> bool:
 MUTANTS: Final[tuple[Mutant, ...]] = (
     Mutant(
         name="sequence-after-area",
-        fix="KVM: arm64: Retry fault if vma_lookup() results become invalid",
-        commit="13ec9308a857",
         about="the sequence was sampled when the host's areas were unlocked again: a block of an old size was mapped",
         scenario="remap",
         applies=lambda target: target.policy.area_sizes is not None,
-        changes=(instead("snapshot", _area_only), after("snapshot", Step("sample", _sample))),
+        changes=(instead("snapshot", area_only), after("snapshot", Step("sample", sample))),
     ),
     Mutant(
         name="sequence-in-int",
-        fix="KVM: Fix an sign-extension bug with mmu_seq that hangs vCPUs",
-        commit="82d811ff5665",
         about="the sampled sequence was kept in an int: after 2^31 invalidations it never equals the current one",
         scenario="sequence_wrap",
         changes=(instead("snapshot", _sample_int),),
     ),
     Mutant(
         name="no-recheck",
-        fix="KVM: Synchronize guest physical memory map to host virtual memory map",
-        commit="e930bffe95e1",
         about="the page was looked up without mmu_lock, and not looked at again under it",
         scenario="migrate",
         changes=(without("stale"),),
     ),
     Mutant(
         name="end-without-sequence",
-        fix="KVM: Synchronize guest physical memory map to host virtual memory map",
-        commit="e930bffe95e1",
         about="an invalidation that begins and ends between look-up and lock left no trace",
         scenario="migrate",
-        actions=_of_host(_instead_of(host.range_end, _end_without_sequence)),
+        actions=_of_host(_instead_of(actions.range_end, _end_without_sequence)),
     ),
     Mutant(
         name="zap-without-flush",
-        fix="KVM: x86/mmu: preserve pending TLB flush across calls to kvm_tdp_mmu_zap_sp",
-        commit="315f02c60d94",
         about="the note that a flush is due was lost, and the invalidation ended without one",
         scenario="migrate",
-        actions=_of_host(_instead_of(host.flush_and_unlock, _unlock_only)),
+        actions=_of_host(_instead_of(actions.flush_and_unlock, _unlock_only)),
     ),
     Mutant(
         name="invalid-slot-as-none",
-        fix="KVM: x86/mmu: Retry page faults that hit an invalid memslot",
-        commit="e0c378684b65",
         about="a slot that is being deleted was no slot: an entry of MMIO took the place of a present one",
         scenario="slot_delete",
-        applies=lambda target: target.policy.invalid_slot is InvalidSlot.RETRY,
+        applies=lambda target: target.policy.invalid_slot is InvalidSlot.RETRY and not _shadows(target),
         changes=(instead("lookup", _invalid_is_none),),
     ),
     Mutant(
         name="invalid-slot-mapped",
-        fix="KVM: Avoid illegal stage2 mapping on invalid memory slot",
-        commit="2230f9e1171a",
         about="a slot that is being deleted was used like any other, also after its mappings were dropped",
         scenario="slot_delete",
         ports={"find_slot": _find_unmarked},
     ),
     Mutant(
         name="mmio-generation-once",
-        fix="kvm: fix potentially corrupt mmio cache",
-        commit="ee3d1570b586",
         about="one generation number for new slots and for readers of the old: a decision was tagged with the next one",
         scenario="slot_create",
         applies=_remembers_mmio,
@@ -276,8 +290,6 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     Mutant(
         name="exchange-not-marked",
-        fix="KVM: x86: Mark target gfn of emulated atomic instruction as dirty",
-        commit="910c57dfa4d1",
         about="an emulated atomic instruction wrote to memory and left no mark in the dirty log",
         scenario="track",
         applies=lambda target: target.policy.write_tracking,
@@ -285,16 +297,12 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     Mutant(
         name="block-stays",
-        fix="KVM: x86/mmu: drop read-only large sptes when creating lower level sptes",
-        commit="404381c5839d",
         about="a read-only block stayed where dirty logging wants pages: the write faulted for ever",
         scenario="log_block",
         ports={"map": _keep_blocks},
     ),
     Mutant(
         name="walk-is-write",
-        fix="KVM: arm64: Fix S1PTW handling on RO memslots",
-        commit="406504c7b040",
         about="every fault on a walk of the guest's tables was a write, also where they are in read-only memory",
         scenario="walks",
         applies=lambda target: target.policy.unbacked is Unbacked.LEAVE and _walk_reads(target),
@@ -302,8 +310,6 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     Mutant(
         name="walk-is-fetch",
-        fix="KVM: arm64: Assume write fault on S1PTW permission fault on instruction fetch",
-        commit="c4ad98e4b72c",
         about="the walk of a fetch was taken for the fetch: the table was made executable, not writable",
         scenario="walks",
         applies=lambda target: target.policy.exec_grant is ExecGrant.ON_FETCH and _walk_writes(target),
@@ -311,32 +317,60 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     Mutant(
         name="protect-without-flush",
-        fix="KVM: Fix write protection race during dirty logging",
-        commit="6dbf79e7164e",
         about="pages were protected, and TLBs kept what allowed writes: they were missing from the log",
         scenario="log_get",
-        actions={events.GetLog: (host.collect, _report_only)},
+        actions={events.GetLog: (actions.collect, _report_only)},
     ),
     Mutant(
         name="protect-before-swap",
-        fix="KVM: Write protect memory after slot swap",
-        commit="edde99ce0529",
         about="pages were protected before the bitmap was swapped: a write between the two was forgotten",
         scenario="log_get",
-        actions={events.GetLog: (_protect_first, host.flush, _take_bits)},
+        actions={events.GetLog: (_protect_first, actions.flush, _take_bits)},
     ),
     Mutant(
         name="sequence-refreshed",
-        fix="KVM: x86/mmu: Don't refresh mmu_invalidate_seq after checking private attr",
-        commit="f66e50ed09b3",
         about="the sequence was sampled again after the attribute was checked: its change in between went unnoticed",
         scenario="convert",
         applies=lambda target: target.policy.memfd_source is MemfdSource.PRIVATE_ACCESS,
-        changes=(after("check_private", Step("sample", _sample)),),
+        changes=(after("check_private", Step("sample", sample)),),
+    ),
+    Mutant(
+        name="track-skips-protected",
+        about="a page that was protected for the dirty log already was not protected for good as a guest's table",
+        scenario="track_logged",
+        applies=lambda target: target.policy.write_tracking and not _shadows(target),
+        ports={"track_writes": _track_writable},
+    ),
+    Mutant(
+        name="mmio-over-present",
+        about="user space had changed a guest's table: an entry of MMIO took the place of one that stayed in TLBs",
+        scenario="guest_map",
+        applies=_shadows,
+        ports={"map_mmio": _put_unflushed},
+    ),
+    Mutant(
+        name="stale-before-reclaim",
+        about="making table pages available retired the very table that the fault then mapped into",
+        scenario="migrate",
+        applies=_shadows,
+        changes=(after("stale", Step("make_pages", make_pages)),),
+    ),
+    Mutant(
+        name="mmio-generation-of-first-space",
+        about="what a vCPU in another address space remembered as MMIO had the generation of the first one's slots",
+        scenario="slot_create_smm",
+        applies=lambda target: _remembers_mmio(target) and target.backend.host(target.format).nr_address_spaces > 1,
+        ports={"mmio_space": lambda self: 0},
+    ),
+    Mutant(
+        name="completion-by-registers",
+        about="what fault registers held was used after it was no longer that fault's; here to finish a device access",
+        scenario="completion",
+        applies=lambda target: bool(target.joints.decode_mmio) and target.policy.prefault is Prefault.OFFERED,
+        complete=_by_registers,
     ),
     Mutant(
         name="block-while-mixing",
-        fix="KVM: x86/mmu: Prevent installing hugepages when mem attributes are changing",
         about="a fault beside pages that are being converted mapped a block over them",
         scenario="convert_block",
         applies=lambda target: target.policy.memfd_source is MemfdSource.PRIVATE_ACCESS,
@@ -344,8 +378,6 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     Mutant(
         name="merge-without-break",
-        fix="KVM: arm/arm64: Fix handling of stage2 huge mappings",
-        commit="3c3736cd32bf",
         about="pages were merged into a block, and TLBs that held a page met the block",
         scenario="log_stop",
         applies=lambda target: target.format.break_before_make,
@@ -353,5 +385,5 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     *WITHOUT_BARRIERS,
 )
-"""All of them."""
+"""All of them; the commits that fixed them are in fixes.toml, since titles name architectures."""
 BY_NAME: Final[Mapping[str, Mutant]] = {mutant.name: mutant for mutant in MUTANTS}

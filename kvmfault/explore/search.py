@@ -144,6 +144,8 @@ class _Search:
             if other != actor:
                 touched |= touches
                 changed |= writes
+        if space.holds_lock(state, actor):
+            changed &= ~space.guarded
         if move.reads & changed or move.writes & (touched | space.visible):
             return None
         return move

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kvmfault.contract.target import Target
@@ -10,9 +10,10 @@ from kvmfault.explore.actor import Actor, Rest
 from kvmfault.explore.host import HostActor
 from kvmfault.explore.invariants import INVARIANTS
 from kvmfault.explore.mutant import NONE, Mutant
+from kvmfault.explore.parts import OF_VCPU, OF_VM, part
 from kvmfault.explore.space import Space
 from kvmfault.explore.vcpu import Conduct, VcpuActor
-from kvmfault.explore.world import OF_VCPU, OF_VM, Explored, part
+from kvmfault.explore.world import Explored
 from kvmfault.scenario import events, model
 from kvmfault.scenario.run import Runner
 from kvmfault.scenario.world import Misuse, Subject, World
@@ -38,17 +39,18 @@ class Setting:
         vcpus = [_vcpu_of(actor, number) for number, actor in enumerate(scenario.actor)]
         vm, parts = self.mutant.explored(Explored).of(world, 1 + max((v for v in vcpus if v is not None), default=0))
         vm.watched = _watched(scenario, vm)
-        may = _vcpus_may(scenario, vm.names)
-        conduct = Conduct.of(world.target, self.mutant.path(), self.mutant.misread)
+        may = _vcpus_may(scenario, vm, exclusive=vm.shadows or not self.mutant.guards)
+        conduct = Conduct.of(world.target, self.mutant.path(), self.mutant.misread, self.mutant.complete)
+        noted = any(isinstance(event, events.Prefault) for actor in scenario.actor for event in actor.event)
         actors: list[Actor] = []
         for actor, number in zip(scenario.actor, vcpus, strict=True):
             if number is not None:
                 accesses = [event for event in actor.event if isinstance(event, events.Access)]
-                actors.append(VcpuActor(conduct, number, accesses, may))
+                actors.append(VcpuActor(conduct, number, accesses, may, noted=noted))
             else:
                 actors.append(HostActor(actor.name or _called(actor.event[0]), actor.event, self.mutant.actions))
         actors = _distinct(actors)
-        return Space(vm, parts, [*actors, *self.mutant.more(actors)], INVARIANTS)
+        return Space(vm, parts, [*actors, *self.mutant.more(actors)], INVARIANTS, guards=self.mutant.guards)
 
 
 def _vcpu_of(actor: model.Actor, number: int) -> int | None:
@@ -67,7 +69,7 @@ def _called(event: events.Event) -> str:
             return "slots"
         case events.GetLog() | events.ClearLog() | events.HarvestRing() | events.ResetRings():
             return "log"
-        case events.Convert() | events.PunchHole() | events.Mark():
+        case events.Convert() | events.PunchHole() | events.Mark() | events.Prefault() | events.GuestMap():
             return "vmm"
         case _:
             return "host"
@@ -94,22 +96,28 @@ _BRINGS_IN = ("evict", "cow", "zero", "missing", "protect")
 """What the host does to pages so that a pin changes them again."""
 
 
-def _vcpus_may(scenario: model.Scenario, parts: Iterable[str]) -> Rest:
+def _vcpus_may(scenario: model.Scenario, vm: Explored, *, exclusive: bool) -> Rest:
     # what a vCPU may touch and change, beside its own parts; every action is held to this
     happens = [*scenario.event, *(event for actor in scenario.actor for event in actor.event)]
     does = {event.do for event in happens}
     writes = {"own_table", "reverse", "log", "written", "warnings", "signals", "buffers"}
-    foreign = {"vcpu", "inside", "marks"}
+    foreign = {"vcpu", "inside", "marks", "idle", "fault"}
     if does & set(_BRINGS_IN):
         writes |= {"host", "invalidations"}
     else:
         foreign.add("reads")  # a pin that changes nothing takes no lock
+    if exclusive:
+        foreign.discard("reads")  # faults keep each other out
+    if vm.shadows:
+        writes |= {"spare"} | {p for p in vm.names if p.startswith("retired")}
+    else:
+        foreign.add("retired")
     if scenario.memfd:
         writes |= {"memfds", "memfd_next"}
     if "track" in does:
         writes.add("tracked")
-    writes |= {p for p in parts if p.startswith("tlb")}
+    writes |= {p for p in vm.names if p.startswith("tlb")}
     of_others = {part(name, n) for name in foreign for n in range(64)}
     assert of_others.isdisjoint(OF_VM)
     assert foreign <= set(OF_VCPU)
-    return Rest(frozenset(p for p in parts if p not in of_others), frozenset(writes))
+    return Rest(frozenset(p for p in vm.names if p not in of_others), frozenset(writes))

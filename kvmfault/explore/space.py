@@ -13,6 +13,7 @@ from typing import Final, NamedTuple, TypeAlias
 
 from kvmfault.errors import KvmfaultError, ModelError
 from kvmfault.explore.actor import Actor, Rest
+from kvmfault.explore.parts import GUARDED
 from kvmfault.explore.world import Blocked, Broken, Explored
 
 State: TypeAlias = tuple[int, ...]
@@ -44,7 +45,7 @@ class Move(NamedTuple):
 
 
 _NOTHING: Final = object()
-UNSEEN: Final = frozenset(("vcpu", "reads", "inside", "signals"))
+UNSEEN: Final = frozenset(("vcpu", "reads", "inside", "retired", "idle", "fault", "signals", "spare"))
 """Parts that no invariant looks at, so that nothing has to be looked for after a change of only these."""
 
 
@@ -81,7 +82,13 @@ class Space:
     """All states that the actors can bring a VM into, found as they are asked for."""
 
     def __init__(
-        self, vm: Explored, parts: Sequence[object], actors: Sequence[Actor], invariants: Mapping[str, Invariant]
+        self,
+        vm: Explored,
+        parts: Sequence[object],
+        actors: Sequence[Actor],
+        invariants: Mapping[str, Invariant],
+        *,
+        guards: bool = True,
     ) -> None:
         self.vm = vm
         self.actors = tuple(actors)
@@ -100,6 +107,9 @@ class Space:
         self._checked = {name: (_Known(), dict[tuple[int, ...], int]()) for name in invariants}
         self.visible = sum(1 << i for i, name in enumerate(vm.names) if name.rstrip("0123456789") not in UNSEEN)
         """Bits of the parts that invariants may look at."""
+        self.guarded = sum(1 << i for i, name in enumerate(vm.names) if guards and name in GUARDED)
+        """Bits of the parts that nobody changes while a fault holds mmu_lock."""
+        self._held = {a.holds: vm.index[a.holds] for a in self.actors if a.holds in vm.index}
         numbers = tuple(self._number(i, value) for i, value in enumerate(parts))
         self.start: State = (*(self._local(actor.start()) for actor in actors), *numbers)
 
@@ -122,6 +132,11 @@ class Space:
     def local(self, state: State, actor: int) -> Hashable:
         """What an actor remembers."""
         return self._locals[state[actor]]
+
+    def holds_lock(self, state: State, actor: int) -> bool:
+        """Whether an actor holds mmu_lock for a fault."""
+        part = self._held.get(self.actors[actor].holds)
+        return part is not None and self._values[part][state[self._first + part]] is True
 
     def ended(self, state: State, actor: int) -> bool:
         """Whether an actor has nothing left to do that anybody waits for."""

@@ -10,6 +10,7 @@ from typing import Final, NamedTuple, TypeAlias, cast
 from kvmfault.contract.access import Access, Cause
 from kvmfault.contract.fault import MmioFault
 from kvmfault.contract.outcome import (
+    Completion,
     Emulate,
     Error,
     Exit,
@@ -23,17 +24,19 @@ from kvmfault.contract.outcome import (
 )
 from kvmfault.contract.progress import Progress
 from kvmfault.contract.target import Target
+from kvmfault.errors import UsageError
 from kvmfault.explore.actor import Actor, Did, Rest
-from kvmfault.explore.world import OF_VCPU, Broken, Explored, part
+from kvmfault.explore.parts import OF_VCPU, part
+from kvmfault.explore.world import Broken, Explored
 from kvmfault.machine.guest import wanted_access
 from kvmfault.machine.tlb import Cached
 from kvmfault.path.run import FELL_THROUGH, PATH, BoundPath, Locked, Step, StepFn
 from kvmfault.scenario import events
-from kvmfault.scenario.run import known
-from kvmfault.types import Gpa
+from kvmfault.scenario.meaning import known
+from kvmfault.types import Gfn, Gpa
 
 Path: TypeAlias = tuple[Step | Locked, ...]
-_RUN, _FAULT, _ANSWER, _EMULATE = "run", "fault", "answer", "emulate"
+_RUN, _FAULT, _ANSWER, _EMULATE, _COMPLETE = "run", "fault", "answer", "emulate", "complete"
 
 
 class At(NamedTuple):
@@ -44,8 +47,8 @@ class At(NamedTuple):
     phase: str = _RUN
     met: tuple[Cause, int] | None = None
     """Why translation ended, and at which size: what its fault says."""
-    since: int | None = None
-    """Memslot generation when the fault began, if memory that allows the access was there; else None."""
+    since: tuple[int, Gpa] | None = None
+    """Memslot generation and address when the fault began, if memory that allows the access was there; else None."""
     step: int = 0
     """The step of the path that comes next."""
     progress: tuple[tuple[str, object], ...] = ()
@@ -61,6 +64,15 @@ class Located(NamedTuple):
     """Runs under mmu_lock."""
 
 
+Complete: TypeAlias = Callable[[Explored, BoundPath, Exit], Completion | None]
+"""By what a device access is finished that user space has carried out."""
+
+
+def kept_completion(vm: Explored, bound: BoundPath, left: Exit) -> Completion | None:
+    """By what was kept of its fault."""
+    return left.completion
+
+
 @dataclass(frozen=True)
 class Conduct:
     """What a target's vCPUs do on a fault: the path, in its order or as a mutant has it."""
@@ -70,10 +82,15 @@ class Conduct:
     bound: BoundPath
     misread: Mapping[str, Callable[[MmioFault], bool]]
     """Facts of a fault that this kernel reads wrongly."""
+    complete: Complete
 
     @classmethod
     def of(
-        cls, target: Target, path: Path = PATH, misread: Mapping[str, Callable[[MmioFault], bool]] | None = None
+        cls,
+        target: Target,
+        path: Path = PATH,
+        misread: Mapping[str, Callable[[MmioFault], bool]] | None = None,
+        complete: Complete | None = None,
     ) -> Conduct:
         """*path* as *target* has it."""
         bound = BoundPath(target.policy, target.joints, path)
@@ -82,7 +99,7 @@ class Conduct:
             Located(step.name if step.run is not None else run.__name__, run, step in under or step.name == "lock")
             for step, run in bound.named
         )
-        return cls(target, steps, bound, misread or {})
+        return cls(target, steps, bound, misread or {}, complete or kept_completion)
 
 
 class Misread:
@@ -103,14 +120,18 @@ _CLEAN: Final[frozenset[object]] = frozenset()
 class VcpuActor(Actor):
     """One vCPU and what its guest does, an access after the other."""
 
-    def __init__(self, conduct: Conduct, number: int, accesses: Sequence[events.Access], may: Rest) -> None:
+    def __init__(
+        self, conduct: Conduct, number: int, accesses: Sequence[events.Access], may: Rest, *, noted: bool = False
+    ) -> None:
         self.name = f"vcpu{number}"
         self.number = number
+        self.holds = part("reads", number)
         self._conduct = conduct
         self._accesses = tuple(
             (Gpa(event.gpa + n * event.step), event, _wanted(event)) for event in accesses for n in range(event.count)
         )
         self._may = may
+        self._noted = noted  # somebody else may use the vCPU's fault registers
         self._faults: dict[tuple[int, object], MmioFault] = {}
 
     def start(self) -> Hashable:
@@ -140,26 +161,37 @@ class VcpuActor(Actor):
             return self._step(vm, at)
         if at.phase == _RUN:
             return self._access(vm, at)
+        if at.phase == _COMPLETE:
+            return self._complete(vm, at)
         return self._answer(vm, at) if at.phase == _ANSWER else self._emulate(vm, at)
 
     # The guest.
 
     def _access(self, vm: Explored, at: At) -> Did:
         gpa, event, wanted = self._accesses[at.access]
+        if event.as_id >= vm.caps.nr_address_spaces:
+            raise UsageError(f"there is no address space {event.as_id} on {vm.target.name}")
+        if vm.vcpu.as_id != event.as_id:
+            vm.vcpu.as_id = event.as_id
+        if vm.table_retired():
+            vm.vcpu_part("retired", False)  # a request that is served before the guest runs (kvm_mmu_reload)
         met = vm._translate(gpa, wanted)
         if isinstance(met, Cached):
             if wanted.write:
                 vm.guest_wrote(gpa)
             frame = met.pfn + (gpa - met.gpa >> vm.page_shift)
-            return Did(event.do, At(at.access + 1), f"frame {frame:#x}")
+            return Did(event.do, self._next(vm, at), f"frame {frame:#x}")
         vm.enter_section()
+        if self._noted:
+            vm.vcpu_part("fault", vm._as_access(wanted, gpa, met))
         begun = At(at.access, _FAULT, met, self._since(vm, gpa, wanted))
         return Did(event.do, begun, f"faults: {met[0].name.lower().replace('_', ' ')}")
 
-    def _since(self, vm: Explored, gpa: Gpa, wanted: Access) -> int | None:
-        slot = vm.slots.find(gpa >> vm.page_shift, vm.vcpu.as_id)  # type: ignore[arg-type]  # a frame
+    def _since(self, vm: Explored, address: Gpa, wanted: Access) -> tuple[int, Gpa] | None:
+        gpa = vm.canonical(address)
+        slot = vm.slots.find(Gfn(gpa >> vm.page_shift), vm.vcpu.as_id)
         allows = slot is not None and not slot.invalid and not (wanted.write and slot.readonly)
-        return vm.slots.generation(vm.vcpu.as_id) if allows else None
+        return (vm.slots.generation(vm.vcpu.as_id), gpa) if allows else None
 
     def _fault(self, vm: Explored, at: At) -> MmioFault:
         key = at.access, at.met
@@ -207,7 +239,10 @@ class VcpuActor(Actor):
             return Did("conclude", at._replace(phase=_EMULATE, progress=(), outcome=None), _told(outcome))
         self._judge(vm, at, outcome)
         vm.leave_section()
-        return Did("return", At(at.access + (not _again(outcome))), _told(outcome))
+        if isinstance(outcome, Exit) and outcome.completion is not None and self._noted:
+            vm.vcpu_part("idle", True)
+            return Did("return", At(at.access, _COMPLETE, at.met, outcome=outcome), _told(outcome))
+        return Did("return", At(at.access) if _again(outcome) else self._next(vm, at), _told(outcome))
 
     def _emulate(self, vm: Explored, at: At) -> Did:
         gpa, event, wanted = self._accesses[at.access]
@@ -216,7 +251,22 @@ class VcpuActor(Actor):
             self._judge(vm, at, left)
         vm.leave_section()
         note = _told(exits[-1]) if exits else "in memory" if exits is not None else "waits for user space"
-        return Did("emulate", At(at.access + (exits is not None)), note)
+        return Did("emulate", At(at.access) if exits is None else self._next(vm, at), note)
+
+    def _complete(self, vm: Explored, at: At) -> Did:
+        # KVM_RUN again, with what the device gave (kvm_handle_mmio_return)
+        vm.vcpu_part("idle", False)
+        assert isinstance(at.outcome, Exit)
+        wanted, used = at.outcome.completion, self._conduct.complete(vm, self._conduct.bound, at.outcome)
+        if used is None or wanted is None or (used.access, used.register) != (wanted.access, wanted.register):
+            what = "no device access" if used is None else f"register {used.register}, {used.access.size} bytes"
+            raise Broken("completion", f"the access to {self._accesses[at.access][0]:#x} is finished as {what}")
+        return Did("complete", self._next(vm, at))
+
+    def _next(self, vm: Explored, at: At) -> At:
+        if self._noted and at.access + 1 == len(self._accesses):
+            vm.vcpu_part("idle", True)  # user space does not run it again
+        return At(at.access + 1)
 
     def _judge(self, vm: Explored, at: At, outcome: Outcome) -> None:
         # memory that was there all the time must answer

@@ -6,13 +6,14 @@ that was given out once is never changed again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable
-from typing import TYPE_CHECKING, Final, NamedTuple, Self, cast
+from collections.abc import Iterable
+from typing import Self, cast
 
 from kvmfault.contract.fault import MmioFault
 from kvmfault.contract.format import Memory, W
 from kvmfault.contract.ports import MapResult, Memslot, PinError
 from kvmfault.errors import ModelError
+from kvmfault.explore.parts import OF_VCPU, OF_VM, Buffers, Part, Written, part
 from kvmfault.machine.vcpu import Vcpu
 from kvmfault.scenario.world import World
 from kvmfault.types import Gfn, Gpa, Pfn
@@ -29,101 +30,6 @@ class Broken(Exception):
     def __init__(self, name: str, what: str) -> None:
         super().__init__(what)
         self.name = name
-
-
-class Written(NamedTuple):
-    """What the guest wrote in logged slots, as the one knows who counts on the log."""
-
-    unreported: frozenset[tuple[int, int]] = frozenset()
-    """Written, and not yet told to user space: (slot number, page)."""
-    telling: frozenset[tuple[int, int]] = frozenset()
-    """Of which user space is being told: it reads these pages when the TLBs are flushed."""
-    logging: frozenset[int] = frozenset()
-    """Slots for which user space was told that logging has begun."""
-
-
-class Buffers(NamedTuple):
-    """Memory accesses that nothing orders, each by (who, what). (see barriers)"""
-
-    begun: frozenset[tuple[str, str]] = frozenset()
-    """They have not taken effect."""
-    got: frozenset[tuple[str, str, int]] = frozenset()
-    """Loads that have, with their values, until these are used."""
-
-
-class Part(NamedTuple):
-    """How one kind of part is copied before somebody may change it, and by what it is recognised."""
-
-    copy: Callable[[object], object]
-    key: Callable[[object], Hashable]
-
-
-def _same(value: object) -> object:
-    return value
-
-
-def _itself(value: object) -> Hashable:
-    return value
-
-
-if TYPE_CHECKING:
-    from typing import Protocol
-
-    class _Forks(Protocol):
-        def fork(self) -> object: ...
-        def key(self) -> Hashable: ...
-
-
-def _fork(value: _Forks) -> object:
-    return value.fork()
-
-
-def _key(value: _Forks) -> Hashable:
-    return value.key()
-
-
-_OBJECT: Final = Part(_fork, _key)  # type: ignore[arg-type]  # parts of this kind have both
-_VALUE: Final = Part(_same, _itself)
-_MAPPING: Final = Part(_same, lambda value: frozenset(value.items()))  # type: ignore[attr-defined]
-_BITMAPS: Final = Part(_same, lambda v: frozenset((n, pages.key()) for n, pages in v.items()))  # type: ignore[attr-defined]
-_TABLE: Final = Part(_fork, lambda t: (t.key(), tuple(t.stale)))  # type: ignore[attr-defined,arg-type]
-
-OF_VM: Final = {
-    "slots": _OBJECT,
-    "host": _OBJECT,
-    "invalidations": _OBJECT,
-    "own_table": _TABLE,
-    "reverse": _OBJECT,
-    "log": _OBJECT,
-    "private": _OBJECT,
-    "tracked": _OBJECT,
-    "userfault": _BITMAPS,
-    "memfds": _MAPPING,
-    "memfd_pages": _MAPPING,
-    "memfd_next": _VALUE,
-    "signals": _VALUE,
-    "warnings": _VALUE,
-    "mixing": _VALUE,
-    "writer": _VALUE,
-    "written": _VALUE,
-    "buffers": _VALUE,
-}
-"""Parts that a VM has once."""
-OF_VCPU: Final = {
-    "vcpu": _OBJECT,
-    "tlb": _OBJECT,
-    "ring": _VALUE,
-    "reads": _VALUE,
-    "inside": _VALUE,
-    "marks": _VALUE,
-}
-"""Parts that each vCPU has: its own state; TLB; dirty ring; whether it holds mmu_lock for read; whether it is in an
-SRCU read-side section (2: in one that somebody waits for); pages that it made writable and is yet to mark dirty."""
-
-
-def part(name: str, vcpu: int) -> str:
-    """Name of a vCPU's part."""
-    return f"{name}{vcpu}"
 
 
 class SeenVcpu(Vcpu):
@@ -144,6 +50,8 @@ class Explored(World):
     """Who holds mmu_lock for write."""
     mixing: tuple[tuple[Gfn, Gfn], ...]
     """Frames whose attributes are being changed: no block may reach out of such a range."""
+    spare: int
+    """How often the kernel may yet be short of table pages: see ``retire``."""
     written: Written
     buffers: Buffers
     late: bool
@@ -166,14 +74,14 @@ class Explored(World):
         values: list[object] = [vars(world).get(name) for name in OF_VM]
         logging = frozenset(s.number for space in world.slots.active for s in space.slots() if s.logs_dirty)
         values[parts.index("written")], values[parts.index("buffers")] = Written(logging=logging), Buffers()
-        values[parts.index("mixing")] = ()
+        values[parts.index("mixing")], values[parts.index("spare")] = (), 1
         kinds = list(OF_VM.values())
         for number, vcpu in enumerate(world.vcpus):
             own = vcpu.fork()
             tlb, ring, own.tlb, own.ring = own.tlb, own.ring, type(own.tlb)(), ()
             parts += [part(name, number) for name in OF_VCPU]
             kinds += OF_VCPU.values()
-            values += [own, tlb, ring, False, 0, frozenset()]
+            values += [own, tlb, ring, False, 0, frozenset(), False, False, None]
         new.names, new.kinds = tuple(parts), tuple(kinds)
         new.index = {name: i for i, name in enumerate(new.names)}
         new.vcpus = tuple(SeenVcpu(new, number) for number in range(vcpus))
@@ -211,8 +119,11 @@ class Explored(World):
         return inside and super().block_allowed(slot, gfn, size)
 
     def lock(self) -> None:
-        """See Ports. Held for read until the fault leaves the part of the path under it."""
-        if self.writer is not None:
+        """See Ports. Held until the fault leaves the part of the path under it: for read, or for write where the
+        guest's paging is shadowed. (FNAME(page_fault))"""
+        if self._virtual:
+            self.need_lock()
+        elif self.writer is not None:
             raise Blocked
         self.vcpu_part("reads", True)
 
@@ -261,6 +172,27 @@ class Explored(World):
         if any(self.of_vcpu("inside", n) == 2 for n in range(len(self.vcpus))):
             raise Blocked
 
+    @property
+    def shadows(self) -> bool:
+        """Faults report virtual addresses: the guest's paging is shadowed."""
+        return self._virtual
+
+    def table_retired(self) -> bool:
+        """See Ports."""
+        return bool(self.of_vcpu("retired", self._number))
+
+    def retire(self) -> None:
+        """Every table goes, the one of the vCPU that asks, too; each vCPU takes a new one before it runs again."""
+        self.clear_tables()
+        self.flush_stale()
+        for n in range(len(self.vcpus)):
+            self.live[self.index[part("retired", n)]] = True
+
+    def mmio_space(self) -> int:
+        """The vCPU's own: a fix of the kernel that the targets do not have yet, and without which a vCPU in another
+        address space takes memory for a device."""
+        return self.vcpu.as_id
+
     # What a kernel does in several steps, and the model elsewhere in one.
 
     def flush_stale(self) -> None:
@@ -280,6 +212,8 @@ class Explored(World):
         self, gpa: Gpa, size: int, pfn: Pfn, prot: int, memory: Memory, *, host_writable: bool, young: bool, tag: int
     ) -> MapResult:
         """See Ports."""
+        if self.table_retired():
+            raise Broken("refused", f"an entry for {gpa:#x} goes into a table that was retired")
         result = super().map(gpa, size, pfn, prot, memory, host_writable=host_writable, young=young, tag=tag)
         self._to_mark(gpa, prot)
         return result
@@ -292,7 +226,7 @@ class Explored(World):
 
     def map_mmio(self, at: Gpa, gpa: Gpa, prot: int) -> MapResult:
         """See Ports. Whatever was mapped there has to be gone, and flushed, before."""
-        if self.table.leaf(at) is not None:
+        if not self._virtual and self.table.leaf(at) is not None:
             raise Broken("refused", f"an entry of MMIO takes the place of a present one at {at:#x}")
         return super().map_mmio(at, gpa, prot)
 

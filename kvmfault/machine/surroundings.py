@@ -103,7 +103,7 @@ class Surroundings(State):
         facts = self.facts
         virtual = self._virtual and facts.guest_paging
         nested = facts.nested and self.guest_tables is not None
-        noted = self.slots.generation(0)
+        noted = self.slots.generation(self.mmio_space())
         if self.vcpu.mmio.hits(gpa, noted, self.page_shift, direct=not virtual, nested=nested):
             return MmioNote.CACHED
         generation = self.slots.generation(self.vcpu.as_id)
@@ -114,6 +114,13 @@ class Surroundings(State):
         mask = (1 << self.format.mmio_generation_bits()) - 1
         current = entry.generation == generation & mask and not generation & UPDATING
         return MmioNote.CURRENT if current else MmioNote.STALE
+
+    def mmio_space(self) -> int:
+        """Address space of whose memslots what the vCPU remembers as MMIO has its generation: the first one.
+
+        Since "KVM: x86: Use active memslots for the per-vCPU MMIO cache" the vCPU's own; no kernel modelled has that.
+        """
+        return 0
 
     def register(self, number: int) -> int:
         """See Ports."""
@@ -223,7 +230,7 @@ class Surroundings(State):
 
     def note_mmio(self, gfn: Gfn, gva: int | None) -> None:
         """See Ports."""
-        self.vcpu.mmio = self.vcpu.mmio.noted(gfn, gva, self.slots.generation(0), self.page_shift)
+        self.vcpu.mmio = self.vcpu.mmio.noted(gfn, gva, self.slots.generation(self.mmio_space()), self.page_shift)
 
     def mark_dirty(self, slot: Memslot, gfn: Gfn, pfn: Pfn) -> None:
         """See Ports. (mark_page_dirty_in_slot)"""

@@ -80,6 +80,8 @@ class Access(_Event):
     """Cache maintenance by address, not a load or store."""
     user: bool | None = None
     """In user mode."""
+    as_id: Literal[0, 1] = 0
+    """Address space that the vCPU uses."""
 
 
 class Fault(_Event):
@@ -274,6 +276,18 @@ class Track(_Event):
     """Guest-physical address."""
 
 
+class GuestMap(_Event):
+    """The guest's own tables change behind the vCPUs' backs: user space or a device writes an entry."""
+
+    do: Literal["guest_map"]
+    address: Address
+    """Address that the entry translates."""
+    gpa: Address
+    """Where it goes from now on."""
+    size: Bytes = PAGE
+    """Bytes."""
+
+
 class Look(_Event):
     """Nothing happens: expectations about the entry over ``gpa``, or about a vCPU's counters."""
 
@@ -286,7 +300,7 @@ class Look(_Event):
 
 Event: TypeAlias = Annotated[
     Access | Fault | Host | Back | Age | SetSlot | DeleteSlot | GetLog | ClearLog | HarvestRing | ResetRings
-    | Convert | PunchHole | PoisonMemfd | Mark | Prefault | Track | Look,
+    | Convert | PunchHole | PoisonMemfd | Mark | Prefault | Track | GuestMap | Look,
     Field(discriminator="do"),
 ]  # fmt: skip
 """One thing that happens; ``do`` says which."""

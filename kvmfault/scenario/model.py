@@ -183,9 +183,9 @@ class Scenario(Record):
     @model_validator(mode="after")
     def _something_happens(self) -> Scenario:
         if not (self.event or self.actor):
-            raise ValueError("nothing happens: there is neither an event nor an actor")
+            raise ValueError("has neither an event nor an actor: nothing happens")
         if (self.schedule or self.mutant) and not self.actor:
-            raise ValueError("a schedule or a mutant is for scenarios with actors")
+            raise ValueError("has a schedule or a mutant, which are for scenarios with actors")
         if self.schedule and len(self.targets) != 1:
-            raise ValueError("a schedule is for one target: name it in targets")
+            raise ValueError("has a schedule, which is for one target: name it in targets")
         return self

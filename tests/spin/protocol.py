@@ -7,19 +7,14 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import Final, cast
 
-from kvmfault.contract.fault import MmioFault
-from kvmfault.contract.outcome import Outcome
-from kvmfault.contract.ports import Ports
-from kvmfault.contract.progress import Progress
 from kvmfault.contract.target import backend
-from kvmfault.explore import host
+from kvmfault.explore import actions
+from kvmfault.explore.barriers import RMB, TEST_RMB, WMB, area_only, protocol, sample
 from kvmfault.explore.mutant import NONE, Mutant, after, instead, without
 from kvmfault.explore.mutants import BY_NAME
-from kvmfault.explore.barriers import RMB, TEST_RMB, WMB, protocol
 from kvmfault.explore.search import breadth_first
 from kvmfault.explore.setup import Setting
 from kvmfault.explore.world import Explored
-from kvmfault.path import lookup
 from kvmfault.path.run import Step
 from kvmfault.scenario import events
 from kvmfault.scenario.model import Scenario
@@ -57,61 +52,50 @@ def _gpa(n: int) -> int:
 # Mutants that undo no fix: what the protocol would be without one of its parts.
 
 
-def _area_only(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
-    outcome = lookup.snapshot(vm, fault, at)
-    at.seq = 0
-    return outcome
-
-
-def _sample(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
-    at.seq = vm.invalidations.seq
-    return None
-
-
 def _hits(data: Hashable) -> tuple[tuple[Gfn, Gfn], ...]:
     return cast(tuple[Hva, tuple[tuple[Gfn, Gfn], ...]], data)[1]
 
 
-def _start_uncounted(vm: Explored, event: events.Event, who: str, data: Hashable) -> host.Done:
-    done = host.range_start(vm, event, who, data)
+def _start_uncounted(vm: Explored, event: events.Event, who: str, data: Hashable) -> actions.Done:
+    done = actions.range_start(vm, event, who, data)
     if _hits(done.data):
         vm.invalidations.in_progress -= 1
     return done
 
 
-def _start_flag(vm: Explored, event: events.Event, who: str, data: Hashable) -> host.Done:
-    done = host.range_start(vm, event, who, data)
+def _start_flag(vm: Explored, event: events.Event, who: str, data: Hashable) -> actions.Done:
+    done = actions.range_start(vm, event, who, data)
     if _hits(done.data):
         vm.invalidations.in_progress = 1
     return done
 
 
-def _start_last_range(vm: Explored, event: events.Event, who: str, data: Hashable) -> host.Done:
-    done = host.range_start(vm, event, who, data)
+def _start_last_range(vm: Explored, event: events.Event, who: str, data: Hashable) -> actions.Done:
+    done = actions.range_start(vm, event, who, data)
     hits = _hits(done.data)
     if hits:
         vm.invalidations.range_start, vm.invalidations.range_end = hits[0][0], hits[-1][1]
     return done
 
 
-def _end_uncounted(vm: Explored, event: events.Event, who: str, data: Hashable) -> host.Done:
+def _end_uncounted(vm: Explored, event: events.Event, who: str, data: Hashable) -> actions.Done:
     vm.invalidations.in_progress += bool(_hits(data))
-    return host.range_end(vm, event, who, data)
+    return actions.range_end(vm, event, who, data)
 
 
-def _end_flag(vm: Explored, event: events.Event, who: str, data: Hashable) -> host.Done:
+def _end_flag(vm: Explored, event: events.Event, who: str, data: Hashable) -> actions.Done:
     vm.invalidations.in_progress = int(bool(_hits(data)))
-    return host.range_end(vm, event, who, data)
+    return actions.range_end(vm, event, who, data)
 
 
-def _notifier(start: host.Action, end: host.Action = host.range_end) -> Mutant:
-    notify = (start, host.zap, host.flush_and_unlock, host.change, end)
-    return Mutant(name="", fix="", actions={events.Host: notify, events.Back: notify})
+def _notifier(start: actions.Action, end: actions.Action = actions.range_end) -> Mutant:
+    notify = (start, actions.zap, actions.flush_and_unlock, actions.change, end)
+    return Mutant(name="", actions={events.Host: notify, events.Back: notify})
 
 
 _LATE_SAMPLE: Final = Mutant(
-    name="", fix="",
-    changes=(without("precheck"), instead("snapshot", _area_only), after("pin", Step("sample", _sample))),
+    name="",
+    changes=(without("precheck"), instead("snapshot", area_only), after("pin", Step("sample", sample))),
 )  # fmt: skip
 
 
