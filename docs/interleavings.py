@@ -58,6 +58,8 @@ def mutants() -> str:
 BLOCKS: Final[Mapping[str, Callable[[], str]]] = {
     "explore_no_recheck": partial(found, "no-recheck", "arm64"),
     "explore_sequence_after_area": partial(found, "sequence-after-area", "arm64"),
+    "explore_rmb": partial(found, "sample-without-rmb", "x86-ept"),
+    "explore_wmb": partial(found, "end-without-wmb", "arm64"),
     "explore_invalid_slot": partial(found, "invalid-slot-mapped", "x86-ept"),
     "explore_generation": partial(found, "mmio-generation-once", "x86-ept"),
     "explore_protect": partial(found, "protect-before-swap", "x86-npt"),
