@@ -6,10 +6,10 @@ ENV := .venv/.stamp
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint types unit long spin fuzz explore bench fidelity lock clean
+.PHONY: help demo test lint types unit long exhaustive explore spin fuzz bench fidelity site lock clean
 
 help:  ## show this list
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do printf '  make %-8s %s\n' "$$name" "$$text"; done
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do printf '  make %-10s %s\n' "$$name" "$$text"; done
 
 demo: $(ENV)  ## replay the bundled recordings on their own backend and on the other one
 	@$(PY) -m kvmfault.cli.demo
@@ -36,6 +36,9 @@ unit: $(ENV)  ## pytest alone
 long: $(ENV)  ## many more random cases, and the tests marked long
 	@HYPOTHESIS_PROFILE=long $(PY) -m pytest -q -rfEs -n $(JOBS) -m "long or hypothesis"
 
+exhaustive: $(ENV)  ## compare emitted C with Python on all 2^32 values of ESR_EL2
+	@$(PY) -m tests.exhaustive
+
 spin: $(ENV)  ## the invalidation protocol and its mutants, as spin judges a model of it and as the explorer does
 	@$(PY) -m tests.spin
 
@@ -50,6 +53,9 @@ bench: $(ENV)  ## measure the speed budgets, as ratios
 
 fidelity: $(ENV)  ## measure how far the model agrees with ../shared/traces, into docs/fidelity.md
 	@$(PY) -m docs.fidelity
+
+site: $(ENV)  ## build the documentation into build/site, without a network; look at it with python3 -m http.server -d build/site
+	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet
 
 lock:  ## write requirements.lock anew from pyproject.toml
 	@$(PYTHON) -m venv build/lock && build/lock/bin/pip install -qq pip-tools

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Final
 
 from kvmfault.contract.tracepoints import Role, Tracepoint, Tracepoints, Words, recorded, words
-from kvmfault.contract.watched import Sort, Watched, WatchedEvents
 
 _REASONS: Final = (
     "UNKNOWN EXCEPTION IO HYPERCALL DEBUG HLT MMIO IRQ_WINDOW_OPEN SHUTDOWN FAIL_ENTRY INTR SET_TPR TPR_ACCESS"
@@ -27,11 +26,13 @@ COMMON: Final[Tracepoints] = {
         ("mmio {type:w} len {len:d} gpa {gpa:x} val {val:x}",),
         "type:d len:d gpa:x val:x",
         {"type": _TYPE},
+        told_by=("type",),
+        address=recorded("gpa") << 0,
     ),
     "kvm_unmap_hva_range": Tracepoint(Role.UNMAP, ("mmu notifier unmap range: {start:x} -- {end:x}",)),
     "kvm_age_hva": Tracepoint(Role.AGE, ("mmu notifier age hva: {start:x} -- {end:x}",)),
     "kvm_test_age_hva": Tracepoint(Role.TEST_AGE, ("mmu notifier test age hva: {hva:x}",)),
-    "kvm_set_spte_hva": Tracepoint(None, (_NEW_PAGE_OF_HVA,)),
+    "kvm_set_spte_hva": Tracepoint(Role.REPLACED, (_NEW_PAGE_OF_HVA,)),
     # with an errno the kernel prints that instead of the reason ("restart" is EINTR); trace-cmd prints the reason all
     # the same, so a reason does not tell that there was none
     "kvm_userspace_exit": Tracepoint(
@@ -69,12 +70,3 @@ COMMON: Final[Tracepoints] = {
     ),
 }
 """By event name. Backends declare kvm_entry and kvm_exit, whose text differs, themselves."""
-WATCHED: Final[WatchedEvents] = {
-    "kvm_mmio": Watched(Sort.MMIO, "type", recorded("gpa") << 0),
-    "kvm_unmap_hva_range": Watched(Sort.INVALIDATION),
-    "kvm_age_hva": Watched(Sort.INVALIDATION),
-    "kvm_test_age_hva": Watched(Sort.INVALIDATION),
-    "kvm_set_spte_hva": Watched(Sort.INVALIDATION),
-    "kvm_userspace_exit": Watched(Sort.USER_EXIT, "reason"),
-}
-"""What the live view counts of them."""

@@ -1,6 +1,8 @@
-"""Recordings: events per second from file to columns and to Parquet, beside trace-cmd on the same file.
+"""Recordings: events per second from file to columns and to Parquet, beside trace-cmd and perf on the same file.
 
-Every run is a process of its own on one CPU, begun anew, and what counts is the CPU time that it used, start and all.
+Every run is a process of its own on one CPU, begun anew, the tools in turn, and what counts is CPU time. Of ours it is
+told twice: from opening the file to the end, and whole, with what Python, numpy, polars and the backends take to load
+(the same for a file of any size). The tools' is always whole.
 """
 
 from __future__ import annotations
@@ -12,8 +14,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, gettempdir
 from typing import NamedTuple
+
+import numpy as np
 
 from bench.measure import Row
 
@@ -21,16 +25,44 @@ ROOT = Path(__file__).resolve().parents[1]
 LARGE = ROOT.parent / "shared" / "traces" / "big_kvm_4.49M_v7zstd.dat"
 SMALL = ROOT / "tests" / "data" / "fuzz" / "v7-none.dat"
 
-COLUMNS = """
+_LARGER = 4
+"""Times that the recording stands in the larger one: to start takes less of that."""
+
+_COLUMNS = """
 import sys
+from time import process_time
+import polars, kvmfault.trace.{reader}
 from kvmfault.trace.opening import open_recording
-from kvmfault.trace.rows import of_interest
 from kvmfault.trace.recording import ReadStats
+from kvmfault.trace.rows import of_interest
+begun = process_time()
 recording, stats = open_recording(sys.argv[1]), ReadStats()
-rows = sum(len(f) for frames in recording.frames(of_interest(recording), stats=stats) for f in frames.values())
-print(stats.events.total(), rows)
+for frames in recording.frames({wanted}, stats=stats):
+    pass
+print(stats.events.total(), process_time() - begun)
 """
+COLUMNS = _COLUMNS.format(reader="tracedat", wanted="of_interest(recording)")
 """All events of interest as columns, every field of theirs."""
+PERF = _COLUMNS.format(reader="perfdata", wanted="None")
+PARQUET = """
+import json, sys
+from contextlib import redirect_stdout
+from io import StringIO
+from time import process_time
+import kvmfault.cli.main, kvmfault.cli.convert, kvmfault.trace.tracedat
+from kvmfault.cli.options import Where
+from kvmfault.trace.faults import FaultColumns
+FaultColumns.of()  # loads the backends
+begun = process_time()
+with redirect_stdout(StringIO()) as said:
+    kvmfault.cli.convert.run(sys.argv[1], sys.argv[2], None, None, None, Where(), json=True)
+print(sum(json.loads(said.getvalue())["events"].values()), process_time() - begun)
+"""
+"""``kvmfault trace convert``, which decodes the faults, too."""
+
+
+COMPILED = str(Path(gettempdir()) / f"kvmfault-bench-{os.getuid()}")
+"""Where Python keeps what it compiled: installed packages are compiled once, not at each start."""
 
 
 class Run(NamedTuple):
@@ -41,65 +73,87 @@ class Run(NamedTuple):
     out: str
 
 
-def trace_rows(path: Path | None = None, rounds: int = 3, large: int = 2 << 30) -> list[Row]:
-    """Speed and memory on *path*, and memory on a file of *large* bytes made of it. Nothing without trace-cmd."""
+def trace_rows(path: Path | None = None, rounds: int = 3, large: int = 2 << 30, calls: int = 500_000) -> list[Row]:
+    """Speed and memory on *path*, and memory on a file of *large* bytes made of it. Nothing without trace-cmd.
+
+    Beside perf script: a perf.data of a program that makes *calls* reads and writes, where perf can record one.
+    """
     path = path or (LARGE if LARGE.exists() else SMALL)
     if shutil.which("trace-cmd") is None:
         return []
-    with TemporaryDirectory() as folder:
-        plain = Path(folder) / "plain.dat"
-        repeat(path, plain, 0)
-        rows = [row for name, file in (("zstd", path), ("plain", plain)) for row in _rows(name, file, folder, rounds)]
-        return rows + _memory(path, Path(folder), large)
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        plain, larger = folder / "plain.dat", folder / "larger.dat"
+        repeat(path, plain, 1)
+        rows = _rows("zstd", path, folder, rounds) + _rows("plain", plain, folder, rounds, raw=False)
+        repeat(path, larger, _LARGER)
+        rows += _rows(f"plain, {_LARGER} times", larger, folder, 1, raw=False)
+        larger.unlink()
+        return rows + _memory(path, folder, large) + _perf(folder, rounds, calls)
 
 
-def _rows(name: str, path: Path, folder: str, rounds: int) -> list[Row]:
-    out = str(Path(folder) / "out.parquet")
-    convert = "from kvmfault.cli.main import main; main(['trace', 'convert', *__import__('sys').argv[1:]])"
-    works = {
-        "to columns": [sys.executable, "-c", COLUMNS, str(path)],
-        "to Parquet": [sys.executable, "-c", convert, str(path), out],
-        "report": ["trace-cmd", "report", str(path)],
-        "report -R": ["trace-cmd", "report", "-R", str(path)],
-        "start": [sys.executable, "-c", "import kvmfault.trace.opening"],
-    }
-    runs: dict[str, list[Run]] = {work: [] for work in works}
+def _rows(name: str, path: Path, folder: Path, rounds: int, *, raw: bool = True) -> list[Row]:
+    ours = {"to columns": COLUMNS, "to Parquet": PARQUET}
+    theirs = [["report"], ["report", "-R"]] if raw else [["report"]]
+    runs: dict[str, list[Run]] = {}
     for _ in range(rounds):
-        for work, command in works.items():
-            runs[work].append(run(command, quiet=command[0] == "trace-cmd"))
+        for work, program in ours.items():
+            command = [sys.executable, "-c", program, str(path), str(folder / "out.parquet")]
+            runs.setdefault(work, []).append(run(command))
+        for options in theirs:
+            made = run(["trace-cmd", *options, str(path)], quiet=True)
+            runs.setdefault(f"trace-cmd {' '.join(options)}:", []).append(made)
     events = int(runs["to columns"][0].out.split()[0])
-    rate = {work: events / 1e6 / median(r.seconds for r in some) for work, some in runs.items()}
-    start = median(r.seconds for r in runs["start"])
-    inside = events / 1e6 / max(median(r.seconds for r in runs["to columns"]) - start, 1e-6)
     what = f"trace.dat ({name}), {events:,} events"
     rows = []
-    for beside in ("report", "report -R"):
+    for beside in [name for name in runs if name not in ours]:
+        other = events / 1e6 / median(r.seconds for r in runs[beside])
         for work, least in (("to columns", 15), ("to Parquet", 10)):
-            limit = least if beside == "report" else None
-            rows.append(
-                Row(f"{what} {work}", rate[work], "M events/s", f"trace-cmd {beside}:", rate[beside], limit, least=True)
-            )
-    rows.append(
-        Row(f"{what} to columns, once started", inside, "M events/s", "trace-cmd report:", rate["report"], least=True)
-    )
-    rows += [
-        Row(f"{what} {work}: memory", median(r.mebibytes for r in runs[work]), "MiB", limit=500)
-        for work in ("to columns", "to Parquet")
-    ]
+            inside = events / 1e6 / median(float(r.out.split()[1]) for r in runs[work])
+            whole = events / 1e6 / median(r.seconds for r in runs[work])
+            limit = least if beside == "trace-cmd report:" else None
+            rows.append(Row(f"{what} {work}", inside, "M events/s", beside, other, limit, least=True))
+            rows.append(Row(f"{what} {work}, with Python's start", whole, "M events/s", beside, other))
+    rows += [Row(f"{what} {work}: memory", median(r.mebibytes for r in runs[work]), "MiB", limit=500) for work in ours]
     return rows
+
+
+def _perf(folder: Path, rounds: int, calls: int) -> list[Row]:
+    path = folder / "perf.data"
+    events = [option for way in ("enter", "exit") for option in ("-e", f"raw_syscalls:sys_{way}")]
+    program = ["dd", "if=/dev/zero", "of=/dev/null", "bs=1", f"count={calls}"]
+    record = ["perf", "record", "-q", "-o", str(path), *events, "--", *program]
+    if shutil.which("perf") is None or subprocess.run(record, capture_output=True, check=False).returncode:
+        return []
+    ours, theirs = [], []
+    for _ in range(rounds):
+        ours.append(run([sys.executable, "-c", PERF, str(path)]))
+        theirs.append(run(["perf", "script", "-i", str(path)], quiet=True))
+    count = int(ours[0].out.split()[0])
+    other = count / 1e6 / median(r.seconds for r in theirs)
+    what = f"perf.data, {count:,} samples to columns"
+    inside, whole = (
+        count / 1e6 / median(some) for some in ([float(r.out.split()[1]) for r in ours], [r.seconds for r in ours])
+    )
+    return [
+        Row(what, inside, "M events/s", "perf script:", other),
+        Row(f"{what}, with Python's start", whole, "M events/s", "perf script:", other),
+        Row(f"{what}: memory", median(r.mebibytes for r in ours), "MiB", limit=500),
+    ]
 
 
 def _memory(path: Path, folder: Path, size: int) -> list[Row]:
     big = folder / "big.dat"
-    repeat(path, big, size)
+    once = (folder / "plain.dat").stat().st_size
+    repeat(path, big, max(1, size // once))
     used = run([sys.executable, "-c", COLUMNS, str(big)])
     row = Row(f"trace.dat of {big.stat().st_size >> 20:,} MiB to columns: memory", used.mebibytes, "MiB", limit=500)
     big.unlink()
     return [row]
 
 
-def repeat(path: Path, big: Path, size: int) -> None:
-    """An uncompressed trace.dat with the pages of *path*, once or again and again up to about *size* bytes."""
+def repeat(path: Path, big: Path, times: int) -> None:
+    """An uncompressed trace.dat with the pages of *path* so many *times*, each time later than the one before."""
     from kvmfault.trace.extents import pages
     from kvmfault.trace.tracedat import open_tracedat
     from tests.ringfile import DatFile
@@ -107,17 +161,21 @@ def repeat(path: Path, big: Path, size: int) -> None:
     recording = open_tracedat(str(path))
     page = recording.layout.page
     head = DatFile({}, formats=recording.formats.texts(), page=page, clock=recording.meta.clock or "local")
-    once = sum(len(pages(extent, page)) for stream in recording.streams for extent in stream.extents(1 << 22))
+    parts = {s.cpu: [pages(extent, page) for extent in s.extents(1 << 22)] for s in recording.streams}
+    begins = np.concatenate([np.frombuffer(part, "<u8")[:: page // 8] for some in parts.values() for part in some])
+    later = begins.max() - begins.min() + np.uint64(10**9)
     ranges = {}
     with big.open("wb") as out:
         out.write(head.begin())
-        for stream in recording.streams:
+        for cpu, some in parts.items():
             out.write(bytes(-out.tell() % page))
             start = out.tell()
-            for _ in range(max(1, size // max(once, 1))):
-                for extent in stream.extents(1 << 22):
-                    out.write(pages(extent, page))
-            ranges[stream.cpu] = (start, out.tell() - start)
+            for time in range(times):
+                for part in some:
+                    words = np.frombuffer(part, "<u8").copy()
+                    words[:: page // 8] += np.uint64(time) * later
+                    out.write(words.tobytes())
+            ranges[cpu] = (start, out.tell() - start)
         end = out.tell()
         out.write(head.end(ranges))
         out.seek(head.first)
@@ -126,7 +184,8 @@ def repeat(path: Path, big: Path, size: int) -> None:
 
 def run(command: Sequence[str], *, quiet: bool = False) -> Run:
     """Run *command* on one CPU, in one thread; what it used, and what it printed unless *quiet*."""
-    environment = {**os.environ, "POLARS_MAX_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "POLARS_MAX_THREADS": "1", "PYTHONPATH": str(ROOT), "PYTHONPYCACHEPREFIX": COMPILED}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
     out = subprocess.DEVNULL if quiet else subprocess.PIPE
     cpu = max(os.sched_getaffinity(0))
 

@@ -6,17 +6,15 @@ import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
 from enum import Enum
-from itertools import groupby
 from pathlib import Path
 from typing import Final, get_args
 
 from docs import decided
 from kvmfault.algebra.explain import spell
-from kvmfault.algebra.expr import ALWAYS, NEVER, Pred, Term, Word
-from kvmfault.algebra.prove import bits_read
+from kvmfault.algebra.expr import ALWAYS, NEVER, Pred, Word
 from kvmfault.contract.accessors import FACTS, Accessors, Gap
 from kvmfault.contract.backend import Backend, Joints
-from kvmfault.contract.described import documented, geometry, joint_name, one_line, policy_texts
+from kvmfault.contract.described import bits_text, documented, geometry, joint_name, one_line, policy_texts, spell_word
 from kvmfault.contract.format import size_text
 from kvmfault.contract.outcome import Outcome
 from kvmfault.contract.policy import Policy
@@ -103,38 +101,9 @@ def _fact_text(target: Target, name: str) -> str:
     if isinstance(fact, Gap):
         return f"*gap*: {fact.reason}." + ("" if fact.assume is NEVER else f" Assumed: `{spell(fact.assume)}`.")
     if isinstance(fact, Word):
-        return f"`{spell_word(fact, target.backend)}`" if fact.terms or fact.const else ""
+        return f"`{spell_word(fact, target.backend.registers)}`" if fact.terms or fact.const else ""
     text = "always" if fact is ALWAYS else "never" if fact is NEVER else f"`{spell(fact)}`"
     return f"{text} (reads {bits_text(fact.reads)})" if fact.reads else text
-
-
-def bits_text(reads: Mapping[str, int]) -> str:
-    """Register bits as text: ``7 bits: ESR_EL2 31:26 7``."""
-    runs = [f"{register} {_bits(mask)}" for register, mask in reads.items()]
-    count = bits_read(dict(reads))
-    return f"{count} bit{'s' * (count > 1)}: {', '.join(runs)}"
-
-
-def _bits(mask: int) -> str:
-    numbers = [bit for bit in range(63, -1, -1) if mask >> bit & 1]
-    runs = [[bit for _, bit in run] for _, run in groupby(enumerate(numbers), lambda pair: pair[0] + pair[1])]
-    return " ".join(f"{run[0]}:{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs)
-
-
-def spell_word(word: Word, source: Backend) -> str:
-    """A word as text: fields by name, shifts as written, tables with their entries."""
-    return " | ".join(_term(term, source) for term in word.terms) + (f" | {word.const:#x}" if word.const else "")
-
-
-def _term(term: Term, source: Backend) -> str:
-    layout = next(r for r in source.registers if r.name == term.register)
-    low = (term.mask & -term.mask).bit_length() - 1
-    names = [f"{term.register}.{f.name}" for f in layout if f.mask == term.mask]
-    name = names[0] if names else f"{term.register}[{_bits(term.mask)}]"
-    if term.table is None:
-        return f"{name} << {low - term.shift}" if low > term.shift else name
-    sizes = ", ".join(f"{value:#x}: {size_text(got)}" for value, got in enumerate(term.table) if got)
-    return f"{name} -> {{{sizes}}}"
 
 
 def names() -> str:

@@ -12,10 +12,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
+from kvmfault.check.causes import CAUSES
+from kvmfault.check.run import CheckReport, check
+from kvmfault.check.tally import MAIN, Aspect
 from kvmfault.cli.check import percent
-from kvmfault.replay.causes import CAUSES
-from kvmfault.replay.check import CheckReport, check
-from kvmfault.replay.tally import MAIN, Aspect
+from kvmfault.trace.opening import open_recording
 
 PAGE: Final = Path(__file__).with_name("fidelity.md")
 TRACES: Final = Path(__file__).resolve().parents[2] / "shared" / "traces"
@@ -26,11 +27,29 @@ CALLS: Final = (Aspect.CALL, Aspect.ADDRESS, Aspect.LEVEL, Aspect.PERMISSIONS, A
 
 
 def recordings(group: str, *, probes: bool) -> Iterator[Path]:
-    """The text form of every recording of a group, with or without one of probes beside it."""
+    """Every recording of a group, with or without one of probes beside it; binary where it is, else its text."""
     for folder in sorted((TRACES / group).iterdir()):
-        found = sorted(folder.glob("trace.txt*"))
+        found = [*folder.glob("trace.dat"), *sorted(folder.glob("trace.txt*"))]
         if found and bool(list(folder.glob("aux.txt*"))) is probes:
             yield found[0]
+
+
+def recorder(path: Path) -> str | None:
+    """The TARGET that recorded *path*: the kernel of a file that does not tell it is told by what lies beside."""
+    if open_recording(str(path)).meta.release is not None:
+        return None
+    beside = "".join(p.read_text(errors="replace") for p in path.parent.glob("meta.*"))
+    release = re.search(r"^kernel: (\d+\.\d+)", beside, re.MULTILINE)
+    if release is None:
+        return None
+    report = check(str(path))
+    every = report.target.backend.kernels
+    kernels = [k for k in every if _number(k) <= _number(release[1])] or every[:1]
+    return f"{report.target.backend.name}:{report.target.format.name}@{kernels[-1]}"
+
+
+def _number(release: str) -> tuple[int, ...]:
+    return tuple(map(int, release.split(".")))
 
 
 def table(group: str, aspects: tuple[Aspect, ...], *, probes: bool) -> str:
@@ -44,7 +63,7 @@ def table(group: str, aspects: tuple[Aspect, ...], *, probes: bool) -> str:
     faults = 0
     for path in recordings(group, probes=probes):
         sys.stderr.write(f"{path.relative_to(TRACES)}\n")
-        report = check(str(path))
+        report = check(str(path), recorder(path))
         cells = []
         for aspect in aspects:
             agreed, compared = report.tally.of(aspect)

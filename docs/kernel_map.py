@@ -14,7 +14,7 @@ from math import factorial
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from docs.declared import ROOT, bits_text, table
+from docs.declared import ROOT, table
 from docs.kernel_calls import (
     ALREADY,
     BUILT_FROM,
@@ -27,6 +27,7 @@ from docs.kernel_calls import (
 )
 from docs.kernel_convert import Conversion, Order, Uses, duplicates, sharing, steps
 from docs.kernel_functions import FUNCTIONS
+from kvmfault.contract.described import bits_text
 from kvmfault.contract.target import backend
 from kvmfault.path.run import PATH, Locked
 

@@ -17,11 +17,9 @@ import socket
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from concurrent.futures import CancelledError, Executor, Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future
 from contextlib import contextmanager
 from itertools import islice
-from multiprocessing import get_context
 from typing import Final, Generic, NamedTuple, TypeVar, cast
 
 from kvmfault.errors import UsageError, needs
@@ -81,7 +79,7 @@ class _Given(NamedTuple, Generic[T, R]):
 
     def returned(self) -> bool:
         done = self.future.done() and not self.future.cancelled()
-        return done and not isinstance(self.future.exception(), BrokenProcessPool)
+        return done and not isinstance(self.future.exception(), BrokenExecutor)
 
 
 class _Pool(Workers):
@@ -115,7 +113,7 @@ class _Pool(Workers):
                 first = waiting[0]
                 try:
                     result = first.future.result()
-                except BrokenProcessPool:
+                except BrokenExecutor:
                     lives -= 1
                     if not lives:
                         raise UsageError(_DYING) from None
@@ -137,7 +135,7 @@ class _Pool(Workers):
         to = self._executor
         try:
             return _Given(task, to.submit(function, task), to)
-        except BrokenProcessPool:
+        except BrokenExecutor:
             self._renew(to)
             return _Given(task, self._executor.submit(function, task), self._executor)
 
@@ -173,6 +171,9 @@ def workers(*, jobs: int | None = None, scheduler: str | None = None) -> Generat
     if count == 1:
         yield ALONE
         return
+    from concurrent.futures import ProcessPoolExecutor  # takes long to load, and most commands work in one process
+    from multiprocessing import get_context
+
     # not fork: libraries that compute columns have threads of their own, which a forked child lacks
     context = get_context("forkserver")
     local = _Pool(count, lambda: ProcessPoolExecutor(count, mp_context=context, initializer=_one_thread))

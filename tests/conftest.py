@@ -30,6 +30,12 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 collect_ignore_glob = ["typing/*"]  # misuses on purpose: read by mypy in test_typing.py, never imported
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """The plugin is loaded by its entry point; in a checkout that is not installed, here."""
+    if not config.pluginmanager.has_plugin("kvmfault"):
+        config.pluginmanager.import_plugin("kvmfault.pytest_plugin")
+
+
 def recording(name: str) -> Path:
     """The file or folder ``name`` of the large recordings; skips the test where there are none at all."""
     if not TRACES.is_dir():

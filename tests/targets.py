@@ -3,39 +3,12 @@
 from __future__ import annotations
 
 from functools import cache
-from itertools import product
-from typing import Final
 
 from hypothesis import strategies as st
 
-from arch.arm64.codes import STATUS
 from kvmfault.contract.shapes import Raw
 from kvmfault.contract.target import Target, backend, backends
-
-BIT: Final = (0, 1)
-DECISIVE: Final[dict[str, dict[str, dict[str, tuple[int, ...]]]]] = {
-    "arm64": {
-        "ESR_EL2": {
-            "EC": (0x20, 0x21, 0x24, 0x25),
-            "FSC": tuple(STATUS),
-            **dict.fromkeys(("ISV", "CM", "WnR", "FnV", "S1PTW"), BIT),
-        }
-    },
-    "x86-ept": {
-        "EXIT_REASON": {"REASON": (48, 49)},
-        "EXIT_QUALIFICATION": dict.fromkeys(
-            (
-                *("ACC_READ", "ACC_WRITE", "ACC_INSTR", "READABLE", "WRITABLE", "EXECUTABLE"),
-                *("GVA_IS_VALID", "GVA_TRANSLATED", "ADV_USER", "ACC_SHADOW_STACK"),
-            ),
-            BIT,
-        ),
-    },
-    "x86-npt": {"EXITINFO1": dict.fromkeys(("P", "W", "U", "RSVD", "F", "PK", "SS", "FINAL", "WALK"), BIT)},
-    "x86-shadow": {"ERROR_CODE": dict.fromkeys(("P", "W", "U", "RSVD", "F", "PK", "SS"), BIT)},
-}
-"""Fields that decide whether hardware produces a value, with their candidates. The others are free where
-REACHABLE leaves them so."""
+from kvmfault.testing import reachable_rows
 
 
 @cache
@@ -60,58 +33,15 @@ def _value(width: int) -> st.SearchStrategy[int]:
     return few | st.integers(0, (1 << width) - 1)
 
 
-@cache
-def _given(name: str) -> st.SearchStrategy[set[str]]:
-    return st.sets(st.sampled_from(tuple(backends()[name].given)))
-
-
 def any_registers(target: Target) -> st.SearchStrategy[dict[str, int]]:
     """Some of the target's registers with any value that fits."""
     return st.fixed_dictionaries({}, optional={r.name: _value(r.width) for r in target.backend.registers})
 
 
 @cache
-def _shapes_of(name: str) -> tuple[dict[str, int], ...]:
-    # all combinations of the decisive fields that the backend calls reachable
-    layouts = {r.name: r for r in backends()[name].registers}
-    fields = [(layouts[r][f], values) for r, named in DECISIVE[name].items() for f, values in named.items()]
-    rows = []
-    for chosen in product(*(values for _, values in fields)):
-        row = dict.fromkeys(layouts, 0)
-        for (f, _), value in zip(fields, chosen, strict=True):
-            row[f.register] |= value << f.lo
-        if backends()[name].reachable.on(row):
-            rows.append(row)
-    return tuple(rows)
-
-
-@cache
-def _shape(name: str) -> st.SearchStrategy[dict[str, int]]:
-    return st.sampled_from(_shapes_of(name))
-
-
-@cache
-def _free_bits(name: str) -> dict[str, int]:
-    source = backends()[name]
-    marks = {source.registers[-1][mark] for mark in source.given.values()}
-    decisive = DECISIVE[name]
-    return {
-        r.name: sum(f.mask for f in r if f.name not in decisive.get(r.name, {}) and f not in marks)
-        for r in source.registers
-    }
-
-
-@st.composite
-def reachable_registers(draw: st.DrawFn, target: Target) -> dict[str, int]:
+def reachable_registers(target: Target) -> st.SearchStrategy[dict[str, int]]:
     """Registers as hardware produces them: reserved bits 0, addresses captured or not."""
-    source = target.backend
-    row = dict(draw(_shape(source.name)))
-    for register in source.registers:
-        free = _free_bits(source.name)[register.name]
-        tried = row | {register.name: row[register.name] | draw(_value(register.width)) & free}
-        row = tried if source.reachable.on(tried) else row
-    left_out = source.given.keys() - draw(_given(source.name))
-    return {name: value for name, value in row.items() if name not in left_out}
+    return st.sampled_from(reachable_rows(target, 2000))
 
 
 def reachable_fault(target: Target) -> st.SearchStrategy[Raw]:

@@ -128,15 +128,15 @@ def test_a_column_result_is_the_callers_own(of: Pred) -> None:
 def test_c_text() -> None:
     names = {"SMALL": "small", "WIDE": "wide"}
     assert c_expression(SMALL["C"].one_of(range(4, 8)) & ~SMALL["B"].is_set, names).text == (
-        "(((small & 0x20ull) == 0x20ull) & (!((small & 0x40ull) == 0x40ull)))"
+        "((!!(small & 0x20ULL)) & (!(small & 0x40ULL)))"
     )
-    assert c_expression(WIDE["WORD"] << 64, names).text == "0ull"  # no shift that C leaves undefined
+    assert c_expression(WIDE["WORD"] << 64, names).text == "0ULL"  # no shift that C leaves undefined
     looked_up = c_expression(SMALL["C"].table({1: 8, 7: 16}), names, "sizes")
-    assert looked_up.text == "sizes0[((small & 0x38ull) >> 3)]"
-    assert looked_up.tables == ("static const uint64_t sizes0[8] = { [0x1] = 8ull, [0x7] = 0x10ull };",)
+    assert looked_up.text == "sizes0[((small & 0x38ULL) >> 3)]"
+    assert looked_up.tables == ("static const uint64_t sizes0[8] = { [0x1] = 8ULL, [0x7] = 0x10ULL };",)
     assert c_function("page", WIDE.field_at(63, 4) << 12, names) == (
         "static inline uint64_t page(uint64_t small, uint64_t wide)\n"
-        "{\n\treturn ((wide & 0xfffffffffffff0ull) << 8);\n}\n"
+        "{\n\treturn ((wide & 0xfffffffffffff0ULL) << 8);\n}\n"
     )
 
 

@@ -146,7 +146,7 @@ def test_pieces_of_a_block(fmt: Stage2, data: st.DataObject) -> None:
 def test_table_reads_back(fmt: Stage2, address: int) -> None:
     hpa = Hpa(address & -(1 << fmt.page_shift))
     for level in fmt.levels[:-1]:
-        desc = fmt.table(hpa)
+        desc = fmt.table(hpa, level.shift)
         assert fmt.kind(desc, level.shift) is Kind.TABLE
         assert fmt.hpa(desc, level.shift) == hpa
         assert fmt.entry(desc, level.shift).notes == ()

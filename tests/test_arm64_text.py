@@ -21,7 +21,7 @@ from arch.arm64.unusual import RULES, unusual
 from kvmfault.contract.tracepoints import Role
 from kvmfault.trace.assemble import Assembler, assemble
 from kvmfault.trace.claims import Claim
-from kvmfault.trace.events import FaultEvent, UserspaceExitEvent
+from kvmfault.trace.events import FaultEvent, MmioEvent, UserspaceExitEvent
 from kvmfault.trace.pattern import Fields, Pattern
 from tests.conftest import recordings
 
@@ -195,7 +195,13 @@ BODIES: Final = {
         "start=0x000000004cf000 end=0x000000004d0000",
     ),
     "kvm_test_age_hva": ("mmu notifier test age hva: 0x000000004cf000", "hva=0x000000004cf000"),
+    "kvm_set_spte_hva": ("mmu notifier set pte hva: 0x000000004cf000", "hva=0x000000004cf000"),
     "kvm_userspace_exit": ("reason KVM_EXIT_MMIO (6)", "reason=6 errno=0"),
+    "kvm_access_fault": ("IPA: 40001000", "ipa=0x40001000"),
+    "kvm_mmio_nisv": (
+        "ipa 0x10001000, esr 0x92000046, far 0x10001008, pc 0x400000",
+        "vcpu_pc=0x400000 esr=0x92000046 far=0x10001008 ipa=0x10001000",
+    ),
 }
 
 
@@ -224,6 +230,21 @@ def test_every_form_names_the_reason_of_a_return(body: str) -> None:
     line = f"    vcpu-7     [000] d....     1.000001: kvm_userspace_exit: {body}\n".encode()
     (event,) = assemble(BytesIO(line), Assembler([BACKEND]))
     assert event == UserspaceExitEvent(1, 1_000_001_000, "7", "KVM_EXIT_INTERNAL_ERROR", 0)
+
+
+def test_an_access_that_the_syndrome_does_not_describe_is_one_of_a_device() -> None:
+    body = "ipa 0x10001000, esr 0x92000046, far 0x10001008, pc 0x400000"
+    line = f"    vcpu-7     [000] d....     1.000001: kvm_mmio_nisv: {body}\n".encode()
+    (event,) = assemble(BytesIO(line), Assembler([BACKEND]))
+    assert isinstance(event, MmioEvent)
+    assert (event.gpa, event.size) == (0x10001000, 0)
+
+
+def test_kinds_of_exits_in_words() -> None:
+    exits = TRACEPOINTS["kvm_exit"]
+    assert exits.kind({"ret": 2, "esr_ec": 0x24}) == "TRAP, data abort from a lower EL"
+    assert exits.kind({"ret": 0, "esr_ec": 0}) == "IRQ"
+    assert TRACEPOINTS["kvm_userspace_exit"].kind({"reason": 6, "errno": -4}) == "error EINTR"
 
 
 def test_guest_fault_gives_the_registers() -> None:

@@ -54,10 +54,10 @@ def test_columns_beside_c() -> None:
 def test_traces_beside_trace_cmd() -> None:
     if shutil.which("trace-cmd") is None:
         pytest.skip("trace-cmd not installed")
-    rows = trace_rows(SMALL, rounds=1, large=1 << 20)
-    assert len(rows) == 15
+    rows = trace_rows(SMALL, rounds=1, large=1 << 20, calls=100)
+    assert len(rows) in (23, 26)  # perf may be missing, or may not record
     assert all(row.value > 0 for row in rows)
-    assert sum(row.budget == "at least 15x" for row in rows) == 2
+    assert sum(row.budget == "at least 15x" for row in rows) == 3
 
 
 def test_the_explorer_beside_spin(monkeypatch: pytest.MonkeyPatch) -> None:

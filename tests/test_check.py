@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from kvmfault.check.run import CheckReport, check
+from kvmfault.check.tally import MAIN, Aspect
 from kvmfault.contract.probes import Said
 from kvmfault.contract.target import backend
 from kvmfault.errors import TraceError
-from kvmfault.replay.check import CheckReport, check
-from kvmfault.replay.tally import MAIN, Aspect
 from kvmfault.trace.assemble import Assembler
 from kvmfault.trace.events import EntryEvent, FaultEvent
 from kvmfault.trace.recording import ReadStats

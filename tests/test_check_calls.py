@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from kvmfault.check.assume import Assumed
+from kvmfault.check.calls import CallsCheck
+from kvmfault.check.run import check
+from kvmfault.check.tally import Aspect, Tally
 from kvmfault.contract.target import Target, backend
 from kvmfault.contract.values import ExecGrant, ReadMaps
-from kvmfault.replay.assume import Assumed
-from kvmfault.replay.calls import CallsCheck
-from kvmfault.replay.check import check
-from kvmfault.replay.tally import Aspect, Tally
 from kvmfault.trace.assemble import Assembler
 from kvmfault.trace.recording import ReadStats
 from kvmfault.trace.truth import ProbeReader, Truth, read_truth

@@ -81,7 +81,7 @@ def test_bad_targets(cli: Cli, words: list[str], says: str) -> None:
     cli("compare", "policies", *words).refused(says)
 
 
-@pytest.mark.parametrize(("a", "b"), list(combinations(ALL, 2)))
+@pytest.mark.parametrize(("a", "b"), list(combinations((*ALL, "riscv", "loongarch"), 2)))
 def test_the_differences_are_those_of_the_data(a: str, b: str) -> None:
     one, two = backend(a), backend(b)
     groups = compare([one, two])
@@ -105,7 +105,7 @@ def test_every_policy_says_what_it_means_who_reads_it_and_where_it_comes_from(me
     assert text.meaning
     assert text.readers
     owners = {source.owner for source in text.kernel}
-    assert "" in owners or owners == {"arm64", "x86"}, owners
+    assert "" in owners or owners >= {"arm64", "x86"}, owners
     assert all(source.text for source in text.kernel)
 
 

@@ -1,65 +1,23 @@
-"""Four shapes of one fault tell the same, on every backend, and the neutral path cannot tell them apart."""
+"""Four shapes of one fault on every backend. That they agree is the check `shapes` of kvmfault.testing."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
 import pickle
-from functools import cache
 from typing import Final
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvmfault.algebra.columns import pred_column, word_column
-from kvmfault.algebra.expr import Pred, Word
-from kvmfault.contract.accessors import FACTS, TRUTHS, VALUES, Gap, Snapshot, stand_in
-from kvmfault.contract.fault import MmioFault
-from kvmfault.contract.shapes import Handle, HandleOps, Hybrid, Raw, View
+from kvmfault.algebra.expr import Word
+from kvmfault.contract.accessors import FACTS, TRUTHS, Gap, Snapshot
+from kvmfault.contract.shapes import Handle, HandleOps, View
 from kvmfault.contract.target import Target, backend
+from kvmfault.testing import shapes, told
+from kvmfault.testing.shapes import Mine
 from tests.targets import any_registers, newest, targets
-
-
-class Mine:
-    """The architecture that the handles of this file belong to."""
-
-
-@cache
-def _ops(target: Target) -> HandleOps[Mine]:
-    return HandleOps(target.ops)
-
-
-def shapes(target: Target, raw: Raw) -> dict[str, MmioFault]:
-    """The fault in its four shapes, as what neutral code takes."""
-    handle: Handle[Mine] = Handle(raw.of)
-    return {
-        "snapshot": target.snapshot(raw),
-        "raw": raw,
-        "handle": _ops(target).bind(handle),
-        "hybrid": Hybrid(raw.ops, raw.of),
-    }
-
-
-def told(fault: MmioFault) -> dict[str, object]:
-    """All that a fault tells."""
-    plain = {name: getattr(fault, name) for name in ("syndrome", *TRUTHS, *VALUES)}
-    return plain | {"kvm_get_fault_gpa": fault.kvm_get_fault_gpa()}
-
-
-@pytest.mark.parametrize("target", targets(), ids=lambda t: t.name)
-@settings(max_examples=25)
-@given(data=st.data())
-def test_shapes_and_columns_agree(target: Target, data: st.DataObject) -> None:
-    raw = target.decode(**data.draw(any_registers(target)))
-    answers = {name: told(fault) for name, fault in shapes(target, raw).items()}
-    assert all(answer == answers["raw"] for answer in answers.values()), answers
-    columns = {name: np.array([value], np.uint64) for name, value in target.named(raw).items()}
-    for name in FACTS:
-        fact: Pred | Gap | Word = getattr(target.definition, name)
-        column = word_column(fact, columns) if isinstance(fact, Word) else pred_column(stand_in(fact), columns)
-        assert column[0] == getattr(target.snapshot(raw), name), name
 
 
 @pytest.mark.parametrize("target", targets(), ids=lambda t: t.name)
@@ -151,7 +109,8 @@ def test_every_shape_can_be_copied(duplicate: object) -> None:
 def test_only_views_through_their_own_functions_read_a_handle() -> None:
     arm = backend("arm64")
     handle: Handle[Mine] = Handle(arm.decode(ESR_EL2=0x9200_0047).of)
-    bound = _ops(arm).bind(handle)
+    ops: HandleOps[Mine] = HandleOps(arm.ops)
+    bound = ops.bind(handle)
     assert isinstance(bound, View)
     assert bound.is_write
     assert not any(hasattr(handle, name) for name in ("is_write", "syndrome", "kvm_get_fault_gpa"))

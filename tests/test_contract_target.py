@@ -46,11 +46,11 @@ def test_a_target_has_defaults(spelled: str, name: str) -> None:
 @pytest.mark.parametrize(
     ("spelled", "says"),
     [
-        ("", "no backend '' in target ''; there is: arm64, x86-ept, x86-npt, x86-shadow"),
-        ("arm", "no backend 'arm' in target 'arm' (did you mean arm64?); there is: arm64, x86-ept, x86-npt"),
-        ("ARM64", "no backend 'ARM64' in target 'ARM64'; there is: arm64, x86-ept, x86-npt, x86-shadow"),
+        ("", "no backend '' in target ''; there is: arm64, powerpc, s390, x86-ept, x86-npt, x86-shadow"),
+        ("arm", "no backend 'arm' in target 'arm' (did you mean arm64?); there is: arm64, powerpc, s390, x86-ept"),
+        ("ARM64", "no backend 'ARM64' in target 'ARM64'; there is: arm64, powerpc, s390, x86-ept, x86-npt, x86-shadow"),
         ("x86-epp@6.12", "(did you mean x86-ept?)"),
-        ("riscv", "no backend 'riscv'"),
+        ("mips", "no backend 'mips'"),
         (" arm64", "no backend ' arm64'"),
         ("arm64:5k", "arm64 has no format '5k' in target 'arm64:5k'; it has: 4k, 16k, 64k, 4k-lpa2, 16k-lpa2"),
         ("arm64:4k:16k", "arm64 has no format '4k:16k'"),
@@ -229,7 +229,7 @@ def test_without_any_backend(install: Callable[[str, str], None]) -> None:
 
 def test_the_entry_points_of_this_package() -> None:
     mine = {e.name: e.value for e in entry_points(module.GROUP)}
-    assert {"arm64", "x86-ept", "x86-npt", "x86-shadow"} <= mine.keys()
+    assert {"arm64", "loongarch", "riscv", "x86-ept", "x86-npt", "x86-shadow"} <= mine.keys()
     assert mine == {e.name: e.value for e in metadata.entry_points(group=module.GROUP)}  # what Python itself finds
     for name, source in backends().items():
         assert source.name == name

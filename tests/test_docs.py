@@ -22,7 +22,10 @@ import pytest
 
 from tests.conftest import ROOT, VECTORS
 
-PAGES: Final = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES: Final = [
+    ROOT / "README.md",
+    *(page for page in sorted((ROOT / "docs").rglob("*.md")) if page.name != "recipe.md"),  # test_recipe.py runs it
+]
 EXAMPLES: Final = sorted((ROOT / "examples").glob("*.py"))
 BLOCK: Final = re.compile(r"^```(?P<kind>\w+)[^\n]*\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL)
 
@@ -36,6 +39,7 @@ NOT_RUN: Final = {
     "make test": "runs this test",
     "make bench": "measures",
     "make long": "takes long",
+    "make exhaustive": "takes long",
     "git clone": "needs a network",
     "cd ": "follows a clone",
     "pip install": "needs a network",
@@ -87,16 +91,20 @@ def differences(wanted: str, got: str) -> str:
     return checker.output_difference(Example("", wanted), trimmed, ELLIPSIS)
 
 
-def shell(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    """Run ``command`` in the checkout with `kvmfault` being this checkout's; stderr is part of stdout."""
+def shell(command: str, folder: Path, *, cwd: Path = ROOT, path: str = "") -> subprocess.CompletedProcess[str]:
+    """Run ``command`` in *cwd* with `kvmfault` being this checkout's; stderr is part of stdout. *path*: more folders to
+    import from."""
     shim = folder / "kvmfault"
     shim.write_text(SHIM.format(python=sys.executable))
     shim.chmod(0o755)
-    where = {"PATH": f"{folder}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+    where = {
+        "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": f"{ROOT}{os.pathsep}{path}" if path else str(ROOT),
+    }
     plain = {"COLUMNS": "100", "NO_COLOR": "1", "TERM": "dumb", "LC_ALL": "C.UTF-8"}
     return subprocess.run(
         ["sh", "-c", command],
-        cwd=ROOT,
+        cwd=cwd,
         env=os.environ | where | plain,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,

@@ -77,7 +77,7 @@ def test_a_broken_rule_is_an_error_of_the_user(
     table = table_with(target, size)
     fmt, shift = table.format, size.bit_length() - 1
     if new.get("table"):
-        desc = fmt.table(Hpa(1 << 40))
+        desc = fmt.table(Hpa(1 << 40), shift)
     else:
         hpa, prot, memory = new.get("hpa", 0x200000), new.get("prot", 7), new.get("memory", Memory.NORMAL)
         assert isinstance(hpa, int)

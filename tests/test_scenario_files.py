@@ -127,7 +127,7 @@ def test_the_command_line(cli: Cli, tmp_path: Path) -> None:
     done = cli("run", good, "--backend", "arm64@6.12", "--json")
     assert (done.status, done.json["targets"], done.json["failures"]) == (0, ["arm64:4k@6.12"], [])
     assert done.json["events"][1]["line"] == 17
-    assert done.json["events"][1]["results"]["arm64:4k@6.12"]["pages"] == [[3, 3]]
+    assert done.json["events"][1]["results"]["arm64:4k@6.12"]["pages"] == [[0, 0]]
 
 
 def test_settings_come_after_those_of_the_file() -> None:

@@ -345,6 +345,21 @@ def test_large_entries_by_what_became_of_them() -> None:
     }  # fmt: skip
 
 
+def test_large_pages_that_were_refused_where_a_probe_tells_what_was_wanted() -> None:
+    decided = [
+        Made("aux:kvm_tdp_page_fault_ret", 1, {"__probe_func": 1, "ret": 5, "req_level": wanted, "goal_level": used})
+        for wanted, used in ((2, 1), (2, 1), (2, 2), (3, 2), (1, 1), (9, 1))
+    ]
+    summary = told(decided)
+    assert rows(summary, "large_pages", "what", "size", "entries") == [
+        ("refused: a smaller one was mapped", 1 << 30, 1),
+        ("refused: a smaller one was mapped", 1 << 21, 2),
+    ]
+    assert not any("refused" in line for line in summary.unsaid)
+    assert not told(decided[4:5]).section("large_pages")
+    assert any("refused" in line for line in told(handled(1)).unsaid)
+
+
 def test_lost_events_are_told_with_their_time() -> None:
     summary = told(handled(1), lost=[Lost(3, 17, 1500, 2500), Lost(4, None, None, 2000)])
     assert rows(summary, "lost", "cpu", "events", "after", "before") == [("3", 17, 500, 1500), ("4", None, None, 1000)]
@@ -401,6 +416,9 @@ def test_given_slots_are_counted(cli: Cli) -> None:
         for row in cli("trace", "summary", str(trace), "--slots", str(aux), "--json").json["slots"]
     }
     assert slots == {"0": 360, "2": 27, "1": 3, "none": 31}
+    alone = cli("trace", "summary", str(trace), "--json").json  # those that the probes beside it recorded
+    assert {row["slot"]: row["faults"] for row in alone["slots"]} == slots
+    assert alone["notes"]["slots"] == [f"memslots: {aux}"]
 
 
 def test_a_file_that_is_none_is_refused(cli: Cli, tmp_path: Path) -> None:

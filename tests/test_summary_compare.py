@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 
@@ -84,3 +85,20 @@ def test_the_command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mon
     data = cli("compare", "traces", *EXAMPLES, "--json", "--fail-if-slower", "0").json
     assert data["slower"] == []
     assert {"kinds", "latency", "cautions"} <= data.keys()
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Cli:
+    return Cli(capsys, monkeypatch)
+
+
+def test_whose_faults_they_are_can_be_told(cli: Cli, tmp_path: Path) -> None:
+    path = tmp_path / "text"
+    path.write_text("v-1 [000] 1.000000: kvm_page_fault: vcpu 0 rip 0x1 address 0x5000 error_code 0x182\n" * 3)
+    kinds = {
+        told: cli("compare", "traces", str(path), str(path), *told, "--json").json.get("kinds")
+        for told in ((), ("--backend", "x86-ept"))
+    }
+    assert kinds[()] is None
+    assert kinds["--backend", "x86-ept"][0]["before"] == 3
+    cli("compare", "traces", str(path), str(path), "--backend", "x86-ep").refused("x86-ep")

@@ -44,6 +44,16 @@ def test_of_a_text(cli: Cli, tmp_path: Path) -> None:
     assert told["lost"]["windows"] == [{"cpu": 0, "events": 3, "after": None, "before": 1_000_001_000}]
 
 
+def test_a_fault_that_waits_for_its_address_as_the_file_ends(cli: Cli, tmp_path: Path) -> None:
+    path = tmp_path / "trace.txt"
+    path.write_text("v-7 [000] 1.000001: kvm_exit: reason EPT_MISCONFIG rip 0x1 info 0 0\n")
+    assert "1 faults whose address was not recorded" in cli("trace", "info", str(path)).out
+    told = cli("trace", "summary", str(path), "--json").json["unsaid"]
+    assert any(line.startswith("1 faults: no event tells the address") for line in told)
+    out = tmp_path / "out.parquet"
+    assert cli("trace", "convert", str(path), str(out), "--json").json["faults"]["without_address"] == 1
+
+
 def test_of_a_perf_data_that_is_cut(cli: Cli, tmp_path: Path) -> None:
     path = tmp_path / "perf.data"
     one = Event(5_000_000_000, 1, 9, 1)

@@ -158,6 +158,14 @@ def test_what_is_damaged_is_read_up_to_there(data: bytes, damage: str, rows: int
     assert stats.damage.startswith("at byte 0x")
 
 
+@pytest.mark.parametrize("more", [b"odd!", b"twelve bytes"])
+def test_a_record_need_not_be_whole_words(more: bytes, tmp_path: Path) -> None:
+    odd = perffile.record(2, struct.pack("<QQ", 11, 17) + more)
+    found, stats, _ = read(tmp_path / "perf.data", in_pipe(packed(odd + records())))
+    assert len(found) == 80
+    assert stats.damage is None
+
+
 WHOLE = [
     in_file(records()),
     in_pipe(records()),

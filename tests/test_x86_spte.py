@@ -64,7 +64,7 @@ def rebuilt(fmt: SpteFormat, entry: Entry, shift: int) -> int:
     """The same entry made by the format from what it says of itself."""
     match entry.kind:
         case Kind.TABLE:
-            return fmt.table(entry.hpa or Hpa(0))
+            return fmt.table(entry.hpa or Hpa(0), shift)
         case Kind.MMIO:
             return fmt.mmio(entry.gpa or Gpa(0), entry.prot, entry.generation or 0)
         case Kind.EMPTY:
@@ -268,13 +268,13 @@ def test_geometry(fmt: SpteFormat) -> None:
     assert fmt.gpa_bits == 12 + sum(level.index_bits for level in fmt.levels) == 12 + 9 * len(fmt.levels)
     assert level_of(fmt, 1 << 21).name == "PG_LEVEL_2M"
     assert fmt.kind(fmt.empty, 12) is Kind.EMPTY
-    assert fmt.kind(fmt.table(Hpa(0x1000)), 21) is Kind.TABLE
+    assert fmt.kind(fmt.table(Hpa(0x1000), 21), 21) is Kind.TABLE
     assert fmt.perm_mask == 0
 
 
 def test_entries_without_hardware_accessed_and_dirty_bits() -> None:
-    assert EPT_4K_NO_AD.table(Hpa(0x1000)) == 0x8010000000001807
-    entry = EPT_4K_NO_AD.entry(EPT_4K_NO_AD.table(Hpa(0x1000)), 21)
+    assert EPT_4K_NO_AD.table(Hpa(0x1000), 21) == 0x8010000000001807
+    entry = EPT_4K_NO_AD.entry(EPT_4K_NO_AD.table(Hpa(0x1000), 21), 21)
     assert entry.notes == ("hardware A/D bits are off for this entry",)
     old = EPT_4K_NO_AD.leaf(12, Hpa(0x1000), R | W | X, Memory.NORMAL, young=False, host_writable=True)
     assert old == 0x8750000000001870

@@ -19,7 +19,7 @@ from arch.x86.exits import EXIT_REASONS
 from arch.x86.registers import KVM
 from kvmfault.contract.backend import Backend
 from kvmfault.contract.target import Target
-from kvmfault.contract.tracepoints import Fields, Role
+from kvmfault.contract.tracepoints import LOCATING, Fields, Role
 from kvmfault.trace.claims import Claim
 from kvmfault.trace.pattern import Fields as Parsed
 from kvmfault.trace.pattern import Pattern
@@ -168,8 +168,8 @@ def test_other_events(event: str, body: str, fields: dict[str, int]) -> None:
 def test_roles() -> None:
     roles = {name: point.role for name, point in NPT.tracepoints.items()}
     assert roles["kvm_page_fault"] is Role.FAULT
-    told = {name for name, role in roles.items() if role is Role.ADDRESS}
-    assert told == {"vcpu_match_mmio", "kvm_fast_mmio", "kvm_mmu_spte_requested"}
+    told = {name for name, role in roles.items() if role in LOCATING}
+    assert told == {"kvm_mmio", "vcpu_match_mmio", "kvm_fast_mmio", "kvm_mmu_spte_requested"}
 
 
 # Whole recordings.
@@ -199,7 +199,7 @@ def faults(path: Path) -> Iterator[Met]:
             else:
                 ((name, registers),) = claimed
                 yield Met(name, tuple(registers.items()))
-        elif role in (Role.ADDRESS, Role.MMIO) and event.pid in waiting:
+        elif role in LOCATING and event.pid in waiting:
             gpa = fields["gpa"] if "gpa" in fields else int(fields["gfn"]) << 12
             assert isinstance(gpa, int)
             yield Met("x86-ept", (*waiting.pop(event.pid).items(), ("GUEST_PHYSICAL_ADDRESS", gpa)))

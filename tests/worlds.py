@@ -118,7 +118,7 @@ class Watched(Vm):
 
     def map(
         self, gpa: Gpa, size: int, pfn: Pfn, prot: int, memory: Memory, *, host_writable: bool, young: bool, tag: int
-    ) -> MapResult:
+    ) -> MapResult | int:
         answer = self._at("map", hex(gpa), hex(size), prot, memory.value, "young" if young else "old", tag)
         if size in block_sizes(self.format)[1:]:  # address and frame of a block are aligned to it
             assert not gpa % size, hex(gpa)

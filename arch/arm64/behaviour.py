@@ -10,7 +10,6 @@ from arch.arm64.joints import JOINTS
 from arch.arm64.policy import policy_74, policy_612
 from arch.arm64.probes import PROBES
 from arch.arm64.trace import TRACEPOINTS
-from arch.arm64.watched import WATCHED
 from kvmfault.contract.backend import Behaviour
 from kvmfault.contract.format import Stage2Format
 from kvmfault.contract.ports import VmFacts
@@ -38,6 +37,5 @@ BEHAVIOUR: Final = Behaviour(
     # the format bounds the VM's table: host and VM offer what the widest one needs
     vm=VmFacts(ipa_limit_bits=52, table_bits=52),
     tracepoints=TRACEPOINTS,
-    watched=WATCHED,
     probes=PROBES,
 )

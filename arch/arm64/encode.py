@@ -47,7 +47,8 @@ def encode(access: Access, fmt: Stage2Format) -> tuple[Mapping[str, int], Mappin
             ESR_EL2,
             EC=IABT_LOW if fetch else DABT_LOW,
             IL=1,
-            WnR=access.write is True and not fetch,
+            # WnR is set for every cache operation; on a walk it does not decide what was tried
+            WnR=(access.write is True or (walk and access.cache_op is True)) and not fetch,
             CM=access.cache_op is True,
             S1PTW=walk,
             Overlay=access.protection_key is True,

@@ -1,8 +1,9 @@
 """What probed functions of arm64 KVM say of its decisions.
 
-A kprobe event is told by its function; its fields have the names that whoever defined it gave them. Read here are
-``esr``, ``far``, ``hpfar`` of kvm_handle_guest_abort, ``addr``, ``size``, ``phys``, ``prot``, ``mkold``, ``ipa``, and
-``ret`` of every return. The page-table functions work on the faulting VM's table, which none of these fields names.
+A kprobe event is told by its function, in a binary recording by its own name; its fields have the names that whoever
+defined it gave them. Read here are ``esr``, ``far``, ``hpfar`` of kvm_handle_guest_abort, ``addr``, ``size``, ``phys``,
+``prot``, ``mkold``, ``ipa``, and ``ret`` of every return. The page-table functions work on the faulting VM's table,
+which none of these fields names.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from errno import EAGAIN
 from typing import Final
 
 from kvmfault.contract.format import Memory
-from kvmfault.contract.probes import FIXED, RETRY, Probe, Probes, Said, Values, error_text, fields
+from kvmfault.contract.probes import FIXED, RETRY, Probe, Probes, Said, error_text, fields, number
+from kvmfault.contract.tracepoints import Values
 
 _PROT: Final = 0x7
 """KVM_PGTABLE_PROT_X, _W, _R: the same bits as R, W, X of a Stage2Format."""
@@ -19,29 +21,24 @@ _MEMORY: Final = {0: Memory.NORMAL, 1 << 3: Memory.DEVICE, 1 << 4: Memory.NONCAC
 """KVM_PGTABLE_PROT_DEVICE, _NORMAL_NC."""
 
 
-def _number(recorded: Values, name: str) -> int:
-    value = recorded.get(name, 0)
-    return value if isinstance(value, int) else int(value, 0)
-
-
 def _fault(recorded: Values) -> Values | None:
     if not all(name in recorded for name in ("esr", "far", "hpfar")):
         return None
     return {
-        "ESR_EL2": _number(recorded, "esr"),
-        "FAR_EL2": _number(recorded, "far"),
-        "HPFAR_EL2": _number(recorded, "hpfar"),
+        "ESR_EL2": number(recorded, "esr"),
+        "FAR_EL2": number(recorded, "far"),
+        "HPFAR_EL2": number(recorded, "hpfar"),
     }
 
 
 def _entry(recorded: Values) -> Values:
-    prot = _number(recorded, "prot")
+    prot = number(recorded, "prot")
     memory = _MEMORY.get(prot & (1 << 3 | 1 << 4), Memory.DEVICE)
     return {**fields("size", gpa="addr", hpa="phys")(recorded), "prot": prot & _PROT, "memory": memory.name}
 
 
 def _ended(recorded: Values) -> Values:
-    ret = _number(recorded, "ret")
+    ret = number(recorded, "ret")
     return {"answer": FIXED if not ret else RETRY if ret == -EAGAIN else error_text(-ret)}
 
 
@@ -50,6 +47,20 @@ def _injected(what: str) -> Probe:
 
 
 PROBES: Final = Probes(
+    names={
+        "memslot": "__kvm_set_memory_region",
+        "guest_abort": "kvm_handle_guest_abort",
+        "s2_map": "kvm_pgtable_stage2_map",
+        "s2_relax": "kvm_pgtable_stage2_relax_perms",
+        "s2_mkyoung": "kvm_pgtable_stage2_mkyoung",
+        "s2_wrprotect": "kvm_pgtable_stage2_wrprotect",
+        "s2_unmap": "kvm_pgtable_stage2_unmap",
+        "s2_age": "kvm_pgtable_stage2_test_clear_young",
+        "inject_dabt": "kvm_inject_dabt",
+        "inject_pabt": "kvm_inject_pabt",
+        "inv_start": "kvm_mmu_notifier_invalidate_range_start",
+        "inv_end": "kvm_mmu_notifier_invalidate_range_end",
+    },
     entries={
         "kvm_handle_guest_abort": Probe(Said.FAULT, _fault),
         "io_mem_abort": Probe(Said.DEVICE, fields(gpa="ipa")),
@@ -72,10 +83,5 @@ PROBES: Final = Probes(
         "__kvm_set_memory_region": Probe(Said.SLOT_DONE, fields("ret")),
         "kvm_pgtable_stage2_map": Probe(Said.MAPPED, _ended),
         "kvm_pgtable_stage2_relax_perms": Probe(Said.RELAXED, _ended),
-    },
-    events={
-        "kvm_unmap_hva_range": Probe(
-            Said.INVALIDATE, fields("start", "end"), ("mmu notifier unmap range: {start:x} -- {end:x}",)
-        ),
     },
 )

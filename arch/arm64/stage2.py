@@ -160,7 +160,7 @@ class Stage2:
         """R, W, X bits; with FEAT_XNX bit 53 moves X between EL1 and EL0, which is not told apart here."""
         return (R if desc & S2AP_R else 0) | (W if desc & S2AP_W else 0) | (0 if desc & XN else X)
 
-    def table(self, hpa: Hpa) -> int:
+    def table(self, hpa: Hpa, shift: int) -> int:
         """Descriptor that points to a table (kvm_set_table_pte)."""
         return self._with_address(hpa) | TYPE | VALID
 

@@ -40,9 +40,12 @@ TRACEPOINTS: Final[Tracepoints] = {
         told_by=("ret", "esr_ec"),
     ),
     "kvm_entry": Tracepoint(Role.ENTRY, ("PC: {vcpu_pc:x}",)),
-    "kvm_access_fault": Tracepoint(None, ("IPA: {ipa:x}",)),
+    "kvm_access_fault": Tracepoint(Role.YOUNG, ("IPA: {ipa:x}",), address=recorded("ipa") << 0),
     "kvm_mmio_nisv": Tracepoint(
-        None, ("ipa {ipa:x}, esr {esr:x}, far {far:x}, pc {vcpu_pc:x}",), "vcpu_pc:x esr:x far:x ipa:x"
+        Role.UNDECODED,
+        ("ipa {ipa:x}, esr {esr:x}, far {far:x}, pc {vcpu_pc:x}",),
+        "vcpu_pc:x esr:x far:x ipa:x",
+        address=recorded("ipa") << 0,
     ),
     "kvm_hvc_arm64": Tracepoint(None, ("HVC at {vcpu_pc:x} (r0: {r0:x}, imm: {imm:x})",)),
     "kvm_wfx_arm64": Tracepoint(

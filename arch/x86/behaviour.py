@@ -11,7 +11,6 @@ from arch.x86 import encode, live, policy
 from arch.x86.joints import EPT_JOINTS, NPT_JOINTS, SHADOW_JOINTS
 from arch.x86.probes import PROBES
 from arch.x86.trace import EPT_TRACEPOINTS, NPT_TRACEPOINTS, SHADOW_TRACEPOINTS
-from arch.x86.watched import WATCHED
 from kvmfault.contract.backend import Behaviour, Encode, Joints
 from kvmfault.contract.format import Stage2Format
 from kvmfault.contract.live import Live
@@ -68,7 +67,6 @@ def _of(
         host=shadow_host if shadow else host,
         vm=replace(_VM, eager_split=False) if shadow else _VM,
         tracepoints=tracepoints,
-        watched=WATCHED,
         probes=PROBES,
         live=live,
     )

@@ -41,7 +41,8 @@ def ept(access: Access, fmt: Stage2Format) -> tuple[Mapping[str, int], Mapping[s
         silent = ("read", "write", "exec", "gva", "on_walk", "final", "shadow_stack")
         return registers, dict.fromkeys(silent, _MISCONFIG)
     q = EXIT_QUALIFICATION
-    code = _bits(q["ACC_READ"], access.read) | _bits(q["ACC_WRITE"], access.write) | _bits(q["ACC_INSTR"], access.exec)
+    read = not (access.write or access.exec) if access.read is None else access.read
+    code = _bits(q["ACC_READ"], read) | _bits(q["ACC_WRITE"], access.write) | _bits(q["ACC_INSTR"], _fetches(access))
     if access.cause is Cause.PERMISSION:
         code |= _entry_that_forbids(access)
     # A virtual address with no word on the walk comes from hardware that hides its walks: the final access.
@@ -98,9 +99,13 @@ def _error_code(access: Access) -> int:
         _bits(e["P"], present)
         | _bits(e["RSVD"], access.cause is Cause.RESERVED)
         | _bits(e["W"], access.write)
-        | _bits(e["F"], access.exec)
+        | _bits(e["F"], _fetches(access))
         | _bits(e["SS"], access.shadow_stack)
     )
+
+
+def _fetches(access: Access) -> bool:
+    return access.exec is True and access.write is not True  # no processor reports a fetch that writes
 
 
 def _synthetic(access: Access) -> int:
@@ -113,4 +118,5 @@ def _bits(field: Field, wanted: bool | None) -> int:
 
 def _reasons(access: Access, reasons: Mapping[str, str]) -> Mapping[str, str]:
     why = _CAUSES.get(access.cause) if access.cause is not None else "x86 has to name a cause"
+    reasons = {**reasons, "exec": "no processor reports a fetch that writes"} if access.exec else reasons
     return {**reasons, "cause": why} if why else reasons

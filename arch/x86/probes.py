@@ -1,4 +1,4 @@
-"""What probed functions and trace events of x86 KVM say of its decisions.
+"""What probed functions of x86 KVM say of its decisions.
 
 The fields of a kprobe event have the names that whoever defined it gave them; these are the ones read here: ``ret``
 everywhere, members of struct kvm_page_fault under their own names, ``gpa``, ``size``, ``slot``, ``start``, ``end``.
@@ -22,21 +22,22 @@ from kvmfault.contract.probes import (
     Probe,
     Probes,
     Said,
-    Values,
     error_text,
     fields,
+    number,
 )
+from kvmfault.contract.tracepoints import Values
 from kvmfault.types import Gpa
 
 RET_PF: Final = {0: CONTINUE, 1: RETRY, 2: EMULATE, 3: WRITE_PROTECTED, 4: "not here", 5: FIXED, 6: SPURIOUS}
-_NO_SLOT: Final = 1 << 63
-_ERROR: Final = 0x7FF << 52
+NO_SLOT: Final = 1 << 63
+ERROR: Final = 0x7FF << 52
 """KVM_PFN_ERR_MASK; KVM_PFN_ERR_FAULT is the mask itself, those after it count up."""
 PIN_ERRORS: Final = {
-    _ERROR: PinError.FAULT,
-    _ERROR + 1: PinError.HWPOISON,
-    _ERROR + 2: PinError.RO_FAULT,
-    _ERROR + 3: PinError.SIGPENDING,
+    ERROR: PinError.FAULT,
+    ERROR + 1: PinError.HWPOISON,
+    ERROR + 2: PinError.RO_FAULT,
+    ERROR + 3: PinError.SIGPENDING,
 }
 _ACC_EXEC, _ACC_USER = 1, 4
 """Bits of a role's access; ACC_WRITE_MASK is W."""
@@ -45,11 +46,6 @@ _DIRTY, _BLOCK = 1 << 6, 1 << 7
 _LARGEST_LEVEL: Final = 3
 _ROOT_LEVEL: Final = 5
 _SIZES: Final = {"max_size": "max_level", "wanted": "req_level", "size": "goal_level"}
-
-
-def _number(recorded: Values, name: str) -> int:
-    value = recorded.get(name, 0)
-    return value if isinstance(value, int) else int(value, 0)
 
 
 def size_of(level: int) -> int:
@@ -68,28 +64,28 @@ def _answered(*names: str) -> Callable[[Values], Values]:
     rest = fields(*names)
 
     def read(recorded: Values) -> Values:
-        sizes = {new: size_of(_number(recorded, old)) for new, old in _SIZES.items() if old in recorded}
-        return {"answer": answer(_number(recorded, "ret")), **sizes, **rest(recorded)}
+        sizes = {new: size_of(number(recorded, old)) for new, old in _SIZES.items() if old in recorded}
+        return {"answer": answer(number(recorded, "ret")), **sizes, **rest(recorded)}
 
     return read
 
 
 def _pinned(recorded: Values) -> Values:
-    made: dict[str, int | str] = {"answer": answer(_number(recorded, "ret"))}
+    made: dict[str, int | str] = {"answer": answer(number(recorded, "ret"))}
     if "gfn" in recorded:
         made["gfn"] = recorded["gfn"]
-    if _number(recorded, "slotp"):  # without a memslot the probe read these through a null pointer
-        made["slot"] = _number(recorded, "slot") & 0xFFFF
-        made["hva"] = _number(recorded, "hva")
+    if number(recorded, "slotp"):  # without a memslot the probe read these through a null pointer
+        made["slot"] = number(recorded, "slot") & 0xFFFF
+        made["hva"] = number(recorded, "hva")
     if "access" in recorded:
-        access = _number(recorded, "access")
+        access = number(recorded, "access")
         made["prot"] = (R if access & _ACC_USER else 0) | access & W | (X if access & _ACC_EXEC else 0)
-    pfn = _number(recorded, "pfn")
+    pfn = number(recorded, "pfn")
     if pfn in PIN_ERRORS:
         made["error"] = PIN_ERRORS[pfn].name
-    elif pfn and not pfn & (_NO_SLOT | _ERROR):
+    elif pfn and not pfn & (NO_SLOT | ERROR):
         made["pfn"] = pfn
-        made["writable"] = _number(recorded, "map_writable")
+        made["writable"] = number(recorded, "map_writable")
     return made
 
 
@@ -113,53 +109,6 @@ def guest_walk(
             marked = write or bool(desc & _DIRTY)
             return GuestTranslation(Gpa(gpa), size, True, writable and marked, executable, level, user)
     return None
-
-
-def _requested(recorded: Values) -> Values:
-    made: dict[str, int | str] = {"gfn": recorded["gfn"], "size": size_of(_number(recorded, "level"))}
-    pfn = _number(recorded, "pfn")
-    return made if pfn & (_NO_SLOT | _ERROR) else {**made, "pfn": pfn}
-
-
-def _fast(recorded: Values) -> Values | None:
-    return {"gpa": _number(recorded, "cr2_or_gpa"), "old": recorded["old_spte"], "new": recorded["new_spte"]}
-
-
-def _set_spte(recorded: Values) -> Values:
-    size = size_of(_number(recorded, "level"))
-    gpa = _number(recorded, "gfn") << 12
-    made = {"gpa": gpa & -size, "size": size, "desc": _number(recorded, "spte")}
-    return {**made, "place": _number(recorded, "sptep") & 0xFFF} if "sptep" in recorded else made
-
-
-def _spte_changed(recorded: Values) -> Values:
-    size = size_of(_number(recorded, "level"))
-    gpa = _number(recorded, "gfn") << 12
-    made = {"gpa": gpa & -size, "size": size, "as_id": _number(recorded, "as_id")}
-    return {**made, "old": recorded["old_spte"], "new": recorded["new_spte"]}
-
-
-def _marked_mmio(recorded: Values) -> Values:
-    return {"gpa": _number(recorded, "gfn") << 12, "generation": _number(recorded, "gen")}
-
-
-def _table_page(recorded: Values) -> Values:
-    # the role as a number (union kvm_mmu_page_role), or in the kernel's words for it
-    if "role" in recorded:
-        role = _number(recorded, "role")
-        return {"gfn": recorded["gfn"], "level": role & 0xF, "direct": role >> 7 & 1}
-    level = str(recorded.get("level", "")).removeprefix("l")
-    return {"gfn": recorded["gfn"], "level": int(level) if level.isdigit() else 0, "direct": int("direct" in recorded)}
-
-
-def _page_texts(*ends: str) -> tuple[str, ...]:
-    return tuple(
-        f"sp gen {{gen:d}} gfn {{gfn:x}} {{level:w}} {{gpte:w}} {{quadrant:w}} {direct}{{access:w}}{gone} {{nxe:w}} "
-        f"{{ad:w}} root {{roots:d}} {{sync:w}}{end}"
-        for end in ends
-        for direct in ("{direct:w} ", "")
-        for gone in ("", " invalid")
-    )
 
 
 _ENTRIES: Final = {
@@ -186,7 +135,7 @@ _ENTRIES: Final = {
     "kvm_inject_page_fault": Probe(Said.INJECTED, fields("address", code="error_code")),
     "kvm_arch_vcpu_pre_fault_memory": Probe(Said.PREFAULT, fields("gpa", "size")),
 }
-_DECIDED: Final = Probe(Said.DECIDED, _answered("gfn", "prefetch"))
+_DECIDED: Final = Probe(Said.DECIDED, _answered("gfn", "prefetch"), (_SIZES["wanted"], _SIZES["size"]))
 _RETURNS: Final = {
     "kvm_mmu_page_fault": Probe(Said.RETURNED, fields("ret")),
     "kvm_faultin_pfn": Probe(Said.PINNED, _pinned),
@@ -211,24 +160,35 @@ _RETURNS: Final = {
     "x86_emulate_instruction": Probe(Said.EMULATED, fields("ret")),
     "kvm_arch_vcpu_pre_fault_memory": Probe(Said.PREFAULTED, fields("ret")),
 }
-_EVENTS: Final = {
-    "kvm_mmu_set_spte": Probe(Said.INSTALLED, _set_spte),
-    "kvm_mmu_spte_requested": Probe(Said.REQUESTED, _requested),
-    "kvm_tdp_mmu_spte_changed": Probe(Said.CHANGED, _spte_changed),
-    "fast_page_fault": Probe(Said.REPAIRED, _fast),
-    "kvm_mmu_pagetable_walk": Probe(Said.WALK, fields(address="addr")),
-    "kvm_mmu_paging_element": Probe(Said.WALK_ENTRY, fields("level", desc="pte")),
-    **dict.fromkeys(("kvm_mmu_set_accessed_bit", "kvm_mmu_set_dirty_bit"), Probe(Said.WALK_MARKED, fields("gpa"))),
-    "kvm_mmu_walker_error": Probe(Said.WALK_FAILED, fields(code="pferr")),
-    "mark_mmio_spte": Probe(Said.MMIO_INSTALLED, _marked_mmio),
-    "kvm_mmu_get_page": Probe(Said.SHADOWED, _table_page, _page_texts(" {created:w}")),
-    "kvm_mmu_sync_page": Probe(Said.SYNCED, _table_page, _page_texts("")),
-    "kvm_mmu_prepare_zap_page": Probe(Said.UNSHADOWED, _table_page, _page_texts("")),
+_NAMES: Final = {
+    "page_fault": "kvm_mmu_page_fault",
+    "faultin_pfn": "kvm_faultin_pfn",
+    "tdp_map": "kvm_tdp_mmu_map",
+    "memslot": "__kvm_set_memory_region",
+    "memslot_change": "kvm_set_memslot",
+    "flush_slot": "kvm_arch_flush_shadow_memslot",
+    "zap_all_fast": "__kvm_mmu_zap_all_fast_front_half",
+    "slot_remove_write": "kvm_mmu_slot_remove_write_access",
+    "slot_split_huge": "kvm_mmu_slot_try_split_huge_pages",
+    "slot_collapse": "kvm_mmu_zap_collapsible_sptes",
+    "inv_start": "kvm_mmu_notifier_invalidate_range_start",
+    "inv_end": "kvm_mmu_notifier_invalidate_range_end",
+    "unmap_gfn": "kvm_unmap_gfn_range",
+    "age_gfn": "kvm_age_gfn",
+    "test_age_gfn": "kvm_test_age_gfn",
+    "get_dirty_log": "kvm_get_dirty_log_protect",
+    "clear_dirty_log": "kvm_clear_dirty_log_protect",
+    "log_pt_masked": "kvm_arch_mmu_enable_log_dirty_pt_masked",
+    "track_write": "kvm_mmu_track_write",
+    "unsync": "mmu_try_to_unsync_pages",
+    "emulate": "x86_emulate_instruction",
+    "inject_pf": "kvm_inject_page_fault",
+    "pre_fault": "kvm_arch_vcpu_pre_fault_memory",
 }
 PROBES: Final = Probes(
+    names=_NAMES,
     entries=_ENTRIES,
     returns=_RETURNS,
-    events=_EVENTS,
     walk=guest_walk,
     # without the TDP MMU no block is split ahead of a write (kvm_mmu_slot_try_split_huge_pages)
     settings={"direct_page_fault": ("eager-split=no",)},

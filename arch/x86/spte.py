@@ -168,7 +168,7 @@ class SpteFormat:
         executable = desc & b.execute if b.execute else desc & 1 and not desc & b.no_execute
         return (R if desc & 1 else 0) | (W if desc & _WRITE else 0) | (X if executable else 0)
 
-    def table(self, hpa: Hpa) -> int:
+    def table(self, hpa: Hpa, shift: int) -> int:
         """See Stage2Format. Kernel: make_nonleaf_spte."""
         b = self.bits
         used = b.accessed if self.hardware_ad else _AD_DISABLED

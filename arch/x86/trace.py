@@ -100,7 +100,7 @@ _X86: Final[Tracepoints] = {
     **COMMON,
     **MMU_TRACEPOINTS,
     "kvm_entry": Tracepoint(Role.ENTRY, _ENTRY_TEXTS, "vcpu_id:d rip:x immediate_exit:d? intr_info:x? error_code:x?"),
-    "kvm_fast_mmio": Tracepoint(Role.ADDRESS, ("fast mmio at gpa {gpa:x}",)),
+    "kvm_fast_mmio": Tracepoint(Role.SIGNAL, ("fast mmio at gpa {gpa:x}",), address=recorded("gpa") << 0),
     "kvm_pio": Tracepoint(
         None,
         tuple("pio_{rw:w} at {port:x} size {size:d} count {count:d} val {val:x}" + tail for tail in ("", " (...)")),

@@ -1,21 +1,41 @@
 """C: an expression as text over ``uint64_t`` variables, with the values that Python and columns give.
 
-C11 with <stdbool.h> and <stdint.h>. Truths are 0 and 1 under ``&``, ``|`` and ``!``: nothing is skipped, nothing is
-evaluated twice, and a loop over an array can be vectorised. Words have 64 bits and shifts drop what leaves them.
+C11 with <stdbool.h> and <stdint.h>, or other names for the same (``Style``). Truths are 0 and 1 under ``&``, ``|`` and
+``!``: nothing is skipped, nothing is evaluated twice, and loops over arrays can be vectorised. Words have 64 bits and
+shifts drop what leaves them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 from kvmfault.algebra.cubes import cubes
 from kvmfault.algebra.expr import Among, Pred, Term, Word
 from kvmfault.errors import UsageError
+from kvmfault.types import U64
 
 Names: TypeAlias = Mapping[str, str]
 """Register -> the C variable of type ``uint64_t`` that holds it."""
+
+
+def number(value: int) -> str:
+    """A 64-bit constant."""
+    return f"{value:#x}ULL" if value > 9 else f"{value}ULL"
+
+
+@dataclass(frozen=True, slots=True)
+class Style:
+    """What a project calls things."""
+
+    word: str = "uint64_t"
+    """The type of a word."""
+    mask: Callable[[str, int], str] = lambda register, mask: number(mask)
+    """Some bits of a register."""
+
+
+PLAIN: Final = Style()
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,12 +47,12 @@ class CExpression:
     """Declarations that *text* needs before it, at file or at block scope."""
 
 
-def c_expression(of: Pred | Word, names: Names, prefix: str = "table") -> CExpression:
+def c_expression(of: Pred | Word, names: Names, prefix: str = "table", style: Style = PLAIN) -> CExpression:
     """*of* in C. Its tables are named *prefix* and a number. Raises UsageError for a register without a name."""
     for register in of.reads:
         if not names.get(register, "").isidentifier():
             raise UsageError(f"no C variable is named for register {register}; named: {', '.join(names) or 'none'}")
-    return _word(of, names, prefix) if isinstance(of, Word) else CExpression(_pred(of, names))
+    return _word(of, names, prefix, style) if isinstance(of, Word) else CExpression(_pred(of, names, style))
 
 
 def c_function(name: str, of: Pred | Word, names: Names) -> str:
@@ -47,47 +67,56 @@ def c_function(name: str, of: Pred | Word, names: Names) -> str:
     return f"static inline {result} {name}({parameters})\n{{\n{body}}}\n"
 
 
-def _pred(pred: Pred, names: Names) -> str:
-    def leaf(p: Among) -> str:
+def _pred(pred: Pred, names: Names, style: Style) -> str:
+    # each part with its negation: a test of one bit has its own
+    def leaf(p: Among) -> tuple[str, str]:
         f = p.field
         tests = [(mask << f.lo, value << f.lo) for mask, value in cubes(p.values, f.width)]
-        return joined(" | ", [_test(names[f.register], mask, value) for mask, value in tests], "0")
+        return joined(" | ", [_test(p, names, style, mask, value) for mask, value in tests], ("0", "1"))
 
-    def joined(operator: str, parts: Sequence[str], without_parts: str) -> str:
-        return f"({operator.join(parts)})" if len(parts) > 1 else (*parts, without_parts)[0]
+    def joined(operator: str, parts: Sequence[tuple[str, str]], without_parts: tuple[str, str]) -> tuple[str, str]:
+        if len(parts) < 2:
+            return (*parts, without_parts)[0]
+        text = f"({operator.join(part for part, _ in parts)})"
+        return text, f"(!{text})"
 
-    return pred.fold(
-        leaf,
-        lambda parts: joined(" & ", parts, "1"),
-        lambda parts: joined(" | ", parts, "0"),
-        lambda part: f"(!{part})",
+    def negated(part: tuple[str, str]) -> tuple[str, str]:
+        return part[1], part[0]
+
+    text, _ = pred.fold(
+        leaf, lambda parts: joined(" & ", parts, ("1", "0")), lambda parts: joined(" | ", parts, ("0", "1")), negated
     )
+    return text
 
 
-def _test(variable: str, mask: int, value: int) -> str:
-    return f"(({variable} & {_number(mask)}) == {_number(value)})" if mask else "1"
+def _test(leaf: Among, names: Names, style: Style, mask: int, value: int) -> tuple[str, str]:
+    if not mask:
+        return "1", "0"
+    bits = f"({names[leaf.field.register]} & {style.mask(leaf.field.register, mask)})"
+    if mask.bit_count() == 1:
+        is_set, is_clear = f"(!!{bits})", f"(!{bits})"
+        return (is_set, is_clear) if value else (is_clear, is_set)
+    return f"({bits} == {number(value)})", f"({bits} != {number(value)})"
 
 
-def _word(word: Word, names: Names, prefix: str) -> CExpression:
+def _word(word: Word, names: Names, prefix: str, style: Style) -> CExpression:
     tables: list[str] = []
 
     def term(t: Term) -> str:
-        bits = f"({names[t.register]} & {_number(t.mask)})"
+        bits = names[t.register]
+        if t.mask != U64:
+            bits = f"({bits} & {style.mask(t.register, t.mask)})"
         if t.shift:
             bits = f"({bits} {'>>' if t.shift > 0 else '<<'} {abs(t.shift)})"
         if t.table is None:
             return bits
         name = f"{prefix}{len(tables)}"
-        row = ", ".join(f"[{i:#x}] = {_number(value)}" for i, value in enumerate(t.table) if value)
-        tables.append(f"static const uint64_t {name}[{len(t.table)}] = {{ {row or '0'} }};")
+        row = ", ".join(f"[{i:#x}] = {number(value)}" for i, value in enumerate(t.table) if value)
+        tables.append(f"static const {style.word} {name}[{len(t.table)}] = {{ {row or '0'} }};")
         return f"{name}[{bits}]"
 
     # A term whose bits were all shifted out is 0; its shift may be one that C does not define.
     parts = [term(t) for t in word.terms if t.mask]
     if word.const or not parts:
-        parts.append(_number(word.const))
+        parts.append(number(word.const))
     return CExpression(f"({' | '.join(parts)})" if len(parts) > 1 else parts[0], tuple(tables))
-
-
-def _number(value: int) -> str:
-    return f"{value:#x}ull" if value > 9 else f"{value}ull"

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from kvmfault.check.run import CheckReport, check
+from kvmfault.check.tally import MAIN, Aspect, Tally
 from kvmfault.cli.progress import progress
 from kvmfault.cli.render import columns, to_json
 from kvmfault.errors import UsageError
-from kvmfault.replay.check import CheckReport, check
-from kvmfault.replay.tally import MAIN, Aspect, Tally
 from kvmfault.trace.slotfile import read_slots
 
 SHOWN = 20
@@ -38,7 +38,8 @@ def percent(agreed: int, compared: int) -> str:
 def render(report: CheckReport) -> str:
     """The report as text."""
     tally = report.tally
-    beside = f"probes: {report.aux}" if report.aux is not None else "trace events alone"
+    own = f"{report.probed} hits of probes in it" if report.probed else "trace events alone"
+    beside = f"probes: {report.aux}" if report.aux is not None else own
     parts = [f"{report.recording}: {report.faults} faults of {report.target.name}, {beside}"]
     rows = [("aspect", "agree", "compared", "")]
     for aspect in Aspect:
@@ -85,6 +86,7 @@ def as_data(report: CheckReport) -> dict[str, object]:
     return {
         "recording": report.recording,
         "aux": report.aux,
+        "probed": report.probed,
         "target": report.target.name,
         "faults": report.faults,
         "unknown": dict(report.unknown),

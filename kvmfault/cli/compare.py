@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from shutil import get_terminal_size
 from textwrap import wrap
+from typing import TYPE_CHECKING
 
 from kvmfault.cli.render import to_json
 from kvmfault.contract.difference import Row, compare
-from kvmfault.contract.target import Target, backend
+from kvmfault.contract.target import Target, backend, backends
 from kvmfault.errors import UsageError
+
+if TYPE_CHECKING:
+    from kvmfault.compare.facts import Law, Told
 
 WIDEST = 120
 """Columns of the output, less on a narrower terminal."""
@@ -35,6 +39,44 @@ def policies(targets: Sequence[str], *, everything: bool, json: bool) -> int:
         for row in shown:
             print("\n".join(_lines(on, row, width)))
     return 0
+
+
+def facts(targets: Sequence[str], *, json: bool) -> int:
+    """Print the accessor matrix of targets, of all backends if none is named, and the laws on which they part."""
+    from kvmfault.compare import facts as comparing
+
+    on = [backend(t) for t in targets or backends()]
+    told, meanings, laws = comparing.matrix(on), comparing.meanings(), comparing.laws(on)
+    if json:
+        names = [t.name for t in on]
+        made = {name: _told(names, meanings[name], cells) for name, cells in told.items()}
+        print(to_json({"targets": names, "facts": made, "laws": [_law(names, law) for law in laws]}))
+        return 0
+    width = min(WIDEST, get_terminal_size((_ELSEWHERE, 0)).columns)
+    print("\n".join(wrap(", ".join(t.name for t in on), width, break_on_hyphens=False)))
+    print(f"\nfacts: {len(told)}, with the expression and the bits read")
+    for name, cells in told.items():
+        print("\n".join(_lines(on, Row(name, meanings[name], tuple(map(str, cells))), width)))
+    if len(on) > 1:
+        print(f"\nlaws that hold on one and not on another: {len(laws)}, each proved, with the smallest exception")
+    for law in laws:
+        print("\n".join(_lines(on, Row(law.name, "", tuple(map(str, law.verdicts))), width)))
+    return 0
+
+
+def _told(names: Sequence[str], meaning: str, cells: Sequence[Told]) -> dict[str, object]:
+    return {"meaning": meaning, "targets": {n: _cell(cell) for n, cell in zip(names, cells, strict=True)}}
+
+
+def _cell(cell: Told) -> dict[str, object]:
+    answer = {"gap": cell.gap, "assumed": cell.assumed} if cell.gap else {"expression": cell.expression}
+    return {**answer, "reads": {register: hex(mask) for register, mask in cell.reads.items()}}
+
+
+def _law(names: Sequence[str], law: Law) -> dict[str, object]:
+    verdicts = zip(names, law.verdicts, strict=True)
+    told = {name: {"state": v.state, "why": v.why, "witness": v.witness} for name, v in verdicts}
+    return {"law": law.name, "facts": law.facts, "targets": told}
 
 
 def _data(rows: Sequence[Row], everything: bool) -> list[dict[str, object]]:

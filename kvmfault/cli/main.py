@@ -5,6 +5,7 @@ Exit status everywhere: 0 done, 1 a finding (disagreement, failed expectation), 
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from kvmfault.cli.options import (
+    HtmlOption,
     JobsOption,
     JsonFlag,
     SchedulerOption,
@@ -230,6 +232,16 @@ def backend_list_command(json: JsonFlag = False) -> None:
     finish(backends.run(json=json))
 
 
+def backend_check_command(
+    backend: Annotated[str, typer.Argument(metavar="MODULE:ATTRIBUTE|NAME", help="Where the Backend is.")],
+    json: JsonFlag = False,
+) -> None:
+    """Say how far a backend conforms to the contract: what was found, what is missing, and where the recipe is."""
+    from kvmfault.cli import backends
+
+    finish(backends.check(backend, json=json))
+
+
 def compare_policies_command(
     targets: Annotated[list[str], typer.Argument(metavar="TARGET TARGET...", help="See 'backend list'.")],
     everything: Annotated[bool, typer.Option("--all", help="What is equal, too.")] = False,
@@ -239,6 +251,58 @@ def compare_policies_command(
     from kvmfault.cli import compare
 
     finish(compare.policies(targets, everything=everything, json=json))
+
+
+def emit_c_command(
+    backend: Annotated[
+        str | None,
+        typer.Option("--backend", metavar="TARGET", help="Whose header; without it, prototypes."),
+    ] = None,
+    shape: Annotated[
+        str | None,
+        typer.Option("--shape", metavar="SHAPE", help="fields, raw, opaque or hybrid; a code register is raw."),
+    ] = None,
+) -> None:
+    """Write a target's facts as a C header, or the prototypes that arch-neutral code is built with."""
+    from kvmfault.cli import emit
+
+    finish(emit.c(backend, shape))
+
+
+def emit_json_command(
+    backend: Annotated[
+        list[str] | None, typer.Option("--backend", metavar="TARGET", help="Whose; may be repeated. Default: all.")
+    ] = None,
+) -> None:
+    """Write the definitions as JSON for other tools: registers, facts and the kernel's accessors, as trees."""
+    from kvmfault.cli import emit
+
+    finish(emit.json(backend or []))
+
+
+def compare_facts_command(
+    targets: Annotated[
+        list[str] | None, typer.Argument(metavar="[TARGET]...", help="See 'backend list'; all backends if none.")
+    ] = None,
+    json: JsonFlag = False,
+) -> None:
+    """Print what each target tells of a fault, by which bits, and the laws that hold on one and not on another."""
+    from kvmfault.cli import compare
+
+    finish(compare.facts(targets or [], json=json))
+
+
+def compare_shapes_command(
+    targets: Annotated[
+        list[str] | None, typer.Argument(metavar="[TARGET]...", help="See 'backend list'; all backends if none.")
+    ] = None,
+    html: HtmlOption = None,
+    json: JsonFlag = False,
+) -> None:
+    """Compare four designs of a fault: proven equal, counted, measured in Python and C, hazards run, mypy asked."""
+    from kvmfault.cli import shapes
+
+    finish(shapes.run(targets or [], html, json=json))
 
 
 _COMMANDS: dict[str, Callable[..., None]] = {
@@ -252,11 +316,20 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "explore": explore_command,
 }
 _GROUPS: dict[str, tuple[str, dict[str, Callable[..., None]]]] = {
-    "backend": ("The architectures that are installed.", {"list": backend_list_command}),
+    "backend": (
+        "The architectures that are installed.",
+        {"list": backend_list_command, "check": backend_check_command},
+    ),
     "compare": (
         "How targets or recordings differ.",
-        {"policies": compare_policies_command, "traces": compare_traces_command},
+        {
+            "facts": compare_facts_command,
+            "policies": compare_policies_command,
+            "shapes": compare_shapes_command,
+            "traces": compare_traces_command,
+        },
     ),
+    "emit": ("The definitions in other languages.", {"c": emit_c_command, "json": emit_json_command}),
     "trace": (
         "Recordings of what KVM does.",
         {
@@ -304,6 +377,9 @@ def main(argv: list[str] | None = None) -> NoReturn:
             setattr(sys, name, Path(os.devnull).open("r+", encoding="utf-8"))  # noqa: SIM115  open until the end
     if sys.stdout is None:
         sys.exit(_complain("standard output is closed"))
+    gc.set_threshold(
+        50_000, 20, 20
+    )  # a command makes few cycles: to look for them all the time takes a twentieth of it
     words = sys.argv[1:] if argv is None else argv
     sys.exit(_guarded(lambda: build(words[0] if words else None)(words, standalone_mode=False)))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 
@@ -12,11 +13,13 @@ def progress(totals: Mapping[str, int | None]) -> Generator[Callable[[str, int],
 
     A total counts bytes, items or whatever the calls count; None: not known.
     """
+    if not sys.stderr.isatty():  # rich takes long to load
+        yield lambda name, done: None
+        return
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-    console = Console(stderr=True)
     columns = TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
         tasks = {name: bars.add_task(name, total=total) for name, total in totals.items()}
         yield lambda name, done: bars.update(tasks[name], completed=done)

@@ -92,6 +92,7 @@ def trace_summary_command(
 def compare_traces_command(
     before: Annotated[str, typer.Argument(help="A recording of any kind.")],
     after: Annotated[str, typer.Argument(help="Another one.")],
+    backend: ToldOption = None,
     html: HtmlOption = None,
     fail_if_slower: Annotated[
         float | None,
@@ -105,7 +106,8 @@ def compare_traces_command(
     with needs("trace", "compare traces"):
         from kvmfault.cli import summary
 
-    finish(summary.compare(before, after, page=html, limit=fail_if_slower, where=Where(jobs, scheduler), json=json))
+    where = Where(jobs, scheduler)
+    finish(summary.compare(before, after, backend, page=html, limit=fail_if_slower, where=where, json=json))
 
 
 def trace_convert_command(

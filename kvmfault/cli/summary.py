@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -41,15 +41,17 @@ def run(
     with where.workers() as at:
         summary = _summarised(path, at, slots, told, formats, instance)
     write(summary)
-    print(to_json(as_data(summary))) if json else _show(_tables(summary))
+    print(to_json(as_data(summary))) if json else show(_tables(summary))
     return 1 if summary.damaged else 0
 
 
-def compare(before: str, after: str, *, page: str | None, limit: float | None, where: Where, json: bool) -> int:
+def compare(
+    before: str, after: str, told: str | None, *, page: str | None, limit: float | None, where: Where, json: bool
+) -> int:
     """Compare and print; status 1 if something is slower by more than *limit* percent."""
     write = _writer(page)
     with where.workers() as at:
-        found = compared(_summarised(before, at), _summarised(after, at))
+        found = compared(_summarised(before, at, told=told), _summarised(after, at, told=told))
     if limit is not None and (found.before.ticks or found.after.ticks):
         raise UsageError(f"{before}, {after}: times are ticks, which --fail-if-slower cannot compare")
     slower = found.slower(limit) if limit is not None else []
@@ -58,7 +60,7 @@ def compare(before: str, after: str, *, page: str | None, limit: float | None, w
         sections = {section.key: section.records() for section in found.sections}
         print(to_json({"before": before, "after": after, **sections, "cautions": found.cautions, "slower": slower}))
     else:
-        _show(_differences(found, slower))
+        show(_differences(found, slower))
     return 1 if slower or found.before.damaged or found.after.damaged else 0
 
 
@@ -102,7 +104,8 @@ def _summarised(
         )
 
 
-def _show(parts: Iterator[Table | Text]) -> None:
+def show(parts: Iterable[Table | Text]) -> None:
+    """Print tables and lines."""
     console = Console(soft_wrap=False, highlight=False, markup=False, emoji=False)
     for part in parts:
         console.print(part)
@@ -111,20 +114,21 @@ def _show(parts: Iterator[Table | Text]) -> None:
 def _tables(summary: Summary) -> Iterator[Table | Text]:
     yield Text(", ".join(_head(summary)))
     for section in summary.sections:
-        yield from _table(section, ticks=summary.ticks)
-    yield from _remarks("What this recording does not tell", summary.unsaid)
+        yield from table(section, ticks=summary.ticks)
+    yield from remarks("What this recording does not tell", summary.unsaid)
 
 
 def _differences(found: Comparison, slower: list[str]) -> Iterator[Table | Text]:
     for which, summary in (("before", found.before), ("after", found.after)):
         yield Text(f"{which}: {', '.join(_head(summary))}")
     for section in found.sections:
-        yield from _table(section, ticks=found.before.ticks)
-    yield from _remarks("Why figures may not be comparable", found.cautions)
-    yield from _remarks("Slower", slower)
+        yield from table(section, ticks=found.before.ticks)
+    yield from remarks("Why figures may not be comparable", found.cautions)
+    yield from remarks("Slower", slower)
 
 
-def _remarks(title: str, lines: Sequence[str]) -> Iterator[Text]:
+def remarks(title: str, lines: Sequence[str]) -> Iterator[Text]:
+    """A list with its title; nothing where it is empty."""
     if lines:
         yield Text(f"\n{title}", style="bold")
         yield from (Text(f"  {line}") for line in lines)
@@ -140,7 +144,8 @@ def _head(summary: Summary) -> Iterator[str]:
         yield f"{text(about['faults_per_second'], 'rate')} faults a second"
 
 
-def _table(section: Section, *, ticks: bool) -> Iterator[Table | Text]:
+def table(section: Section, *, ticks: bool) -> Iterator[Table | Text]:
+    """A section as text."""
     width = Console().width
     shown = [i for i, c in enumerate(section.columns) if width >= NARROW or not c.wide]
     table = Table(

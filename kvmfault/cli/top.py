@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 from kvmfault.cli.record import say
 from kvmfault.cli.render import columns
 from kvmfault.contract.target import Target, backend
-from kvmfault.contract.watched import Sort
+from kvmfault.contract.tracepoints import Sort
 from kvmfault.errors import needs
 from kvmfault.live.stopping import stopping
 from kvmfault.live.tap import Wanted, tap

@@ -15,7 +15,7 @@ from textual.screen import ModalScreen
 from textual.widgets import DataTable, Footer, Static
 
 from kvmfault.cli.top import TITLES, by_rate, number, place, shown_sorts, sparkline
-from kvmfault.contract.watched import Sort
+from kvmfault.contract.tracepoints import Sort
 from kvmfault.errors import KvmfaultError
 from kvmfault.live.stopping import Stop
 from kvmfault.live.watch import HISTORY, Count, Process, Shot

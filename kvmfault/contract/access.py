@@ -102,7 +102,7 @@ def _known(answer: bool | Gap) -> bool | None:
     return None if isinstance(answer, Gap) else answer
 
 
-def _cause(a: Answers) -> Cause:
+def _cause(a: Answers) -> Cause | None:
     # most specific first: hardware reports one status, but error-code bits can be set together
     for answer, cause in (
         (a.is_external_abort, Cause.EXTERNAL),
@@ -114,7 +114,8 @@ def _cause(a: Answers) -> Cause:
     ):
         if answer is True:
             return cause
-    return Cause.OTHER
+    told = not (isinstance(a.is_translation, Gap) and isinstance(a.is_permission, Gap))
+    return Cause.OTHER if told else None
 
 
 def kind(access: Access) -> str:

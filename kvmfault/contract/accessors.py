@@ -101,7 +101,7 @@ class Accessors(Generic[B, U]):
     mmio_bytes: U
     """Access size: 1, 2, 4 or 8 bytes (kvm_vcpu_dabt_get_as)."""
     mmio_register_number: U
-    """Transfer register; 31 is the zero register (kvm_vcpu_dabt_get_rd)."""
+    """Number of the transfer register; the backend says which is the zero register (kvm_vcpu_dabt_get_rd)."""
     mmio_sign_extend: B
     """A load sign-extends (kvm_vcpu_dabt_issext)."""
     mmio_wide: B

@@ -1,15 +1,16 @@
 """Backend: what an architecture provides. Target: one backend, format and kernel, ready to use.
 
-Recipe for a new architecture, in the order in which each part becomes useful:
+Recipe for a new architecture; docs/recipe.md takes each step with an example, ``kvmfault backend check`` says how far
+one is. Each part needs only those before it:
 
 1. registers        declare them (``register``); one synthetic register carries what the VM or caller adds
-2. facts            fill ``Accessors``: an expression for each fact, a ``Gap`` with its reason for the rest
-3. encode           build registers from an ``Access``; losses are found for you
-4. formats          descriptors and geometry (``Stage2Format``)
+2. formats          descriptors and geometry (``Stage2Format``)
+3. facts            fill ``Accessors``: an expression for each fact, a ``Gap`` with its reason for the rest
+4. encode           build registers from an ``Access``; losses are found for you
 5. policies         one value for each documented difference (``Policy``), by kernel version
 6. joints           only what no policy can say: a function per place, by kernel version
-7. tracepoints      which trace events carry faults, and how their text reads; what the live view counts (``watched``)
-8. live             a guest that makes a given access, for comparing with a real KVM; may be left out
+7. tracepoints      which trace events carry faults, and how their text reads, what they mean
+8. extras           lines that people paste, odd values, a guest that drives a real KVM (``live``)
 
 One folder, one entry point in the group ``kvmfault.backends``; no change in kvmfault/.
 """
@@ -25,6 +26,7 @@ from kvmfault.algebra.layout import Register
 from kvmfault.contract.accessors import Definition
 from kvmfault.contract.format import Stage2Format
 from kvmfault.contract.probes import Probes
+from kvmfault.errors import UsageError
 
 if TYPE_CHECKING:  # behaviour is loaded by whoever runs a fault
     from kvmfault.contract.access import Access
@@ -35,7 +37,6 @@ if TYPE_CHECKING:  # behaviour is loaded by whoever runs a fault
     from kvmfault.contract.ports import Ports, VmFacts
     from kvmfault.contract.progress import Progress
     from kvmfault.contract.tracepoints import Tracepoints
-    from kvmfault.contract.watched import WatchedEvents
     from kvmfault.vm.caps import HostCaps
 
 Joint: TypeAlias = "Callable[[Ports, MmioFault, Progress], Outcome | None]"
@@ -120,17 +121,23 @@ class Behaviour:
     vm: VmFacts
     """What a usual VM is."""
     tracepoints: Tracepoints
-    watched: WatchedEvents = field(default_factory=dict)
-    """Events that the live view counts, as what."""
     probes: Probes = field(default_factory=Probes)
     """What probed kernel functions tell of decisions; empty: a recording cannot be checked."""
     live: Live | None = None
     """How a real KVM is driven, to compare it with the model; None: nobody has written it."""
 
 
+def unwritten() -> Behaviour:
+    """Stands for the behaviour of a backend in the making. Raises UsageError."""
+    raise UsageError("the backend has no behaviour yet: nothing can be encoded or run")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Backend:
-    """An architecture: facts and a few functions. Everything by kernel version is keyed by its name, newest last."""
+    """An architecture: facts and a few functions. Everything by kernel version is keyed by its name, newest last.
+
+    While it is being written, parts may be left out: ``kvmfault backend check`` tells which.
+    """
 
     name: str
     about: str
@@ -143,12 +150,14 @@ class Backend:
     """Value of a register that was not given, where 0 would mean something else."""
     given: Mapping[str, str] = field(default_factory=dict)
     """Register -> field of the synthetic register that says it was captured."""
-    facts: Mapping[str, Callable[[Stage2Format], Definition]]
-    accessors: Mapping[str, Callable[[Stage2Format], Named]]
+    zero_register: int = 31
+    """Number of the transfer register that reads as zero and drops what is written; 32: none does."""
+    facts: Mapping[str, Callable[[Stage2Format], Definition]] = field(default_factory=dict)
+    accessors: Mapping[str, Callable[[Stage2Format], Named]] = field(default_factory=dict)
     """The kernel's own accessors under their own names."""
-    formats: Mapping[str, Stage2Format]
+    formats: Mapping[str, Stage2Format] = field(default_factory=dict)
     """By name; the first is the default."""
-    behaviour: Callable[[], Behaviour]
+    behaviour: Callable[[], Behaviour] = unwritten
     """The rest, loaded by whoever runs a fault."""
     reachable: Pred = ALWAYS
     """Register values that hardware can produce, as far as facts depend on it."""
@@ -163,6 +172,11 @@ class Backend:
     def kernels(self) -> tuple[str, ...]:
         """Kernel versions modelled, oldest first."""
         return tuple(self.facts)
+
+    @property
+    def behaves(self) -> bool:
+        """Its behaviour is written."""
+        return self.behaviour is not unwritten
 
     @property
     def encode(self) -> Encode:
@@ -193,11 +207,6 @@ class Backend:
     def tracepoints(self) -> Tracepoints:
         """See Behaviour."""
         return self.behaviour().tracepoints
-
-    @property
-    def watched(self) -> WatchedEvents:
-        """See Behaviour."""
-        return self.behaviour().watched
 
     @property
     def probes(self) -> Probes:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import ast
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cache
+from itertools import groupby
 from typing import Final, get_type_hints
 
+from kvmfault.algebra.expr import Term, Word
+from kvmfault.algebra.layout import Register
 from kvmfault.contract.format import Stage2Format, size_text
 from kvmfault.contract.policy import Policy
 
@@ -98,3 +101,33 @@ def geometry(fmt: Stage2Format) -> dict[str, str]:
         "gpa bits": str(fmt.gpa_bits),
         "MMIO generation bits": str(fmt.mmio_generation_bits() or "no MMIO entries"),
     }
+
+
+def bits_text(reads: Mapping[str, int]) -> str:
+    """Register bits as text: ``7 bits: ESR_EL2 31:26 7``."""
+    runs = [f"{register} {_bits(mask)}" for register, mask in reads.items()]
+    count = sum(mask.bit_count() for mask in reads.values())
+    return f"{count} bit{'s' * (count > 1)}: {', '.join(runs)}"
+
+
+def _bits(mask: int) -> str:
+    numbers = [bit for bit in range(63, -1, -1) if mask >> bit & 1]
+    runs = [[bit for _, bit in run] for _, run in groupby(enumerate(numbers), lambda pair: pair[0] + pair[1])]
+    return " ".join(f"{run[0]}:{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs)
+
+
+def spell_word(word: Word, registers: Sequence[Register]) -> str:
+    """A word as text: fields by name, shifts as written, tables with their entries; ``0`` for one without terms."""
+    texts = [_term(term, registers) for term in word.terms if term.mask]
+    return " | ".join(texts + [f"{word.const:#x}" if word.const else "0"] * (word.const != 0 or not texts))
+
+
+def _term(term: Term, registers: Sequence[Register]) -> str:
+    layout = next(r for r in registers if r.name == term.register)
+    low = (term.mask & -term.mask).bit_length() - 1
+    names = [f"{term.register}.{f.name}" for f in layout if f.mask == term.mask]
+    name = names[0] if names else f"{term.register}[{_bits(term.mask)}]"
+    if term.table is None:
+        return f"{name} << {low - term.shift}" if low > term.shift else name
+    sizes = ", ".join(f"{value:#x}: {size_text(got)}" for value, got in enumerate(term.table) if got)
+    return f"{name} -> {{{sizes}}}"

@@ -136,7 +136,7 @@ class MmioFault(PageFault, Protocol):
 
     @property
     def mmio_register(self) -> int | None:
-        """Transfer register, 31 = zero register; None as above."""
+        """Number of the transfer register; None as above."""
         ...
 
     @property

@@ -151,8 +151,8 @@ class Stage2Format(Protocol):
         """R, W, X bits that the leaf grants to the guest."""
         ...
 
-    def table(self, hpa: Hpa) -> int:
-        """Descriptor that points to a table."""
+    def table(self, hpa: Hpa, shift: int) -> int:
+        """Descriptor that points to a table, for an entry of the level *shift*."""
         ...
 
     def leaf(

@@ -114,19 +114,17 @@ class Completion:
     wide: bool
     convert: Callable[[Completion, int], int] = field(repr=False)
     """How this architecture and kernel turn *size* bytes from the bus into a register value."""
+    zero_register: int = 31
+    """Number of the register that drops what is written (``Backend.zero_register``)."""
 
     def finish(self, bus_value: int) -> int | None:
         """Value to write to ``register``; None: nothing is written. *bus_value* as read, little-endian.
 
         Kernel: kvm_handle_mmio_return.
         """
-        if self.access.is_write or self.register == ZERO_REGISTER:
+        if self.access.is_write or self.register == self.zero_register:
             return None
         return self.convert(self, bus_value & ((1 << 8 * self.access.size) - 1))
-
-
-ZERO_REGISTER = 31
-"""Number of a transfer register that reads as zero and drops what is written."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,7 +62,7 @@ class Policy:
     """leave_unbacked, settle_slot, Prefaulting.prefault.
     (arm64: kvm_handle_guest_abort, io_mem_abort; x86: kvm_handle_noslot_fault)"""
     invalid_slot: InvalidSlot
-    """lookup. (arm64: gfn_to_hva_memslot_prot; x86: kvm_faultin_pfn)"""
+    """lookup. (arm64: gfn_to_hva_memslot_prot; x86: kvm_faultin_pfn; s390: gmap has no such look-up in 6.12)"""
     write_tracking: bool
     """track_write, fit_size, protect_tracked: frames that hold guest tables are write-protected.
     (arm64: tracks no writes; x86: page_fault_handle_page_track, kvm_gfn_is_write_tracked)"""
@@ -80,7 +80,7 @@ class Policy:
     """bound_size, fit_size: a block must lie in the slot with gfn and hva congruent.
     (arm64: fault_supports_stage2_huge_mapping; x86: lpage_info)"""
     logged_size: LoggedSize
-    """bound_size.
+    """bound_size, Surroundings.repair_fast.
     (arm64: force_pte of user_mem_abort; x86: kvm_slot_dirty_track_enabled in kvm_mmu_hugepage_adjust)"""
     readonly_slot_logs: bool
     """lookup: the log flag counts on a read-only slot.
@@ -117,7 +117,10 @@ class Policy:
     """fit_size, install: a permission fault at its own granule only adds permissions.
     (arm64: kvm_pgtable_stage2_relax_perms; x86: kvm_tdp_mmu_map writes the entry anew)"""
     dirty_mark: DirtyMark
-    """install, account. (arm64: mark_page_dirty_in_slot at the end of user_mem_abort; x86: make_spte)"""
+    """install, account, Surroundings.repair_fast, DirtyLogging.get_dirty_log, DirtyLogging.clear_dirty_log,
+    DirtyLogging.reset_rings, DirtyLogging.slot_changed.
+    (arm64: mark_page_dirty_in_slot at the end of user_mem_abort; x86: make_spte;
+    powerpc: kvm_radix_test_clear_dirty; s390: gmap_sync_dirty_log)"""
     on_retry: OnRetry
     """the caller. (arm64: kvm_handle_guest_abort returns 1; x86: RET_PF_RETRY in kvm_mmu_page_fault)"""
     memfd_source: MemfdSource
@@ -126,7 +129,7 @@ class Policy:
     unchanged: Unchanged
     """install. (arm64: EAGAIN of stage2_map_walker_try_leaf; x86: RET_PF_SPURIOUS)"""
     smaller_over_block: SmallerOverBlock
-    """State. (arm64: stage2_map_walk_leaf; x86: tdp_mmu_split_huge_page)"""
+    """State. (arm64: stage2_map_walk_leaf; x86: tdp_mmu_split_huge_page; riscv: gstage_set_pte)"""
     present_leaf: PresentLeaf
     """keep_present. (arm64: has unchanged instead; x86: tdp_mmu_map_handle_target_level, mmu_set_spte,
     "KVM: x86/mmu: Treat TDP MMU faults as spurious if access is already allowed")"""
@@ -185,6 +188,12 @@ class Policy:
     injected_target: InjectedTarget = InjectedTarget.KERNEL
     """external, atomic, size_fault. (arm64: kvm_inject_sea, kvm_sea_target_is_el2, effective_sctlr2_ease;
     x86: reflects to the hypervisor by its own rules)"""
+    logging_drops: bool = False
+    """DirtyLogging.slot_changed: when logging begins or ends, what maps the slot is dropped.
+    (arm64: protects or splits instead; x86: as arm64; powerpc: kvmppc_core_commit_memory_region_hv)"""
+    age_flushes: bool = False
+    """Vm.age: what was made old is flushed from the TLBs.
+    (arm64: kvm_age_gfn flushes nothing; x86: as arm64; s390: gmap_age_gfn, with the entry)"""
     marks_rewritten: bool = True
     """State: a writable leaf over an entry that was writable is marked dirty again.
     (arm64: has no dirty state; x86: make_spte, "KVM: x86/mmu: Always set SPTE's dirty bit if it's created as

@@ -345,7 +345,7 @@ class Ports(VmView, Protocol):
         ...
 
     def register(self, number: int) -> int:
-        """Value of a general register of the vCPU; ZERO_REGISTER reads 0."""
+        """Value of a general register of the vCPU; the zero register of the backend reads 0."""
         ...
 
     def unprotect(self, gfn: Gfn) -> bool:

@@ -1,4 +1,4 @@
-"""Probes: what kernel functions that somebody probed, and trace events beside the faults, tell of KVM's decisions.
+"""Probes: what kernel functions that somebody probed tell of KVM's decisions, as trace events beside the faults do.
 
 A backend declares them; whoever compares the model with a recording reads only what is said here, in neutral words:
 sizes in bytes, answers as in ``answer_text``.
@@ -6,6 +6,7 @@ sizes in bytes, answers as in ``answer_text``.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, unique
@@ -25,15 +26,13 @@ from kvmfault.contract.outcome import (
     Spurious,
     WriteProtected,
 )
+from kvmfault.contract.tracepoints import Role, Values
 from kvmfault.vm.guest_tables import GuestTranslation, GuestWalkFault
-
-Values: TypeAlias = Mapping[str, int | str]
-"""Values of one probe by the names that ``Said`` tells; what was not recorded is missing."""
 
 
 @unique
 class Said(Enum):
-    """What a probe says of the task that hit it, and the values that it may bring."""
+    """What a probe says of the task that hit it, and the values that it may bring; what was not recorded is missing."""
 
     FAULT = "the exit handler takes on a fault: address, code"
     RETURNED = "the exit handler is done with it: ret (1 guest runs on, 0 left to user space, -errno)"
@@ -95,14 +94,31 @@ class Said(Enum):
     SYNCED = "a table page follows its table of the guest again: gfn, level"
 
 
+SAID: Final = {
+    Role.REQUESTED: Said.REQUESTED,
+    Role.REPAIRED: Said.REPAIRED,
+    Role.SET: Said.INSTALLED,
+    Role.CHANGE: Said.CHANGED,
+    Role.REMEMBERED: Said.MMIO_INSTALLED,
+    Role.WALK: Said.WALK,
+    Role.WALK_STEP: Said.WALK_ENTRY,
+    Role.WALK_MARKED: Said.WALK_MARKED,
+    Role.WALK_FAILED: Said.WALK_FAILED,
+    Role.SHADOWED: Said.SHADOWED,
+    Role.SYNCED: Said.SYNCED,
+    Role.UNSHADOWED: Said.UNSHADOWED,
+}
+"""What a trace event that `Tells` something says, by its role."""
+
+
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """One probed function or trace event. *read* makes the values out of the recorded fields, or None: nothing."""
+    """One probed function. *read* makes the values out of the recorded fields, or None: nothing."""
 
     says: Said
     read: Callable[[Values], Values | None]
-    templates: tuple[str, ...] = ()
-    """Of a trace event: how its text reads, where its Tracepoint leaves out what is said."""
+    sizes: tuple[str, ...] = ()
+    """Recorded fields of which *read* makes ``wanted`` and ``size``, once for each fault."""
 
 
 GuestWalk: TypeAlias = Callable[[Sequence[tuple[int, int]], int, bool], GuestTranslation | GuestWalkFault | None]
@@ -111,14 +127,14 @@ GuestWalk: TypeAlias = Callable[[Sequence[tuple[int, int]], int, bool], GuestTra
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Probes:
-    """All that a backend knows."""
+    """All that a backend knows of probed functions."""
 
     entries: Mapping[str, Probe] = field(default_factory=dict)
     """By kernel function: what its call says."""
     returns: Mapping[str, Probe] = field(default_factory=dict)
     """By kernel function: what its return says."""
-    events: Mapping[str, Probe] = field(default_factory=dict)
-    """By trace event."""
+    names: Mapping[str, str] = field(default_factory=dict)
+    """Kprobe event -> kernel function, where recordings name the event otherwise."""
     walk: GuestWalk | None = None
     """What the entries that a walk of the guest's own tables read mean."""
     settings: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -129,7 +145,19 @@ class Probes:
         """Functions whose calls ask for memslots."""
         return frozenset(name for name, probe in self.entries.items() if probe.says is Said.SLOT)
 
+    def function(self, event: str) -> str | None:
+        """The function that a kprobe event of this name is on; None: it is not known. For binary recordings, which tell
+        an address. Events are named as in ``names`` or after the function, with what tools add: ``p_F_0``,
+        ``F__return``, ``F_ret``."""
+        name = event.rpartition(":")[2]
+        for given in (name, _ADDED.sub("", name)):
+            function = self.names.get(given, given)
+            if function in self.entries or function in self.returns:
+                return function
+        return None
 
+
+_ADDED: Final = re.compile(r"^[pr]_|_{1,2}(?:ret|return|exit|entry)(?:_\d+)?$|_\d+$")
 RETRY: Final = "retry"
 EMULATE: Final = "emulate"
 WRITE_PROTECTED: Final = "write-protected"
@@ -175,3 +203,9 @@ def fields(*names: str, **renamed: str) -> Callable[[Values], Values]:
         return {neutral: recorded[name] for neutral, name in table.items() if name in recorded}
 
     return read
+
+
+def number(recorded: Values, name: str) -> int:
+    """A recorded field as a number, 0 where it is missing. Raises ValueError for other words."""
+    value = recorded.get(name, 0)
+    return value if isinstance(value, int) else int(value, 0)

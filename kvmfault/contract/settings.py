@@ -55,7 +55,7 @@ def parse_setting(text: str) -> tuple[str, object]:
         found = _read(hint, value.lower())
     except ValueError:
         raise _misfit(member, value, hint) from None
-    if not _accepts(hint, found):
+    if not accepts(hint, found):
         raise _misfit(member, value, hint)
     return member, found
 
@@ -74,10 +74,10 @@ def replaced(record: Record, values: Mapping[str, object]) -> Record:
     for member, value in values.items():
         if member not in known:
             raise _unknown(member, known)
-        if not _accepts(known[member], value):
+        if not accepts(known[member], value):
             raise _misfit(member, str(value), known[member])
     merged = {m: {**getattr(record, m), **v} if _is_partial(v) else v for m, v in values.items()}
-    return replace(record, **merged)  # type: ignore[arg-type]  # _accepts has looked at each
+    return replace(record, **merged)  # type: ignore[arg-type]  # accepts has looked at each
 
 
 def overrides(base: Policy | VmFacts, changed: Policy | VmFacts) -> Iterator[str]:
@@ -154,16 +154,17 @@ def _number(text: str) -> int:
     return int(text[:-1] if shift else text, 0) << shift
 
 
-def _accepts(hint: object, value: object) -> bool:
+def accepts(hint: object, value: object) -> bool:
+    """Whether *value* is one of a member whose type is *hint* (see ``HINTS``)."""
     args = get_args(hint)
     if _is_optional(hint):
-        return value is None or _accepts(_given(hint), value)
+        return value is None or accepts(_given(hint), value)
     if get_origin(hint) is tuple:
-        fits = isinstance(value, tuple) and all(_accepts(args[0], item) for item in value)
+        fits = isinstance(value, tuple) and all(accepts(args[0], item) for item in value)
         return fits and (args[0] != Size or value == _ascending(value))
     if get_origin(hint) is Mapping:
         pairs = value.items() if isinstance(value, Mapping) else ()
-        return bool(pairs) and all(_accepts(args[0], key) and _accepts(args[1], item) for key, item in pairs)
+        return bool(pairs) and all(accepts(args[0], key) and accepts(args[1], item) for key, item in pairs)
     if isinstance(hint, type) and issubclass(hint, (bool, Enum)):
         return isinstance(value, hint)
     if not isinstance(value, int) or isinstance(value, bool):

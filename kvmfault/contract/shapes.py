@@ -8,12 +8,13 @@ d. ``Hybrid``     the few facts that neutral code wants most captured, the rest 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Generic, TypeAlias, TypeVar
+from typing import Final, Generic, TypeAlias, TypeVar
 
 from kvmfault.algebra.scalar import Regs
-from kvmfault.contract.accessors import Accessors, Snapshot, map_accessors
+from kvmfault.contract.accessors import FACTS, Accessors, Snapshot, map_accessors
+from kvmfault.contract.fault import MmioFault
 from kvmfault.types import Gpa, Gva
 
 H = TypeVar("H")
@@ -197,6 +198,9 @@ class HandleOps(Generic[A_co]):
 
 T = TypeVar("T")
 
+STORED: Final = ("gpa_valid", "gpa_page", "is_write", "is_exec", "is_permission")
+"""The facts that a `Hybrid` captures."""
+
 
 class Hybrid(View[Regs]):
     """Shape d, where the discussion of August 2025 ended: some fields stored, the rest from the syndrome."""
@@ -242,3 +246,45 @@ class Hybrid(View[Regs]):
 def snapshot(raw: View[H]) -> Snapshot:
     """Shape a of the same fault: every fact evaluated now."""
     return map_accessors(raw.ops, lambda read: read(raw.of), lambda read: read(raw.of))
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """One of the four, for those who compare them or write them in another language."""
+
+    name: str
+    kind: str
+    """What makes it in this module."""
+    about: str
+    stored: tuple[str, ...]
+    """Facts that are captured when the fault is made; the others are computed when asked."""
+    keeps_registers: bool
+    through_table: bool
+    """Read through a table of functions."""
+    on: Callable[[Ops[Regs]], Callable[[Raw], MmioFault]]
+    """With the accessor functions of a target: what makes the fault in this shape."""
+
+
+def _bound(ops: Ops[Regs]) -> Callable[[Raw], MmioFault]:
+    table: HandleOps[object] = HandleOps(ops)
+    return lambda raw: table.bind(Handle(raw.of))
+
+
+SHAPES: Final[Mapping[str, Shape]] = {
+    shape.name: shape
+    for shape in (
+        Shape("fields", "snapshot", "every fact captured", FACTS, False, False, lambda ops: snapshot),
+        Shape("raw", "raw", "registers kept, every fact computed when asked", (), True, False, lambda ops: lambda r: r),
+        Shape("opaque", "handle", "a handle read through a table of accessor functions", (), True, True, _bound),
+        Shape(
+            "hybrid",
+            "hybrid",
+            "what neutral code wants most captured, the rest computed",
+            STORED,
+            True,
+            False,
+            lambda ops: lambda raw: Hybrid(ops, raw.of),
+        ),
+    )
+}
+"""In the order of this module's text."""

@@ -116,7 +116,8 @@ class Target:
     @cached_property
     def accessors(self) -> Named:
         """The kernel's own accessors by name."""
-        return self.backend.accessors[self.kernel](self.format)
+        named = self.backend.accessors.get(self.kernel)
+        return named(self.format) if named is not None else {}
 
     def registers(self, values: Mapping[str, int]) -> Regs:
         """Values by name to the tuple that facts read; notes in the synthetic register which were given.

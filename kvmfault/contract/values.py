@@ -17,6 +17,7 @@ class InvalidSlot(Enum):
 
     AS_NONE = "as no slot"
     RETRY = "retry the fault"
+    KEPT = "as it was, until the change is made"
 
 
 class Topup(Enum):
@@ -39,6 +40,7 @@ class LoggedSize(Enum):
 
     PAGE = "one page"
     PAGE_ON_WRITE = "one page for a write, any size for a read"
+    ANY = "any size"
 
 
 class Reaction(Enum):
@@ -90,6 +92,7 @@ class DirtyMark(Enum):
     WITH_ENTRY = "while the entry is made, logged slots only"
     AFTER_UNLOCK = "after the lock is dropped"
     BLOCK_AFTER_UNLOCK = "after the lock is dropped, the first frame of what was mapped"
+    ON_HARVEST = "when the log is read, from the dirty state of the entries, which it clears"
 
 
 class OnRetry(Enum):
@@ -119,6 +122,7 @@ class SmallerOverBlock(Enum):
 
     SPLIT = "the block is split, its other pieces stay mapped"
     DROP = "the block is dropped, its other pieces fault again"
+    REFUSE = "refused with EEXIST: the block stays"
 
 
 class PresentLeaf(Enum):

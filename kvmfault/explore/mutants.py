@@ -131,7 +131,7 @@ def _keep_blocks(
     host_writable: bool,
     young: bool,
     tag: int,
-) -> MapResult:
+) -> MapResult | int:
     leaf = self.table.leaf(gpa)
     if leaf is not None and 1 << leaf.shift > size:
         return MapResult.UNCHANGED
@@ -149,7 +149,7 @@ def _map_unflushed(
     host_writable: bool,
     young: bool,
     tag: int,
-) -> MapResult:
+) -> MapResult | int:
     self.late = True
     result = Explored.map(self, gpa, size, pfn, prot, memory, host_writable=host_writable, young=young, tag=tag)
     self.take_stale()

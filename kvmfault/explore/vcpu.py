@@ -28,7 +28,7 @@ from kvmfault.errors import UsageError
 from kvmfault.explore.actor import Actor, Did, Rest
 from kvmfault.explore.parts import OF_VCPU, part
 from kvmfault.explore.world import Broken, Explored
-from kvmfault.machine.guest import wanted_access
+from kvmfault.machine.guest import transfer_register, wanted_access
 from kvmfault.machine.tlb import Cached
 from kvmfault.path.run import FELL_THROUGH, PATH, BoundPath, Locked, Step, StepFn
 from kvmfault.scenario import events
@@ -128,7 +128,9 @@ class VcpuActor(Actor):
         self.holds = part("reads", number)
         self._conduct = conduct
         self._accesses = tuple(
-            (Gpa(event.gpa + n * event.step), event, _wanted(event)) for event in accesses for n in range(event.count)
+            (Gpa(event.gpa + n * event.step), event, _wanted(event, conduct.target))
+            for event in accesses
+            for n in range(event.count)
         )
         self._may = may
         self._noted = noted  # somebody else may use the vCPU's fault registers
@@ -280,7 +282,7 @@ class VcpuActor(Actor):
             raise Broken("memory-answers", f"{event.do} of memory at {gpa:#x} ends in: {_told(outcome)}")
 
 
-def _wanted(event: events.Access) -> Access:
+def _wanted(event: events.Access, target: Target) -> Access:
     return wanted_access(
         event.size,
         write=event.do == "write",
@@ -288,6 +290,7 @@ def _wanted(event: events.Access) -> Access:
         exchange=event.do == "exchange",
         private=event.private,
         described=event.described,
+        transfer=transfer_register(target),
         **known(event),
     )
 

@@ -210,7 +210,7 @@ class Explored(World):
 
     def map(
         self, gpa: Gpa, size: int, pfn: Pfn, prot: int, memory: Memory, *, host_writable: bool, young: bool, tag: int
-    ) -> MapResult:
+    ) -> MapResult | int:
         """See Ports."""
         if self.table_retired():
             raise Broken("refused", f"an entry for {gpa:#x} goes into a table that was retired")

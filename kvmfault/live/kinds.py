@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Final, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
@@ -12,11 +12,12 @@ from kvmfault.algebra.columns import word_column
 from kvmfault.algebra.expr import Pred, Word, union
 from kvmfault.contract.access import Access, show
 from kvmfault.contract.target import Target
-from kvmfault.contract.tracepoints import Tracepoint
-from kvmfault.contract.watched import Sort, Watched
-from kvmfault.trace.frames import Rows
+from kvmfault.contract.tracepoints import Role, Sort, Tracepoint
+from kvmfault.trace.frames import Column
 
 U64Col: TypeAlias = NDArray[np.uint64]
+Rows: TypeAlias = Mapping[str, Column]
+"""Events of one name: ``pid`` and their own fields."""
 Index: TypeAlias = NDArray[np.int64]
 
 NOWHERE: Final = np.uint64((1 << 64) - 1)
@@ -52,12 +53,11 @@ class Reader(Protocol):
         ...
 
 
-def reader(target: Target, event: str, watched: Watched) -> Reader:
-    """How *target* reads *event*."""
-    point = target.backend.tracepoints.get(event)
-    if watched.sort is Sort.FAULT and point is not None and point.registers is not None:
+def reader(target: Target, event: str, point: Tracepoint) -> Reader:
+    """How *target* reads *event*, which *point* declares and which is counted."""
+    if point.role is Role.FAULT and point.registers is not None:
         return _faults(target, event, point.registers)
-    return _others(event, watched, point)
+    return _others(event, point)
 
 
 def _faults(target: Target, event: str, registers: Mapping[str, Word]) -> Reader:
@@ -80,7 +80,7 @@ def _faults(target: Target, event: str, registers: Mapping[str, Word]) -> Reader
     def read(rows: Rows) -> Told:
         fields = {name: _unsigned(rows, name) for name in needed}
         columns = {name: word_column(word, fields) for name, word in registers.items()}
-        blank = np.zeros(len(rows.number), np.uint64)
+        blank = np.zeros(len(rows["pid"]), np.uint64)
         columns |= {name: blank for name in definition.gpa_page.reads if name not in columns}
         distinct, which = _distinct({name: columns[name] & np.uint64(reads.get(name, 0)) for name in registers})
         found = [told(values) for values in distinct]
@@ -91,30 +91,30 @@ def _faults(target: Target, event: str, registers: Mapping[str, Word]) -> Reader
     return read
 
 
-def _others(event: str, watched: Watched, point: Tracepoint | None) -> Reader:
-    words = point.words.get(watched.by) if point is not None else None
-    keys = dict.fromkeys(
-        [watched.by, *(key for told in words.values.values() for key in told)] if words else [watched.by]
-    )
+def _others(event: str, point: Tracepoint) -> Reader:
+    sort = None if point.role is None else point.role.sort
+    assert sort is not None, event
     known: dict[tuple[int, ...], Kind] = {}
 
-    def told(values: Mapping[str, int]) -> Kind:
+    def told(values: Mapping[str, int], signed: Collection[str]) -> Kind:
         key = tuple(values.values())
         if key not in known:
-            name = words.name(values) if words else f"{watched.by} {values[watched.by]}"
-            known[key] = Kind(watched.sort, event, name)
+            fields = {k: v - (1 << 64) if k in signed and v >> 63 else v for k, v in values.items()}
+            known[key] = Kind(sort, event, point.kind(fields))
         return known[key]
 
-    plain = [Kind(watched.sort, event, "")]
+    plain = [Kind(sort, event, "")]
 
     def read(rows: Rows) -> Told:
         where = None
-        if watched.address is not None:
-            where = word_column(watched.address, {name: _unsigned(rows, name) for name in watched.address.reads})
-        if watched.by not in rows.columns:
-            return Told(plain, np.zeros(len(rows.number), np.int64), where)
-        distinct, which = _distinct({key: _unsigned(rows, key) for key in keys if key in rows.columns})
-        return Told([told(values) for values in distinct], which, where)
+        if point.address is not None:
+            where = word_column(point.address, {name: _unsigned(rows, name) for name in point.address.reads})
+        keys = [key for key in point.told_by if key in rows]
+        if not keys:
+            return Told(plain, np.zeros(len(rows["pid"]), np.int64), where)
+        signed = [key for key in keys if np.asarray(rows[key]).dtype.kind == "i"]
+        distinct, which = _distinct({key: _unsigned(rows, key) for key in keys})
+        return Told([told(values, signed) for values in distinct], which, where)
 
     return read
 
@@ -142,6 +142,6 @@ def _distinct(columns: Mapping[str, U64Col]) -> tuple[list[dict[str, int]], Inde
 
 
 def _unsigned(rows: Rows, name: str) -> U64Col:
-    column = rows.columns[name]
+    column = rows[name]
     assert isinstance(column, np.ndarray), name
     return column.view(np.uint64)

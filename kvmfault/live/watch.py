@@ -13,7 +13,7 @@ from typing import Final, NamedTuple, TypeAlias
 import numpy as np
 
 from kvmfault.contract.target import Target, backend, backends
-from kvmfault.contract.watched import Sort, Watched
+from kvmfault.contract.tracepoints import Role, Sort, Tracepoint, Tracepoints
 from kvmfault.errors import LiveError
 from kvmfault.live import tasks
 from kvmfault.live.kinds import NOWHERE, Kind, reader
@@ -22,7 +22,7 @@ from kvmfault.live.stopping import Stop
 from kvmfault.live.tap import Tap
 from kvmfault.trace.datwriter import Described
 from kvmfault.trace.formats import Formats, FormatText, header_page
-from kvmfault.trace.frames import Plan, read_pages
+from kvmfault.trace.frames import Plan, Records, columns_of, read_pages
 from kvmfault.trace.ring import Layout
 
 HISTORY: Final = 60
@@ -94,9 +94,9 @@ class Watch:
         texts = [FormatText(system, text) for system, each in described.formats.items() for text in each]
         formats = Formats("tracefs", texts)
         header = header_page(described.header_page, path="header_page", offset=0)
-        watched = {name: one for name, one in target.backend.watched.items() if name in formats}
+        watched = {name: point for name, point in counted(target.backend.tracepoints).items() if name in formats}
         self._plan = Plan.of(Layout(described.page_size, header.data, header.long), formats, watched)
-        self._readers = {name: reader(target, name, one) for name, one in watched.items()}
+        self._readers = {name: reader(target, name, point) for name, point in watched.items()}
         self._owners = tasks.Owners(described.comms)
         self._numbers: dict[Kind, int] = {}
         self._kinds: list[Kind] = []
@@ -110,10 +110,13 @@ class Watch:
 
     def take(self, cpu: int, pages: bytes) -> None:
         """Count what is in *pages*."""
-        for name, rows in read_pages(pages, cpu, self._plan).rows.items():
-            kinds, which, address = self._readers[name](rows)
+        read = read_pages(pages, cpu, self._plan)
+        for number, some in read.numbers.items():
+            event = self._plan.wanted[number]
+            rows = columns_of(event, Records(read.words, read.at.take(some), read.size.take(some)))
+            kinds, which, address = self._readers[event.name](rows)
             numbers = np.array([self._number(kind) for kind in kinds], np.uint64)[which]
-            pids = np.asarray(rows.columns["pid"]).astype(np.uint64)
+            pids = np.asarray(rows["pid"]).astype(np.uint64)
             key = pids << np.uint64(_PID) | numbers << np.uint64(_KIND)
             if address is not None:
                 key |= np.where(address == NOWHERE, np.uint64(0), (address >> np.uint64(_SHIFT)) + np.uint64(1))
@@ -227,9 +230,14 @@ def watch(source: Tap, target: Target, interval: float, stop: Stop) -> Iterator[
             began, lost_before = now, lost
 
 
+def counted(points: Tracepoints) -> dict[str, Tracepoint]:
+    """Those that are counted."""
+    return {name: point for name, point in points.items() if point.role is not None and point.role.sort is not None}
+
+
 def every_event() -> tuple[str, ...]:
-    """What any backend counts."""
-    return tuple(sorted({name for source in backends().values() for name in source.watched}))
+    """What is counted of any backend."""
+    return tuple(sorted({name for source in backends().values() for name in counted(source.tracepoints)}))
 
 
 def fitting(events: Collection[str]) -> Target:
@@ -237,11 +245,11 @@ def fitting(events: Collection[str]) -> Target:
     try:
         return this_machine()
     except LiveError:
-        fit = [s.name for s in backends().values() if any(_is_fault(w) and n in events for n, w in s.watched.items())]
+        fit = [
+            source.name
+            for source in backends().values()
+            if any(point.role is Role.FAULT and name in events for name, point in source.tracepoints.items())
+        ]
         if len(fit) == 1:
             return backend(f"{fit[0]}@{nearest(os.uname().release, backends()[fit[0]].kernels)}")
         raise
-
-
-def _is_fault(watched: Watched) -> bool:
-    return watched.sort is Sort.FAULT

@@ -7,10 +7,12 @@ from errno import EINVAL, ENOENT, ENXIO
 
 from kvmfault.contract.format import Kind
 from kvmfault.contract.outcome import Exit, Reason
+from kvmfault.contract.values import DirtyMark
 from kvmfault.machine.surroundings import Surroundings
 from kvmfault.path.resolve import fits
 from kvmfault.types import Gfn, Gpa
 from kvmfault.vm.dirty import WORD, LogAnswer, RingEntry
+from kvmfault.vm.frames import FrameSet
 from kvmfault.vm.memslot import Memslot
 
 
@@ -36,6 +38,8 @@ class DirtyLogging(Surroundings):
         pages = self.log.bitmap(slot)
         if pages is None:
             return LogAnswer(ENOENT)
+        if self.target.policy.dirty_mark is DirtyMark.ON_HARVEST:
+            self._collect(found, pages)
         answer = LogAnswer(0, pages.ranges())
         if not self.log.manual:
             for run in answer.runs:
@@ -43,6 +47,16 @@ class DirtyLogging(Surroundings):
                 self._see_writes(found, run)
             self.flush_stale()
         return answer
+
+    def _collect(self, slot: Memslot, pages: FrameSet) -> None:
+        # what the entries say of writes goes into the bitmap, and a block counts whole
+        table, fmt = self.own_table, self.format
+        first, last = self.bytes_of(slot.base_gfn, slot.end_gfn)
+        for leaf in table.in_range(first, last):
+            if fmt.kind(leaf.desc, leaf.shift) is Kind.LEAF and fmt.is_dirty(leaf.desc):
+                start, end = max(first, leaf.gpa), min(last, leaf.gpa + (1 << leaf.shift))
+                pages.add(start - first >> self.page_shift, end - first >> self.page_shift)
+        table.watch_writes(first, last, hardware_log=True)
 
     def clear_dirty_log(self, slot: int, first_page: int, num_pages: int, bitmap: int) -> int:
         """KVM_CLEAR_DIRTY_LOG: bit n of *bitmap* is page ``first_page + n``. 0 or an errno.
@@ -116,12 +130,17 @@ class DirtyLogging(Surroundings):
         Kernel: kvm_mmu_slot_apply_flags, kvm_mmu_wp_memory_region.
         """
         was, now = old is not None and old.logs_dirty, new is not None and new.logs_dirty
+        policy = self.target.policy
+        if old is not None and new is not None and was is not now and policy.logging_drops:
+            self.drop(old.base_gfn, old.end_gfn)
+            self.flush_stale()
         if old is not None and was and not now:
             self.log.stop(old.number)
             if new is not None and not new.readonly:
                 self.recover_blocks(new)
         begins = old is not None and new is not None and now and not was
-        if begins and new is not None and not new.readonly and not self.log.initially_set:
+        watched = policy.dirty_mark is not DirtyMark.ON_HARVEST and not self.log.initially_set
+        if begins and watched and new is not None and not new.readonly:
             if self.facts.eager_split:
                 self.own_table.split(*self.bytes_of(new.base_gfn, new.end_gfn))
             self._see_writes(new, range(new.npages))
@@ -129,6 +148,8 @@ class DirtyLogging(Surroundings):
 
     def _see_writes(self, slot: Memslot, pages: range) -> None:
         # from now on the next write to each of these pages is noticed
+        if self.target.policy.dirty_mark is DirtyMark.ON_HARVEST:
+            return  # collecting has seen to it
         start, end = slot.base_gfn + pages.start, slot.base_gfn + pages.stop
         if self.log.initially_set and self.facts.eager_split:
             self.own_table.split(*self.bytes_of(start, end))

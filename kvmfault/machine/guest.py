@@ -27,6 +27,7 @@ from kvmfault.contract.outcome import (
     WriteProtected,
 )
 from kvmfault.contract.ports import GuestWalkFault, PinError
+from kvmfault.contract.target import Target
 from kvmfault.errors import ModelError
 from kvmfault.machine.emulator import Emulator
 from kvmfault.machine.tlb import Cached
@@ -71,6 +72,11 @@ class AccessRun:
         return self.faults[-1].outcome if self.faults else None
 
 
+def transfer_register(target: Target) -> int:
+    """A register that keeps what is loaded into it."""
+    return 1 if target.backend.zero_register == 0 else 0
+
+
 def wanted_access(
     size: int,
     *,
@@ -79,9 +85,11 @@ def wanted_access(
     exchange: bool = False,
     private: bool = False,
     described: bool = True,
+    transfer: int = 0,
     **known: object,
 ) -> Access:
-    """What an instruction asks for, before anything is known of where it goes. See ``Guest.access``."""
+    """What an instruction asks for, before anything is known of where it goes. See ``Guest.access``. *transfer*: the
+    register that it loads or stores."""
     write = write or exchange
     plain = described and size in (1, 2, 4, 8) and not fetch
     wanted = Access(
@@ -91,7 +99,7 @@ def wanted_access(
         final=True,
         private=private or None,
         size=size if plain else None,
-        register=0 if plain else None,
+        register=transfer if plain else None,
         wide=size == 8 if plain else None,
     )
     return wanted.with_(**known)
@@ -146,11 +154,20 @@ class Guest(Emulator):
             self.use_vcpu(vcpu or 0)
         if gpa < 0 or not 1 <= size <= 1 << self.page_shift or gpa + size > 1 << 64:
             raise ModelError(f"an access of {size} bytes at {gpa:#x}: 1 to {1 << self.page_shift} bytes below 2^64")
+        transfer = transfer_register(self.target)
         wanted = wanted_access(
-            size, write=write, fetch=fetch, exchange=exchange, private=private, described=described, **known
+            size,
+            write=write,
+            fetch=fetch,
+            exchange=exchange,
+            private=private,
+            described=described,
+            transfer=transfer,
+            **known,
         )
         if data is not None and wanted.write:
-            self.vcpu.registers = (data & U64, *self.vcpu.registers[1:])
+            registers = self.vcpu.registers
+            self.vcpu.registers = (*registers[:transfer], data & U64, *registers[transfer + 1 :])
         full = self.ring_is_full() if emulated else None
         if full is not None:
             return AccessRun(ended=Ended.EXITED, exits=(full,))

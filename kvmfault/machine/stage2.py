@@ -207,7 +207,7 @@ class Stage2:
                     child.entries[i] = fmt.child_leaf(old, shift, child_shift, i)
             if fmt.break_before_make or not child.entries:
                 self._note_stale(gpa, shift)  # the pieces translate as the block did, but for the rule
-        table.entries[index] = fmt.table(child.hpa)
+        table.entries[index] = fmt.table(child.hpa, shift)
         table.children[index] = child
         return child
 

@@ -57,9 +57,10 @@ class State:
         self.facts = facts or target.facts
         self.format = target.format.with_hardware_ad(self.facts.hardware_access_dirty)
         self.slots = Memslots(self.caps)
-        self.host = HostMemory(self.page_shift)
+        self.host = HostMemory(self.page_shift, thp_size=self.caps.thp_size)
         self.invalidations = Invalidation()
-        split = target.policy.smaller_over_block is SmallerOverBlock.SPLIT
+        smaller = target.policy.smaller_over_block
+        split = smaller is SmallerOverBlock.SPLIT
         self.table = Stage2(self.format, split_blocks=split, marks_rewritten=target.policy.marks_rewritten)
         """The table that the vCPUs run on now: the guest's own, or the shadow of a nested guest's."""
         self.own_table = self.table
@@ -93,6 +94,7 @@ class State:
         self.vcpu = Vcpu()
         """The vCPU that runs now: number 0 until ``use_vcpu`` is called."""
         self._area_of: tuple[Vma | None, Area] = (None, Area(0))
+        self._refuses_pieces = smaller is SmallerOverBlock.REFUSE
         self._virtual = isinstance(target.definition.gpa_valid, Gap)
         """Faults report virtual addresses: the guest's paging is shadowed."""
         self._path = bind(target)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from errno import ENOENT
+from errno import EEXIST, ENOENT
 
 from kvmfault.contract.fault import MmioFault
 from kvmfault.contract.format import Kind, Memory
-from kvmfault.contract.outcome import ZERO_REGISTER, MmioAccess, Signal
+from kvmfault.contract.outcome import MmioAccess, Signal
 from kvmfault.contract.ports import (
     Area,
     GuestTranslation,
@@ -19,6 +19,7 @@ from kvmfault.contract.ports import (
     PinError,
     Repair,
 )
+from kvmfault.contract.values import DirtyMark, LoggedSize
 from kvmfault.errors import ModelError
 from kvmfault.machine.state import MEMFD_MEMORY, ReverseMap, State
 from kvmfault.types import EHWPOISON, Gfn, Gpa, Hva, Pfn
@@ -124,7 +125,7 @@ class Surroundings(State):
 
     def register(self, number: int) -> int:
         """See Ports."""
-        return 0 if number == ZERO_REGISTER else self.vcpu.registers[number]
+        return 0 if number == self.target.backend.zero_register else self.vcpu.registers[number]
 
     # Ports: what steps do.
 
@@ -136,9 +137,11 @@ class Surroundings(State):
         """See Ports."""
         gfn = Gfn(gpa >> self.page_shift)
         slot = self.find_slot(gfn)
-        logged = slot is not None and slot.logs_dirty
+        policy = self.target.policy
+        logged = slot is not None and slot.logs_dirty and policy.logged_size is not LoggedSize.ANY
         result = self.table.fix_fast(gpa, write=write, execute=execute, logged=logged)
-        if result is Repair.FIXED and write and slot is not None:
+        marks = policy.dirty_mark is not DirtyMark.ON_HARVEST
+        if result is Repair.FIXED and write and slot is not None and marks:
             self.mark_dirty(slot, gfn, Pfn(0))
         return result
 
@@ -196,9 +199,11 @@ class Surroundings(State):
 
     def map(
         self, gpa: Gpa, size: int, pfn: Pfn, prot: int, memory: Memory, *, host_writable: bool, young: bool, tag: int
-    ) -> MapResult:
+    ) -> MapResult | int:
         """See Ports."""
         table = self.table
+        if self._refuses_pieces and (block := table.leaf(gpa)) is not None and 1 << block.shift > size:
+            return EEXIST
         result = table.map(gpa, size, pfn, prot, memory, host_writable=host_writable, young=young, tag=tag)
         if table.stale:
             self.flush_stale()

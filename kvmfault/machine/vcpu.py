@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Hashable
 
-from kvmfault.contract.outcome import ZERO_REGISTER
 from kvmfault.errors import ModelError
 from kvmfault.machine.async_pf import AsyncPageFaults
 from kvmfault.machine.tlb import Tlb
@@ -22,7 +21,8 @@ class Vcpu:
     def __init__(self) -> None:
         self.as_id = 0
         """Address space that it uses."""
-        self.registers: tuple[int, ...] = (0,) * ZERO_REGISTER
+        self.registers: tuple[int, ...] = (0,) * 32
+        """General registers by number; who reads them knows which one is always zero."""
         self.mmio = MmioCache()
         """The frame last found to be MMIO."""
         self.deferred = AsyncPageFaults()

@@ -46,6 +46,7 @@ class Vm(PrivateMemory, Prefaulting):
             raise ModelError("what the host offers cannot change under a VM that has slots")
         self.caps = replace(self.caps, **caps)  # type: ignore[arg-type]  # as above
         self.slots = type(self.slots)(self.caps)
+        self.host.thp_size = self.caps.thp_size or self.host.thp_size
         return self
 
     # Memslots.
@@ -138,10 +139,13 @@ class Vm(PrivateMemory, Prefaulting):
     def age(self, span: HvaRange, *, test_only: bool = False) -> bool:
         """Whether the guest used pages of a host range; forgets it unless *test_only*. (kvm_age_gfn)
 
-        No TLB is flushed, as in the kernel: a page that is only used through a TLB may look old.
+        Most kernels flush no TLB: a page that is only used through a TLB may look old.
         """
         used = False
         for hit in self.slots.in_hva_range(span.start, span.end):
             for table, start, end in self.tables_over(hit.start, hit.end):
                 used |= table.age(start, end, test_only=test_only)
+                if self.target.policy.age_flushes and not test_only:
+                    for vcpu in self.every_vcpu():
+                        vcpu.tlb.flush(start, end)
         return used

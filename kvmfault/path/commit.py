@@ -15,6 +15,7 @@ from kvmfault.types import Gfn, Gpa, Pfn
 
 _GFN = RetryTest.GFN
 _WITH_ENTRY, _OF_BLOCK = DirtyMark.WITH_ENTRY, DirtyMark.BLOCK_AFTER_UNLOCK
+_ON_HARVEST = DirtyMark.ON_HARVEST
 _FIXED = MapResult.FIXED
 _ALL_EXEC = ExecGrant.ALWAYS
 
@@ -143,7 +144,7 @@ def install(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
     if at.protected and fault.is_write and result in (_FIXED, MapResult.UNCHANGED):
         result = MapResult.WRITE_PROTECTED
     at.answer = fixed(at.size, prot) if result is _FIXED else mapped(at, result)
-    return at.answer if with_entry else None
+    return at.answer if with_entry or policy.dirty_mark is _ON_HARVEST else None
 
 
 def mapped(at: Progress, result: MapResult | int) -> Outcome:

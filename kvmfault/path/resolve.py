@@ -23,7 +23,7 @@ from kvmfault.contract.values import (
 from kvmfault.path.lookup import USERFAULT_FLAG, become_mmio, memory_fault
 from kvmfault.types import EHWPOISON, Gfn, Gpa, Hva
 
-_PAGE_ON_WRITE = LoggedSize.PAGE_ON_WRITE
+_PAGE_ON_WRITE, _ANY = LoggedSize.PAGE_ON_WRITE, LoggedSize.ANY
 _PRIVATE_ACCESS = MemfdSource.PRIVATE_ACCESS
 _NEEDS_IO = PinError.NEEDS_IO
 _UNLESS_LOGGED, _NEVER = ReadMaps.UNLESS_LOGGED, ReadMaps.NEVER
@@ -44,7 +44,8 @@ def bound_size(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
     policy = at.policy
     page = 1 << vm.page_shift
     if at.logged:
-        at.page_only = policy.logged_size is not _PAGE_ON_WRITE or fault.is_write
+        logged = policy.logged_size
+        at.page_only = logged is not _ANY and (logged is not _PAGE_ON_WRITE or fault.is_write)
     if slot.userfault:
         at.page_only = True
     at.size = at.area_size = page

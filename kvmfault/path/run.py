@@ -138,7 +138,7 @@ PATH: Final[tuple[Step | Locked, ...]] = (
             Step("install", commit.install),
         )
     ),
-    Step("account", commit.account, "", lambda p, j: p.dirty_mark is not DirtyMark.WITH_ENTRY),
+    Step("account", commit.account, "", lambda p, j: p.dirty_mark not in (DirtyMark.WITH_ENTRY, DirtyMark.ON_HARVEST)),
 )
 """Reading this tuple is reading the design. Order never changes; what a target has of it is printable."""
 

@@ -175,7 +175,7 @@ def survey(
         raise TraceError(_no_faults(assembler.stats, stats, source.unit), path=source.name)
     own = counted.most_common(1)[0][0]
     fitting = _fitting(backend(own), source, highest)
-    told = _named(own, chosen) if source.page_size is None else _named(own, chosen, like=fitting)
+    told = next((t for t in chosen if t.backend.name == own and _may_have_recorded(t, fitting, source)), None)
     return told or fitting, inferred, frozenset(failed)
 
 
@@ -218,9 +218,15 @@ def _no_faults(made: AssembleStats, read: ReadStats, unit: str) -> str:
     return f"no guest fault in this recording; events: {seen}"
 
 
-def _named(name: str, chosen: Iterable[Target], like: Target | None = None) -> Target | None:
-    same = (t for t in chosen if t.backend.name == name)
-    return next((t for t in same if like is None or (t.format, t.kernel) == (like.format, like.kernel)), None)
+def _named(name: str, chosen: Iterable[Target]) -> Target | None:
+    return next((t for t in chosen if t.backend.name == name), None)
+
+
+def _may_have_recorded(target: Target, fitting: Target, source: Opened) -> bool:
+    # it is as the recording says, as far as that does
+    return (source.page_size is None or target.format == fitting.format) and (
+        source.release is None or target.kernel == fitting.kernel
+    )
 
 
 def _assembler(chosen: Sequence[Target]) -> Assembler:

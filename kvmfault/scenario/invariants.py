@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Final
 
 from kvmfault.contract.format import Kind, W
+from kvmfault.contract.values import DirtyMark
 from kvmfault.machine.table import Found
 from kvmfault.scenario.world import World
 from kvmfault.types import Gfn, Gpa, Pfn
@@ -50,7 +51,8 @@ def _of_leaf(vm: World, leaf: Found) -> Iterator[tuple[str, str]]:
             yield "writable-readonly", f"{leaf.gpa:#x}"
         if vm.target.policy.write_tracking and any(g in pages for g in vm.tracked):
             yield "writable-tracked", f"{leaf.gpa:#x}"
-        if slot.logs_dirty and not _dirty(vm, slot, pages):
+        by_entry = vm.target.policy.dirty_mark is DirtyMark.ON_HARVEST
+        if slot.logs_dirty and not by_entry and not _dirty(vm, slot, pages):
             yield "writable-clean", f"{leaf.gpa:#x}"
     for gpa in {leaf.gpa, last}:
         mapped = _frame(vm, leaf, gpa)
@@ -80,5 +82,7 @@ def _of_tlbs(vm: World) -> Iterator[tuple[str, str]]:
             for gpa in {cached.gpa, Gpa(last)}:
                 leaf = vm.table.leaf(gpa)
                 wanted = cached.pfn + (gpa - cached.gpa >> vm.page_shift)
-                if leaf is None or _frame(vm, leaf, gpa) != wanted or cached.prot & ~vm.format.prot(leaf.desc):
+                # aging flushes nothing: where an old leaf grants nothing, a TLB may still know it from before
+                grants = vm.format.prot(vm.format.with_young(leaf.desc, True)) if leaf is not None else 0
+                if leaf is None or _frame(vm, leaf, gpa) != wanted or cached.prot & ~grants:
                     yield "stale-tlb", f"vCPU {number} still translates {gpa:#x} to frame {wanted:#x}"

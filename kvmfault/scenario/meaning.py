@@ -6,7 +6,6 @@ from collections.abc import Iterator
 
 from kvmfault.errors import ModelError
 from kvmfault.scenario import events
-from kvmfault.scenario.model import HVA_BASE
 from kvmfault.scenario.world import World
 from kvmfault.types import Gpa, Hva
 from kvmfault.vm.area import AreaKind, HvaRange
@@ -21,7 +20,7 @@ def place(vm: World, event: events.Host | events.Back) -> Hva:
     if event.hva is not None:
         return Hva(event.hva)
     gpa = event.gpa or 0
-    return vm.hva_of(gpa) if vm.slot_at(gpa) is not None else Hva(HVA_BASE + gpa)
+    return vm.hva_of(gpa) if vm.slot_at(gpa) is not None else Hva(vm.hva_base + gpa)
 
 
 def change_host(host: HostMemory, event: events.Host | events.Back, hva: Hva) -> Iterator[HvaRange | None]:
@@ -64,7 +63,7 @@ def slot_request(vm: World, event: events.SetSlot | events.DeleteSlot) -> Memslo
         raise ModelError(f"slot {event.id} does not exist: a new one needs gpa and size")
     base = Gpa(old.base_gfn << vm.page_shift) if old is not None else Gpa(0)
     gpa = base if event.gpa is None else Gpa(event.gpa)
-    made_up = Hva(HVA_BASE + gpa) if old is None else old.hva
+    made_up = Hva(vm.hva_base + gpa) if old is None else old.hva
     size = event.size if event.size is not None or old is None else old.npages << vm.page_shift
     memfd = event.memfd if event.memfd is not None else old.gmem.fd if old and old.gmem else None
     return MemslotRequest(

@@ -144,13 +144,18 @@ class World(Vm):
         )
         self.guest_tables = GuestTables(tuple(entries))
 
+    @property
+    def hva_base(self) -> int:
+        """User address of guest address 0, where the scenario does not say."""
+        return HVA_BASE if self.caps.user_top > HVA_BASE else self.caps.user_top >> 1
+
     def _open(self, file: Memfd) -> None:
         errno = self.create_guest_memfd(file.id, file.size)
         if errno:
             raise ModelError(f"KVM_CREATE_GUEST_MEMFD gives {error_name(errno)}; see machine.private_memory")
 
     def _add(self, slot: Slot, number: int) -> None:
-        hva = HVA_BASE + slot.gpa if slot.hva is None else slot.hva
+        hva = self.hva_base + slot.gpa if slot.hva is None else slot.hva
         if slot.memory != "none":
             self.back(hva, slot.size, slot.memory)
         self.add_memslot(

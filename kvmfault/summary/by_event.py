@@ -9,12 +9,14 @@ from typing import Final
 from kvmfault.contract.tracepoints import Role
 from kvmfault.summary.figures import Cell, Column, Section
 from kvmfault.summary.given import TOP, Given, ranked
+from kvmfault.summary.partial import ASKED
 
 _CHANGES: Final = {
     "split": "split: a table took its place",
     "joined": "formed: took the place of a table",
     "removed": "lost: taken away",
     "protected": "write-protected",
+    "refused": "refused: a smaller one was mapped",
 }
 _AHEAD: Final = {"split": "split ahead, all at once", "refused": "refused to split"}
 _SET: Final = "set for a fault"
@@ -82,7 +84,8 @@ def _walks(given: Given) -> Section:
         rows.append(("a fault on the guest's own walk", None, on_walk))
     for event, values, n in given.rows("walks"):
         point = given.meaning.points[event][0]
-        detail = ", ".join(f"{f} {v}" for f, v in zip(point.told_by, values.split(" "), strict=bool(point.told_by)))
+        numbers = (int(v) if v else None for v in values.split(" "))
+        detail = point.kind(dict(zip(point.told_by, numbers, strict=bool(point.told_by))))
         rows.append((point.role.value if point.role else event, detail or None, n))
     columns = (Column("what", "text"), Column("of", "text"), Column("times"))
     return Section("walks", "Table walks", columns, tuple(rows), keys=2)
@@ -146,9 +149,10 @@ def unsaid(given: Given) -> Iterator[str]:
             yield f"{what}: no {names(role)} is recorded, or none happened"
     if not given.has(Role.CHANGE):
         yield f"how entries changed: no {names(Role.CHANGE)} is recorded; why frames fault again is less certain then"
-    yield "large pages that were refused: the size that the host had is not recorded, only the one that was used"
+    if all(what != ASKED for _, what, *_ in given.rows("entries")):
+        yield "large pages that were refused: the size that the host had is not recorded, only the one that was used"
     if given.reading.slots is None and given.faults:
-        yield "memslots: trace events do not tell them; --slots gives them"
+        yield "memslots: trace events do not tell them, and no probe of them is recorded; --slots gives them"
     if source.meta.ticks:
         clock = f"the clock {source.meta.clock}" if source.meta.clock else "the clock of the recording"
         yield f"ns: {clock} counts ticks, and all times are in those"

@@ -24,7 +24,9 @@ def fault_sections(given: Given) -> Iterator[Section]:
     yield shares("accesses", "Faults by access", Column("access", "text"), ((access, n) for access, _, n in parts))
     note = "what one entry maps at the level where translation ended; - where the fault does not tell it"
     yield shares("levels", "Faults by level", Column("entry", "bytes"), ((g, n) for _, _, g, n in kinds), note)
-    yield shares("slots", "Faults by memslot", Column("slot", "text"), ((s, n) for s, _, n in given.rows("slots")))
+    pairs = ((s, n) for s, _, n in given.rows("slots"))
+    origin = [f"memslots: {given.source.slots}"] * (given.source.slots is not None)
+    yield shares("slots", "Faults by memslot", Column("slot", "text"), pairs, *origin)
     yield _vcpus(given)
 
 

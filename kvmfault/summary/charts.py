@@ -231,6 +231,24 @@ def _rate(summary: Summary, colours: Mapping[str, str]) -> Plot:
     )
 
 
+def bars(key: str, title: str, about: str, unit: str, rows: Sequence[tuple[str, str, float]]) -> Plot:
+    """A group of bars for each first word of *rows*, one in it for each second; the third is its length."""
+    colours = dict(zip(dict.fromkeys(kind for _, kind, _ in rows), PALETTE, strict=False))
+    groups = list(dict.fromkeys(where for where, _, _ in rows))
+    chart = (
+        alt.Chart(_data(("where", "kind", "n"), rows))
+        .mark_bar()
+        .encode(
+            x=alt.X("where:N", title=None, sort=groups, axis=alt.Axis(labelAngle=-30, labelOverlap=False)),
+            xOffset=alt.XOffset("kind:N", sort=list(colours)),
+            y=alt.Y("n:Q", title=unit),
+            color=_colour(colours),
+            tooltip=[_tip("where:N", "target"), _tip("kind:N", "shape"), _tip("n:Q", unit)],
+        )
+    )
+    return Plot(key, title, about, _spec(chart, 240))
+
+
 def overlays(before: Summary, after: Summary) -> list[Plot]:
     """For each kind of exit that both or one of them have: before and after."""
     found: dict[str, list[Histogram | None]] = {h.name: [h, None] for h in before.histograms}

@@ -32,6 +32,8 @@ class Source:
     """Fault events whose encoding is not known."""
     unplaced: int = 0
     """Exits that are faults, without an event that tells their address."""
+    slots: str | None = None
+    """Where memslots come from."""
 
 
 class Given:

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from errno import errorcode
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
 from kvmfault.algebra.columns import U64Col
-from kvmfault.contract.tracepoints import Role, Tracepoint
+from kvmfault.contract.tracepoints import REPLAYED, Role, Tracepoint
+from kvmfault.trace.truth import is_probe
 
 if TYPE_CHECKING:
     import polars as pl
 
     from kvmfault.contract.backend import Backend
+    from kvmfault.contract.probes import Probe, Probes
     from kvmfault.trace.recording import Frames
+
+_READ: Final = REPLAYED | {
+    Role.REPLACED, Role.CHANGE, Role.SET, Role.SPLIT, Role.CLEAR, Role.WALK, Role.WALK_STEP, Role.WALK_FAILED,
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,19 +30,38 @@ class Meaning:
 
     points: Mapping[str, tuple[Tracepoint, ...]]
     """By event name; several where backends declare it differently."""
+    probes: tuple[Probes, ...] = ()
+    """What probed functions may tell, of every backend."""
 
     @classmethod
     def of(cls, backends: Iterable[Backend]) -> Meaning:
         """What *backends* declare."""
+        backends = tuple(backends)
         points: dict[str, dict[int, Tracepoint]] = {}
         for one in backends:
             for name, point in one.tracepoints.items():
                 points.setdefault(name, {})[id(point)] = point
-        return cls({name: tuple(found.values()) for name, found in points.items()})
+        probes = tuple({id(one.probes): one.probes for one in backends}.values())
+        return cls({name: tuple(found.values()) for name, found in points.items()}, probes)
 
     def names(self, *roles: Role) -> tuple[str, ...]:
         """Events that may have one of *roles*."""
         return tuple(name for name, points in self.points.items() if points[0].role in roles)
+
+    @property
+    def wanted(self) -> tuple[str, ...]:
+        """Events that a summary reads."""
+        return self.names(*_READ)
+
+    def sizing(self, event: str, columns: Iterable[str]) -> Probe | None:
+        """What a kprobe event with these fields tells of the size that was wanted and the one that was used, if it
+        does."""
+        if is_probe(there := set(columns)):
+            for probes in self.probes:
+                probe = probes.returns.get(probes.function(event) or "")
+                if probe is not None and probe.sizes and there.issuperset(probe.sizes):
+                    return probe
+        return None
 
     @property
     def told_by(self) -> tuple[str, ...]:
@@ -63,14 +87,7 @@ class Meaning:
         known = {name: value for name, value in values.items() if value is not None}
         points = (point for name in self.names(role) for point in self.points[name])
         point = next((p for p in points if not known.keys().isdisjoint(p.told_by)), None)
-        if point is None:
-            return "not told"
-        if (failed := known.get("errno", 0)) < 0:  # then the reason says nothing
-            return f"error {errorcode.get(-failed, failed)}"
-        parts = [point.words[name].name(known) if name in point.words else None for name in point.told_by]
-        return ", ".join(
-            p for p, name in zip(parts, point.told_by, strict=True) if p and (p == parts[0] or known.get(name))
-        )
+        return "not told" if point is None else point.kind(known)
 
 
 def registers(frame: pl.DataFrame, names: Iterable[str]) -> dict[str, U64Col]:

@@ -23,8 +23,9 @@ def page(summary: Summary) -> str:
         "events", "All events of the file", (Column("event", "text"), Column("count")), tuple(summary.events.items())
     )
     return _render(
+        f"Faults of {summary.path}",
         summary.path,
-        [("", summary)],
+        [("", _abouts(summary))],
         plots(summary),
         histograms(summary),
         legend(summary),
@@ -37,9 +38,11 @@ def page(summary: Summary) -> str:
 def comparison(found: Comparison) -> str:
     """*found* as HTML, see `page`."""
     before, after = found.before, found.after
+    both = f"{before.path} and {after.path}"
     return _render(
-        f"{before.path} and {after.path}",
-        [("before", before), ("after", after)],
+        f"Faults of {both}",
+        both,
+        [("before", _abouts(before)), ("after", _abouts(after))],
         [],
         overlays(before, after),
         {"before": PALETTE[0], "after": PALETTE[1]},
@@ -49,9 +52,22 @@ def comparison(found: Comparison) -> str:
     )
 
 
-def _render(
+def tables(
     title: str,
-    summaries: Sequence[tuple[str, Summary]],
+    about: Mapping[str, str],
+    drawn: Sequence[Plot],
+    colours: Mapping[str, str],
+    sections: Sequence[Section],
+    remarks: tuple[str, Sequence[str]],
+) -> str:
+    """Any tables as such a page."""
+    return _render(title, title, [("", [*about.items()])], drawn, [], colours, sections, remarks, ticks=False)
+
+
+def _render(
+    heading: str,
+    title: str,
+    about: Sequence[tuple[str, Sequence[tuple[str, str]]]],
     drawn: Sequence[Plot],
     times: Sequence[Plot],
     colours: Mapping[str, str],
@@ -63,18 +79,9 @@ def _render(
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string((files("kvmfault.summary") / "page.html.j2").read_text("utf-8"))
     return template.render(
+        heading=heading,
         title=title,
-        about=[
-            (
-                which,
-                [
-                    (name.replace("_", " "), _about(name, s))
-                    for name, value in s.about.items()
-                    if value not in (None, False)
-                ],
-            )
-            for which, s in summaries
-        ],
+        about=about,
         plots=drawn,
         histograms=times,
         colours=colours,
@@ -84,6 +91,11 @@ def _render(
         specs=_script_data({plot.key: plot.spec for plot in (*drawn, *times)}),
         script=_script(javascript_bundle()),  # type: ignore[call-arg]  # its stub forgets a default
     )
+
+
+def _abouts(summary: Summary) -> list[tuple[str, str]]:
+    told = ((name, value) for name, value in summary.about.items() if value not in (None, False))
+    return [(name.replace("_", " "), _about(name, summary)) for name, _ in told]
 
 
 def _about(name: str, summary: Summary) -> str:

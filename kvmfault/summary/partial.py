@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, TypeAlias
 
@@ -18,6 +20,7 @@ from kvmfault.summary.repeats import EVER, Changes, Life, Seen
 from kvmfault.summary.sums import Rule, combine, scale_for, scale_of
 
 if TYPE_CHECKING:
+    from kvmfault.contract.probes import Probe
     from kvmfault.trace.recording import Frames
 
 TIMES: Final = 256
@@ -29,6 +32,8 @@ RANGES: Final = 1 << 14
 BLOCK: Final = 21
 """log2 of the bytes of such a block, where there are not too many."""
 
+ASKED: Final = "asked"
+"""In the table of entries: faults by the size that was wanted, where that is recorded."""
 FACTS: Final = ("kvm_get_fault_gpa", "granule", "is_translation", "is_permission", "is_access_flag", "is_write")
 """What is asked of faults, beside their kind."""
 
@@ -187,8 +192,8 @@ class Reading:
             memory = memory.select("frame", "place", "pid", was.cast(pl.UInt16).alias("was"))
         parts: list[Changes] = []
         for _, point, frame in self.meaning.frames(frames, Role.CHANGE):
-            if point.change is not None:
-                have = registers(frame, _reads(point.change))
+            if point.change is not None and point.address is not None:
+                have = registers(frame, {*_reads(point.change), *point.address.reads})
                 size = word_column(point.change.size, have)
                 order = np.where(
                     size > 0, np.log2(np.maximum(size, 1).astype(np.float64)).astype(np.int64) - self.page_shift, 63
@@ -196,7 +201,7 @@ class Reading:
                 parts.append(
                     Changes(
                         np.maximum(order, 0),
-                        word_column(point.change.frame, have),
+                        word_column(point.address, have) >> np.uint64(self.page_shift),
                         frame["place"].to_numpy(),
                         pred_column(point.change.removed, have),
                         pred_column(point.change.protected, have),
@@ -227,8 +232,10 @@ class Reading:
         meaning, tables = self.meaning, dict[str, pl.DataFrame | None]()
         for _, _, frame in meaning.frames(frames, Role.MMIO):
             tables["mmio"] = _count(frame, "gpa", "len", "type")
-        for _, _, frame in meaning.frames(frames, Role.UNDECODED):
-            tables["undecoded"] = _count(frame.rename({"ipa": "gpa"}, strict=False), "gpa")
+        for _, point, frame in meaning.frames(frames, Role.UNDECODED):
+            if (gpa := point.address) is not None:
+                places = word_column(gpa, registers(frame, gpa.reads))
+                tables["undecoded"] = _count(pl.DataFrame({"gpa": places}), "gpa")
         parts: dict[str, list[pl.DataFrame]] = {role: [] for role in ("user", "walks", "host", "entries")}
         for name, point, frame in meaning.frames(frames, Role.USER_EXIT, Role.WALK, Role.WALK_STEP, Role.WALK_FAILED):
             told = [pl.col(f).cast(pl.String).fill_null("") for f in point.told_by]
@@ -236,7 +243,7 @@ class Reading:
             where = "user" if point.role is Role.USER_EXIT else "walks"
             counted = _count(frame.with_columns(values.alias("values")), "values")
             parts[where].append(counted.select(pl.lit(name).alias("event"), "values", "n"))
-        for name, _, frame in meaning.frames(frames, Role.UNMAP, Role.AGE, Role.TEST_AGE, Role.CLEAR):
+        for name, _, frame in meaning.frames(frames, Role.UNMAP, Role.AGE, Role.TEST_AGE, Role.REPLACED, Role.CLEAR):
             parts["host"].append(_host(name, frame))
         for name, point, frame in meaning.frames(frames, Role.CHANGE, Role.SET, Role.SPLIT):
             if point.change is not None:
@@ -245,6 +252,9 @@ class Reading:
                 for what in ("removed", "protected", "split", "joined", "refused"):
                     parts["entries"].append(_sized(name, what, size[pred_column(getattr(point.change, what), have)]))
                 parts["entries"].append(_sized(name, "all", size))
+        for name, frame in frames.items():
+            if (probe := meaning.sizing(name, frame.columns)) is not None:
+                parts["entries"].append(_wanted(name, probe, frame))
         tables.update({n: pl.concat(found) for n, found in parts.items() if found})
         return tables
 
@@ -261,6 +271,22 @@ def _sized(event: str, what: str, size: repeats.U64) -> pl.DataFrame:
     sizes, counts = np.unique(size, return_counts=True)
     rows = pl.DataFrame({"size": sizes, "n": counts.astype(np.uint64)})
     return rows.select(pl.lit(event).alias("event"), pl.lit(what).alias("what"), "size", "n")
+
+
+def _wanted(event: str, probe: Probe, frame: pl.DataFrame) -> pl.DataFrame:
+    # by the size that was wanted: all, and those that got a smaller one
+    counts = Counter[tuple[str, int]]()
+    for *fields, n in _count(frame, *probe.sizes).iter_rows():
+        with suppress(ValueError):  # there is no such size
+            told = probe.read(dict(zip(probe.sizes, fields, strict=True))) or {}
+            wanted, size = (told[name] for name in ("wanted", "size"))
+            assert isinstance(wanted, int)
+            assert isinstance(size, int)
+            counts[ASKED, wanted] += n
+            counts["refused", wanted] += n * (size < wanted)
+    rows = [(event, what, size, n) for (what, size), n in counts.items() if n]
+    schema = {"event": pl.String, "what": pl.String, "size": pl.UInt64, "n": pl.UInt64}
+    return pl.DataFrame(rows, schema, orient="row")
 
 
 def _host(event: str, frame: pl.DataFrame) -> pl.DataFrame:

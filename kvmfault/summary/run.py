@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from functools import partial
 from typing import Final, NamedTuple
 
 from kvmfault.contract.target import backends
-from kvmfault.contract.tracepoints import Role
+from kvmfault.errors import TraceError
 from kvmfault.parallel import ALONE, Workers
 from kvmfault.summary.figures import Summary
 from kvmfault.summary.given import Source
@@ -19,8 +20,10 @@ from kvmfault.trace.faults import FaultColumns
 from kvmfault.trace.guess import by_runs
 from kvmfault.trace.merge import runs
 from kvmfault.trace.opening import open_recording
-from kvmfault.trace.recording import Frames, ReadStats
+from kvmfault.trace.recording import Frames, ReadStats, Recording
+from kvmfault.trace.slotfile import read_slots, recorded_slots
 from kvmfault.trace.slots import SlotSource
+from kvmfault.trace.truth import beside, probe_events
 
 PAGE: Final = 4096
 """Bytes of a host's page where a recording does not say."""
@@ -44,9 +47,11 @@ def summarise(
     """
     faults = FaultColumns.of(told, facts=FACTS)
     recording = open_recording(path, formats=formats, instance=instance)
+    slots = _recorded(recording, path) if slots is None else slots
     how = _How((recording.meta.page_size or PAGE).bit_length() - 1, slots)
     reading = how.reading()
-    whole, stats, wanted = Whole(reading), ReadStats(), reading.meaning.names(*Role)
+    whole, stats = Whole(reading), ReadStats()
+    wanted = (*reading.meaning.wanted, *probe_events(recording, reading.meaning.probes))
     if where.apart:
         parts = by_runs(partial(_whole, how), runs(recording, wanted, stats=stats, where=where), faults, where)
     else:
@@ -54,9 +59,25 @@ def summarise(
     for part in parts:
         whole.add(part)
         progress(stats.bytes)
+    faults.end()
     unclaimed, unplaced = faults.stats.unclaimed.total(), faults.stats.without_address
-    source = Source(path, recording.meta, stats.events, stats.gaps, stats.damage, unclaimed, unplaced)
+    origin = None if slots is None else slots.origin
+    source = Source(path, recording.meta, stats.events, stats.gaps, stats.damage, unclaimed, unplaced, origin)
     return tell(whole.done(), reading, source)
+
+
+def _recorded(recording: Recording, path: str) -> SlotSource | None:
+    # the memslots that probes tell, in the recording or beside it
+    every = [source.probes for source in backends().values()]
+    asked = {function for probes in every for function in probes.slots}
+    names = [name for name, function in probe_events(recording, every).items() if function in asked]
+    if names:
+        with suppress(TraceError):  # none was hit, or a field is missing
+            return recorded_slots(recording, names)
+    if path != "-" and (near := beside(path)) is not None:
+        with suppress(TraceError):
+            return read_slots(near)
+    return None
 
 
 class _How(NamedTuple):

@@ -24,12 +24,12 @@ def slots_of(source: SlotSource) -> SlotsOf:
         time = change.time if source.timed else -(1 << 63)
         if time > epochs[-1][0]:
             epochs.append((time, dict(epochs[-1][1])))
+        epochs[-1][1].pop((change.vm, change.slot), None)
         if change.size:
             epochs[-1][1][change.vm, change.slot] = change
-        else:
-            epochs[-1][1].pop((change.vm, change.slot), None)
     starts = np.array([time for time, _ in epochs], np.int64)
-    ranges = [sorted((c.gpa, c.gpa + c.size, _name(c.slot)) for c in slots.values()) for _, slots in epochs]
+    # the latest last: that a VM ended is not told, and a new one may have others at its addresses
+    ranges = [[(c.gpa, c.gpa + c.size, _name(c.slot)) for c in slots.values()] for _, slots in epochs]
 
     def find(faults: pl.DataFrame) -> pl.Series:
         gpa = faults["kvm_get_fault_gpa"].to_numpy()

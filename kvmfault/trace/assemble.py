@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Final
 
 from kvmfault.contract.backend import Backend
-from kvmfault.contract.tracepoints import Fields, Role, Tracepoint
+from kvmfault.contract.tracepoints import LOCATING, REPLAYED, Fields, Role, Tracepoint
 from kvmfault.errors import needs
-from kvmfault.trace.claims import Claim
+from kvmfault.trace.claims import Claim, word
 from kvmfault.trace.events import (
     AgeEvent,
     EntryEvent,
@@ -35,10 +35,6 @@ from kvmfault.types import Gpa, Hva
 _UNSATISFIED: Final = 0
 _WRITE: Final = 2
 """kvm_mmio.type; common to all architectures."""
-_FOR_SUMMARY: Final = {
-    None, Role.CHANGE, Role.SET, Role.SPLIT, Role.CLEAR, Role.WALK, Role.WALK_STEP, Role.WALK_FAILED,
-}  # fmt: skip
-"""What replay does not ask for."""
 
 
 @dataclass(slots=True)
@@ -61,16 +57,16 @@ class Assembler:
         self.stats = AssembleStats()
         self._told = told
         self._claims: dict[str, list[Claim]] = {}
-        self._page_shift: dict[str, int] = {}
         points: dict[str, list[Tracepoint]] = {}
         for backend in backends:
-            shift = next(iter(backend.formats.values())).page_shift
             for name, point in backend.tracepoints.items():
                 points.setdefault(name, []).append(point)
-                self._page_shift.setdefault(name, shift)
                 if point.registers is not None:
                     self._claims.setdefault(name, []).append(Claim(backend.name, point, backend.tracepoints))
-        self._points = {name: known[0] for name, known in points.items() if known[0].role not in _FOR_SUMMARY}
+        self._points = {name: known[0] for name, known in points.items() if known[0].role in REPLAYED}
+        self._where = {
+            name: word(point.address, point) for name, point in self._points.items() if point.address is not None
+        }
         self._exit_words = {name: tuple(point.words.values()) for name, point in self._points.items()}
         self.patterns: Mapping[str, Pattern] = {name: Pattern.of(points[name]) for name in self._points}
         """How the events that mean something read, by name."""
@@ -83,6 +79,8 @@ class Assembler:
         """The neutral events that *event* gives, mostly one."""
         point, fields = self._points[event.name], event.fields
         line, time, pid, vcpu = event.place, event.time, event.pid, str(event.pid)
+        if point.role in LOCATING and self._waiting:
+            yield from self._located(event)
         match point.role:
             case Role.FAULT:
                 yield from self._fault(event)
@@ -90,17 +88,14 @@ class Assembler:
                 self._exits[pid] = fields
                 self._abandon(pid)
                 yield ExitEvent(line, time, vcpu, self._named(event))
-                self._waits(event)
+                yield from self._alone(event)
             case Role.ENTRY:
                 self._abandon(pid)
                 yield EntryEvent(line, time, vcpu)
-            case Role.ADDRESS:
-                frame = _int(fields, "gfn") << self._page_shift[event.name]
-                yield from self._address(event, _int(fields, "gpa") or frame)
             case Role.MMIO:
-                yield from self._mmio(event)
-            case Role.UNDECODED:
-                yield MmioEvent(line, time, vcpu, Gpa(_int(fields, "ipa")), 0, False, None, False)
+                yield self._mmio(event)
+            case Role.UNDECODED if (gpa := self._where[event.name](fields)) is not None:
+                yield MmioEvent(line, time, vcpu, Gpa(gpa), 0, False, None, False)
             case Role.UNMAP:
                 start, end = _int(fields, "start"), _int(fields, "end")
                 yield UnmapEvent(line, time, Hva(start), Hva(end), vcpu)
@@ -111,6 +106,11 @@ class Assembler:
             case Role.USER_EXIT:
                 errno = -min(_int(fields, "errno"), 0)
                 yield UserspaceExitEvent(line, time, vcpu, "" if errno else self._named(event), errno)
+
+    def end(self) -> None:
+        """The recording is over: no event will tell the addresses that faults still wait for."""
+        for pid in list(self._waiting):
+            self._abandon(pid)
 
     def _fault(self, event: RecordedEvent) -> Iterator[Event]:
         before = self._exits.get(event.pid)
@@ -129,21 +129,24 @@ class Assembler:
         if len(self.stats.unclaimed_lines) < 5:
             self.stats.unclaimed_lines.append(event.place)
 
-    def _waits(self, event: RecordedEvent) -> None:
-        # an exit that is a fault by itself, but lacks the address: the MMIO event that follows has it
+    def _alone(self, event: RecordedEvent) -> Iterator[Event]:
+        # an exit that is a fault by itself; where it lacks the address, the MMIO event that follows has it
         for claim in self._claims.get(event.name, ()):
             registers = claim.registers(event.fields) if claim.after(event.fields) else None
             if registers is not None:
                 fault = FaultEvent(event.place, event.time, str(event.pid), claim.backend, registers)
-                self._waiting[event.pid] = fault, claim.point.awaits
+                if claim.point.awaits:
+                    self._waiting[event.pid] = fault, claim.point.awaits
+                else:
+                    self.stats.faults[claim.backend] += 1
+                    yield fault
                 return
 
-    def _mmio(self, event: RecordedEvent) -> Iterator[Event]:
+    def _mmio(self, event: RecordedEvent) -> MmioEvent:
         fields = event.fields
         gpa, kind = _int(fields, "gpa"), _int(fields, "type")
-        yield from self._address(event, gpa)
         unsatisfied = kind == _UNSATISFIED
-        yield MmioEvent(
+        return MmioEvent(
             event.place,
             event.time,
             str(event.pid),
@@ -157,9 +160,9 @@ class Assembler:
     def _named(self, event: RecordedEvent) -> str:
         return next((words.name(event.fields) for words in self._exit_words[event.name]), "?")
 
-    def _address(self, event: RecordedEvent, gpa: int) -> Iterator[Event]:
-        waiting = self._waiting.pop(event.pid, None)
-        if waiting is not None:
+    def _located(self, event: RecordedEvent) -> Iterator[Event]:
+        gpa = self._where[event.name](event.fields)
+        if gpa is not None and (waiting := self._waiting.pop(event.pid, None)) is not None:
             fault, register = waiting
             self.stats.faults[fault.target] += 1
             registers = {**fault.registers, register: gpa}
@@ -200,6 +203,7 @@ def assemble(
         rows = events(recording, assembler.patterns.keys(), stats=stats)
     for event in rows:
         yield from assembler.feed(event)
+    assembler.end()
 
 
 def _int(fields: Fields, name: str) -> int:

@@ -43,6 +43,11 @@ def holds(pred: Pred, point: Tracepoint) -> Callable[[Fields], bool | None]:
     return _over(pred.reads, point, lambda order: compile_pred(pred, order))
 
 
+def word(of: Word, point: Tracepoint) -> Callable[[Fields], int | None]:
+    """*of* as a function of the fields of *point*; None where a field is missing."""
+    return _over(of.reads, point, lambda order: compile_word(of, order))
+
+
 def _over(
     reads: Mapping[str, int], point: Tracepoint, compiled: Callable[[tuple[str, ...]], Callable[[Regs], T]]
 ) -> Callable[[Fields], T | None]:

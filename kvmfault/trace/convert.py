@@ -82,6 +82,7 @@ def convert(
                         written[name] += len(some)
                         writer.write(name, some)
                 progress(stats.bytes)
+            faults.end()
             columns = writer.columns()
             writer.close({METADATA: json.dumps(_described(recording, stats, columns, faults.stats))})
             size = file.tell()

@@ -23,7 +23,7 @@ from kvmfault.algebra.expr import Maybe, Pred, Word
 from kvmfault.contract.access import kind
 from kvmfault.contract.accessors import TRUTHS, VALUES, Gap
 from kvmfault.contract.target import Target, backend, backends
-from kvmfault.contract.tracepoints import Role, Tracepoint
+from kvmfault.contract.tracepoints import LOCATING, Role, Tracepoint
 from kvmfault.trace.assemble import AssembleStats
 from kvmfault.trace.frames import FIRST
 from kvmfault.trace.recording import Frames
@@ -69,8 +69,13 @@ class FaultColumns:
     @property
     def wanted(self) -> frozenset[str]:
         """The events that are needed: ask the recording for these."""
-        roles = {Role.FAULT, Role.EXIT, Role.ENTRY, Role.MMIO, Role.ADDRESS}
+        roles = {Role.FAULT, Role.EXIT, Role.ENTRY, *LOCATING}
         return frozenset(n for own in self._own for n, point in own.points.items() if point.role in roles)
+
+    def end(self) -> None:
+        """The recording is over: no event will tell the addresses that faults still wait for."""
+        self.stats.without_address += sum(map(len, self.waiting.values()))
+        self.waiting.clear()
 
     def take(self, frames: Frames) -> pl.DataFrame | None:
         """The faults that *frames* complete, by place; None: there is none."""
@@ -132,7 +137,7 @@ class FaultColumns:
             self.stats.unclaimed_lines += left.head(max(0, 5 - len(self.stats.unclaimed_lines))).to_list()
 
     def _alone(self, own: _Own, frames: Frames) -> Iterator[tuple[str, pl.DataFrame]]:
-        # exits that are faults by themselves, and lack the address: it is in the next event of the task that has one
+        # exits that are faults by themselves; an address that they lack is in the next event of the task that has one
         parts = [self.waiting.pop(own.name)] if own.name in self.waiting else []
         awaits = ""
         for name in own.named(Role.EXIT):
@@ -140,11 +145,16 @@ class FaultColumns:
             if point.registers is None or point.when is None:
                 continue
             awaits = point.awaits
-            if frame is not None:
-                rows = frame.filter(pl.Series(_holds(point.when, frame, point), dtype=pl.Boolean))
-                parts.append(
-                    _head(rows, point).with_columns(pl.Series(k, v) for k, v in _registers(rows, point).items())
-                )
+            if frame is None:
+                continue
+            mine = _holds(point.when, frame, point) & _present(frame, _reads(point), point)
+            rows = frame.filter(pl.Series(mine, dtype=pl.Boolean))
+            head, registers = _head(rows, point), _registers(rows, point)
+            if awaits:
+                parts.append(head.with_columns(pl.Series(k, v) for k, v in registers.items()))
+            elif rows.height:
+                self.stats.faults[own.name] += rows.height
+                yield own.name, own.decoded(head, registers)
         if not parts or not (waiting := pl.concat(parts).sort("place")).height:
             return
         met = waiting.join_asof(
@@ -176,19 +186,17 @@ class _Own:
 
     def addresses(self, frames: Frames) -> pl.DataFrame:
         """Events that bring an address, or that end the wait for one."""
-        shift = next(iter(self.target.backend.formats.values())).page_shift
         parts = [pl.DataFrame(schema={"place": pl.UInt64, "pid": pl.Int32, "address": pl.UInt64, "ends": pl.Boolean})]
         for name, point in self.points.items():
             frame = frames.get(name)
-            if frame is None or point.role not in {Role.ADDRESS, Role.MMIO, Role.EXIT, Role.ENTRY}:
+            if frame is None or point.role not in {Role.EXIT, Role.ENTRY, *LOCATING}:
                 continue
-            ends = point.role in {Role.EXIT, Role.ENTRY}
-            address = pl.lit(0, pl.UInt64)
-            if not ends:
-                has = [pl.col("gpa")] * ("gpa" in frame.columns)
-                has += [pl.col("gfn") * (1 << shift)] * ("gfn" in frame.columns)
-                address = pl.coalesce(has)
-            parts.append(frame.select(*_AT, address=address.cast(pl.UInt64), ends=pl.lit(ends)))
+            if point.role not in LOCATING:
+                parts.append(frame.select(*_AT, address=pl.lit(0, pl.UInt64), ends=pl.lit(True)))
+            elif (word := point.address) is not None:
+                frame = frame.filter(pl.Series(_present(frame, word.reads, point)))
+                address = pl.Series(word_column(word, _fields(frame, word.reads, point)), dtype=pl.UInt64)
+                parts.append(frame.select(*_AT, address=address, ends=pl.lit(False)))
         return pl.concat(parts).sort("place")
 
     def decoded(self, first: pl.DataFrame, registers: Mapping[str, U64Col]) -> pl.DataFrame:

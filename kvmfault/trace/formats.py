@@ -153,6 +153,10 @@ class Formats(Mapping[str, EventFormat]):
     def __len__(self) -> int:
         return len(self._texts)
 
+    def probes(self) -> frozenset[str]:
+        """Kprobe events."""
+        return frozenset(name for name, t in self._texts.items() if any(mark in t.text for mark in _PROBES))
+
     def of_interest(self) -> frozenset[str]:
         """Events that say something of faults: all of KVM's own, and everything a user probed (kprobe events)."""
         groups = {t.system for t in self._texts.values() if any(mark in t.text for mark in _PROBES)}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any, Final, NamedTuple, TypeAlias
+from dataclasses import dataclass, replace
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 import polars as pl
@@ -19,13 +19,6 @@ FIRST: Final = ("place", "time", "cpu", "pid")
 Column: TypeAlias = "NDArray[Any] | pl.Series"
 
 _NUMBERS: Final = {(n, signed): f"<{'i' if signed else 'u'}{n}" for n in (1, 2, 4, 8) for signed in (False, True)}
-
-
-class Rows(NamedTuple):
-    """The records of one event in a block: their numbers in it, and their columns (``pid`` and the event's own)."""
-
-    number: Index
-    columns: Mapping[str, Column]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,56 +46,73 @@ class Plan:
 
 @dataclass(slots=True)
 class Block:
-    """The records of consecutive pages of one CPU."""
+    """The records of consecutive pages of one CPU, in the order they stand there."""
 
     cpu: int
+    words: U32Col
+    """The pages; none if records were only counted, and the next three have no items then."""
+    at: Index
+    """Where the data of each begins, in words."""
+    size: U32Col
+    """Bytes of its data."""
+    numbers: dict[int, Index]
+    """By common_type, which of them they are; only of events that are wanted, and only where there are some."""
     time: NDArray[np.int64]
-    """Of every record."""
-    rows: dict[str, Rows]
-    """By event; only those wanted, and only where there are some."""
     events: Counter[str]
     """Every record, by event name."""
     skipped: Counter[str]
-    misfits: Counter[str] = field(default_factory=Counter)
+    misfits: Counter[str]
     """Records shorter than their format."""
-    gaps: list[Gap] = field(default_factory=list)
-    damage: list[tuple[int, str]] = field(default_factory=list)
+    gaps: list[Gap]
+    damage: list[tuple[int, str]]
     """Byte in the pages, what is wrong."""
 
 
 def read_pages(pages: bytes, cpu: int, plan: Plan) -> Block:
     """The records of *pages*, which are whole. A function of its arguments alone."""
     words = np.frombuffer(pages, "<u4")
-    found = walk(words, plan.layout)
-    block = Block(cpu, found.time.view(np.int64), {}, Counter(), Counter(), gaps=found.gaps, damage=found.damage)
+    time, kind, at, size, gaps, damage = walk(words, plan.layout)
+    block = Block(cpu, words, at, size, {}, time.view(np.int64), Counter(), Counter(), Counter(), gaps, damage)
     # Records of one event together, in the order they came: a radix sort, since the key has 16 bits.
-    order = np.argsort(found.kind, kind="stable")
-    kinds = found.kind.take(order)
-    ends = np.append(np.flatnonzero(kinds[1:] != kinds[:-1]) + 1, len(kinds)) if len(kinds) else kinds
+    order = np.argsort(kind, kind="stable")
+    kinds = kind.take(order)
+    ends = np.append(np.flatnonzero(kinds[1:] != kinds[:-1]) + 1, len(kinds)) if len(kinds) else order
     start = 0
     for end in ends.tolist():
-        which, kind, start = order[start:end], int(kinds[start]), end
-        name = plan.names.get(kind, f"unknown-{kind}")
-        block.events[name] += len(which)
-        event = plan.wanted.get(kind)
-        if event is None:
-            block.skipped[name] += len(which)
+        some, number, start = order[start:end], int(kinds[start]), end
+        name = plan.names.get(number, f"unknown-{number}")
+        block.events[name] += len(some)
+        if (event := plan.wanted.get(number)) is None:
+            block.skipped[name] += len(some)
             continue
-        size = found.size.take(which)
-        if (short := size < event.size).any():
+        if (short := size.take(some) < event.size).any():
             block.misfits[name] += int(short.sum())
-            which, size = which[~short], size[~short]
-        if len(which) and plan.columns:
-            block.rows[name] = Rows(which, columns_of(event, Records(words, found.word.take(which), size)))
+            some = some[~short]
+        if len(some):
+            block.numbers[number] = some
+    if not plan.columns:
+        block.words, block.at, block.size, block.numbers = words[:0], at[:0], size[:0], {}
     return block
 
 
-class Records(NamedTuple):
+@dataclass(slots=True)
+class Records:
     """Records of one event: where each begins in *words*, and its size in bytes, never less than the format's."""
 
     words: U32Col
     at: Index
     size: U32Col
+    _pairs: Index | None = None
+
+    @property
+    def pairs(self) -> Index:
+        """Each of *at*, and the word after it."""
+        if self._pairs is None:
+            pairs = np.empty((len(self.at), 2), np.int64)
+            pairs[:, 0] = self.at
+            np.add(self.at, 1, out=pairs[:, 1])
+            self._pairs = pairs.reshape(-1)
+        return self._pairs
 
 
 def columns_of(event: EventFormat, records: Records) -> dict[str, Column]:
@@ -141,10 +151,7 @@ def _narrow(records: Records, offset: int, size: int, *, signed: bool) -> NDArra
     first, shift = divmod(offset, 4)
     words = records.words[first:]
     if size == 8 and not shift:
-        wide = np.empty((len(records.at), 2), "<u4")
-        wide[:, 0] = words.take(records.at, mode="clip")
-        wide[:, 1] = words[1:].take(records.at, mode="clip")
-        return wide.view(_NUMBERS[size, signed]).reshape(-1)
+        return words.take(records.pairs, mode="clip").view(_NUMBERS[size, signed])
     if shift + size > 4:
         rows = np.ascontiguousarray(_bytes(records, offset, size))
         return rows.view(_NUMBERS[size, signed]).reshape(-1)
@@ -156,7 +163,7 @@ def _narrow(records: Records, offset: int, size: int, *, signed: bool) -> NDArra
 
 def _bytes(records: Records, offset: int, size: int) -> NDArray[np.uint8]:
     # One row for each record.
-    words, at, _ = records
+    words, at = records.words, records.at
     first, shift = divmod(offset, 4)
     length = -(-(shift + size) // 4)
     span = np.ndarray((len(words) - length + 1,), f"V{4 * length}", words, strides=(4,))

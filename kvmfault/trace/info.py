@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 import polars as pl
 
 from kvmfault.contract.target import backends
-from kvmfault.contract.tracepoints import Role
+from kvmfault.contract.tracepoints import REPLAYED, Role
 from kvmfault.trace.assemble import AssembleStats
 from kvmfault.trace.faults import FaultColumns
 from kvmfault.trace.recording import Meta, ReadStats, Recording
@@ -57,10 +57,11 @@ def info_of(recording: Recording, *, told: str | None = None, progress: Callable
         faults.take(frames)
         if progress is not None:
             progress(stats.bytes)
+    faults.end()
     info.meta = recording.meta
     if not info.meta.cpus:
         info.meta = replace(info.meta, cpus=tuple(sorted(cpus)))
     there = [name for name, _ in stats.events.most_common() if name in points]
-    info.replayed = tuple(name for name in there if roles[name] is not None)
-    info.known = tuple(name for name in there if roles[name] is None)
+    info.replayed = tuple(name for name in there if roles[name] in REPLAYED)
+    info.known = tuple(name for name in there if roles[name] not in REPLAYED)
     return info

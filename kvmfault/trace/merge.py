@@ -56,13 +56,17 @@ class RingRecording:
         """See `Formats.of_interest`."""
         return self.formats.of_interest()
 
+    def probes(self) -> frozenset[str]:
+        """See `Formats.probes`."""
+        return self.formats.probes()
+
     def frames(self, wanted: Collection[str] | None = None, *, stats: ReadStats | None = None) -> Iterator[Frames]:
         """See `Recording.frames`."""
         stats = ReadStats() if stats is None else stats
         stats.ticks = self.meta.ticks
         plan = Plan.of(self.layout, self.formats, wanted)
         for place, pieces in self._stretches(partial(read_extent, plan=plan, clock=self._clock), stats, ALONE):
-            if frames := made(pieces, place):
+            if frames := made(pieces, place, plan):
                 yield frames
 
     def runs(
@@ -79,7 +83,7 @@ class RingRecording:
             )
         else:
             read = self._stretches(partial(read_extent, plan=plan, clock=self._clock), stats, where)
-            yield from near_runs(read)
+            yield from near_runs(read, plan)
 
     def _stretches(
         self, read: Callable[[Extent], Block], stats: ReadStats, where: Workers

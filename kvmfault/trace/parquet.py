@@ -23,6 +23,8 @@ _MAGIC: Final = b"PAR1"
 _LEVEL: Final = 1
 _ROWS: Final = 1 << 18
 """Rows of an event that make a row group."""
+_MOST: Final = 1 << 20
+"""Rows of a row group at most."""
 ENOUGH: Final = _ROWS // 2
 """Rows of an event that are worth a row group of their own."""
 _HELD: Final = 1 << 26
@@ -100,7 +102,7 @@ class Encoded(NamedTuple):
 
 def encode(event: str, frame: pl.DataFrame) -> list[Encoded]:
     """Rows of one event as row groups. A function of its arguments alone."""
-    return [_encode(event, frame.slice(start, _ROWS * 2)) for start in range(0, len(frame), _ROWS * 2)]
+    return [_encode(event, frame.slice(start, _MOST)) for start in range(0, len(frame), _MOST)]
 
 
 def _encode(event: str, frame: pl.DataFrame) -> Encoded:

@@ -134,6 +134,10 @@ class PerfRecording:
         """See `Formats.of_interest`."""
         return self.formats.of_interest()
 
+    def probes(self) -> frozenset[str]:
+        """See `Formats.probes`."""
+        return self.formats.probes()
+
     def frames(self, wanted: Collection[str] | None = None, *, stats: ReadStats | None = None) -> Iterator[Frames]:
         """See `Recording.frames`."""
         stats = ReadStats() if stats is None else stats

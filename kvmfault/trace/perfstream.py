@@ -33,8 +33,9 @@ class Chunk(NamedTuple):
         return self.data[at : at + int(self.found.size[number])]
 
     def record(self, number: int) -> tuple[int, ...]:
-        """What follows the header of one record, as numbers of 8 bytes."""
-        return tuple(memoryview(self.bytes(number)[8:]).cast("Q"))
+        """What follows the header of one record, as numbers of 8 bytes; what is left over is no number."""
+        body = self.bytes(number)[8:]
+        return tuple(memoryview(body[: len(body) // 8 * 8]).cast("Q"))
 
 
 class Stream:

@@ -29,14 +29,10 @@ _MISSED_STORED: Final = 1 << 30
 _STAMP_TOP: Final = np.uint64(0xF8 << 56)
 """An absolute stamp has 59 bits; the rest is the page's."""
 
-_STEPS: Final = {_LONG: 0, _PADDING: 0, _TIME_EXTEND: 8, _TIME_STAMP: 8}
-_STEP: Final = np.array([_STEPS.get(kind & 31, 4 + 4 * (kind & 31)) for kind in range(256)], np.int64)
-"""Bytes from one header to the next, by the lowest byte of the first; 0: it takes a closer look."""
-
-
-_COLUMNS: Final = 200
-"""Steps that there is room for at first: more than most pages have records. No power of two: such rows would all be
-in the way of each other in the cache."""
+_ODD: Final = 255
+_STEP: Final = {_LONG: _ODD, _PADDING: _ODD, _TIME_EXTEND: 2, _TIME_STAMP: 2}
+_STEPS: Final = bytes(_STEP.get(kind & 31, 1 + (kind & 31)) for kind in range(256))
+"""Words from one header to the next, by the lowest byte of the first; `_ODD`: it takes a closer look."""
 
 
 class Layout(NamedTuple):
@@ -89,36 +85,23 @@ def walk(words: U32Col, layout: Layout) -> Walked:
 
 
 def _headers(words: U32Col, start: Index, end: Index, damage: list[tuple[int, str]]) -> Index:
-    # Positions of all headers, in order: a row of positions for each page, a column for each step. The walk counts in
-    # bytes, for the kind of a record is in the lowest one of its header. Every call in the loop costs more than its
-    # work, so there are few: a chain that has reached its end stays there until most have.
-    lowest = words.view(np.uint8)
-    at, stop = start << 2, end << 2
-    last = stop[:, None]
-    rows: slice | Index = slice(None)
-    found = np.empty((len(at), _COLUMNS), np.int64)
-    n = 0
-    while True:
-        if not n % 8:
-            running = at < stop
-            left = int(np.count_nonzero(running))
-            if not left:
-                break
-            if left * 2 < len(at):
-                numbers = np.arange(len(found))[rows]
-                found[numbers[~running], n:] = 4 * len(words)
-                rows, at, stop = numbers[running], at[running], stop[running]
-            if n + 8 > found.shape[1]:
-                found = np.append(found, np.full_like(found, 4 * len(words)), axis=1)
-        found[rows, n] = at
-        step = _STEP.take(lowest.take(at, mode="clip"), mode="clip")
-        if np.count_nonzero(step) != len(at):
-            odd = np.flatnonzero((step == 0) & (at < stop))
-            step[odd] = _told_steps(words, at[odd] >> 2, stop[odd] >> 2, damage) << 2
-        at = np.minimum(at + step, stop)
-        n += 1
-    found = found[:, :n]
-    return found[found < last] >> 2
+    # Positions of all headers, in order. Every call in the loop costs more than its work, so there are few, and a chain
+    # that has reached its end stays there until all have.
+    lowest = np.empty(len(words) + 1, np.uint8)
+    lowest[:-1] = words  # the lowest byte of each, which says the kind of record
+    lowest[end] = 1  # nothing odd there
+    at = np.minimum(start, end)
+    found = [at]
+    while len(found) % 8 or np.count_nonzero(at < end):
+        steps = lowest.take(at, mode="clip").tobytes().translate(_STEPS)
+        after = at + np.frombuffer(steps, np.uint8)
+        if _ODD in steps:
+            odd = np.flatnonzero(np.frombuffer(steps, np.uint8) == _ODD)
+            after[odd] = at[odd] + _told_steps(words, at[odd], end[odd], damage)
+        at = np.minimum(after, end)
+        found.append(at)
+    by_page = np.array(found).T
+    return by_page[by_page < end[:, None]]
 
 
 def _told_steps(words: U32Col, at: Index, end: Index, damage: list[tuple[int, str]]) -> Index:

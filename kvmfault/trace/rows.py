@@ -24,6 +24,12 @@ def of_interest(recording: Recording) -> Collection[str] | None:
     return None if choose is None else choose()
 
 
+def probes(recording: Recording) -> frozenset[str]:
+    """The kprobe events that it may hold; none if it cannot tell."""
+    choose = getattr(recording, "probes", None)
+    return frozenset() if choose is None else choose()
+
+
 def events(
     recording: Recording, wanted: Collection[str] | None = None, *, stats: ReadStats | None = None
 ) -> Iterator[RecordedEvent]:

@@ -9,9 +9,9 @@ A list is TOML, or JSON of the same shape::
     hva = "0x7f0000000000"   # if missing, one is made up
     log_dirty = true         # also readonly = true, flags = 0x..., as_id = 1
 
-A recording holds kprobe events ``memslot`` (fields slot, flags, gpa, size, hva, and kvm if it can be
-had) and ``memslot_ret`` (ret) of __kvm_set_memory_region, in any text form. An entry belongs to the
-next return in the same task; one without stays unknown, and counts as accepted.
+A recording holds kprobe events on __kvm_set_memory_region: in text form ``memslot`` (fields slot, flags, gpa, size,
+hva, and kvm if it can be had) and ``memslot_ret`` (ret), in a binary one of any name (`recorded_slots`). A call belongs
+to the next return in the same task; one without stays unknown, and counts as accepted.
 
 Which VM a change belongs to is told by the pointer ``kvm``. Where there is none, or it was used again
 for a later VM, by this rule: a change that the kernel accepted, and that the slots before it would
@@ -22,9 +22,9 @@ contradict each other are taken for one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Annotated, Final
+from typing import Annotated, Final, TypeAlias
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
@@ -32,7 +32,7 @@ from kvmfault.errors import TraceError, UsageError
 from kvmfault.trace.document import between, key_of, line_of, parse, wrong
 from kvmfault.trace.events import SlotEvent
 from kvmfault.trace.pattern import Pattern
-from kvmfault.trace.recording import ReadStats
+from kvmfault.trace.recording import ReadStats, Recording
 from kvmfault.trace.slots import SlotSource, place
 from kvmfault.trace.source import Source, open_bytes, source_name
 from kvmfault.trace.text import looks_recorded, read_fields
@@ -139,27 +139,57 @@ def _flags(slot: _Slot) -> int:
 # -- a recording -------------------------------------------------------------------------------------
 
 
+_Hit: TypeAlias = tuple[bool, int, int, int, Mapping[str, int]]
+"""A hit of the probe: is it the return, line or place, time, task, fields."""
+_NEEDED: Final = ("slot", "flags", "gpa", "size", "hva")
+
+
+def recorded_slots(recording: Recording, names: Collection[str]) -> SlotSource:
+    """The changes of memslots in a binary recording; *names*: its kprobe events on __kvm_set_memory_region.
+
+    Raises TraceError where one lacks a field, or there is none.
+    """
+    from kvmfault.trace.rows import events
+
+    stats = ReadStats()
+
+    def hits() -> Iterator[_Hit]:
+        for row in events(recording, names, stats=stats):
+            returns = "__probe_func" in row.fields
+            numbers = {name: value for name, value in row.fields.items() if isinstance(value, int)}
+            if absent := [name for name in (("ret",) if returns else _NEEDED) if name not in numbers]:
+                raise TraceError(f"{row.name}: record {row.place} has no field {absent[0]}", path=recording.path)
+            yield returns, row.place, row.time, row.pid, numbers
+
+    return _changes(recording.path, hits(), stats)
+
+
 def _read_recording(source: _Again, stats: ReadStats) -> SlotSource:
+    read = read_fields(source, _PATTERNS, stats=stats, strict=True)
+    hits = ((event.name != "memslot", event.line, event.time, event.pid, fields.numbers) for event, fields in read)
+    return _changes(source.name, hits, stats)
+
+
+def _changes(name: str, hits: Iterable[_Hit], stats: ReadStats) -> SlotSource:
     changes: list[SlotEvent] = []
     pointers: list[int | None] = []
     tasks: list[int] = []
     open_change: dict[int, int] = {}
-    for event, fields in read_fields(source, _PATTERNS, stats=stats, strict=True):
-        n = fields.numbers
-        if event.name == "memslot":
-            open_change[event.pid] = len(changes)
+    for returns, line, time, pid, n in hits:
+        if not returns:
+            open_change[pid] = len(changes)
             gpa, hva = Gpa(n["gpa"]), Hva(n["hva"])
-            changes.append(SlotEvent(event.line, event.time, "", n["slot"], n["flags"], gpa, n["size"], hva, None))
+            changes.append(SlotEvent(line, time, "", n["slot"], n["flags"], gpa, n["size"], hva, None))
             pointers.append(n.get("kvm"))
-            tasks.append(event.pid)
-        elif (i := open_change.pop(event.pid, None)) is not None:
-            changes[i] = replace(changes[i], ret=n["ret"], end=event.time)
+            tasks.append(pid)
+        elif (i := open_change.pop(pid, None)) is not None:
+            changes[i] = replace(changes[i], ret=n["ret"], end=time)
     if not changes:
         message = "the recording holds no memslot event (kprobe on __kvm_set_memory_region)"
-        raise TraceError(message, path=source.name, line=1)
+        raise TraceError(message, path=name, line=1)
     vms = _Vms()
     named = tuple(replace(c, vm=vms.of(c, p, t)) for c, p, t in zip(changes, pointers, tasks, strict=True))
-    return SlotSource(source.name, named, timed=True, notes=tuple(_notes(named, stats)))
+    return SlotSource(name, named, timed=True, notes=tuple(_notes(named, stats)))
 
 
 def _notes(changes: tuple[SlotEvent, ...], stats: ReadStats) -> list[str]:

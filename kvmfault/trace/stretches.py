@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Final, NamedTuple, Protocol, TypeVar
 
 import numpy as np
@@ -12,9 +13,9 @@ import polars as pl
 
 from kvmfault.trace.binary import expect
 from kvmfault.trace.extents import Clock, Extent, read_extent
-from kvmfault.trace.frames import Block, Column, Plan
+from kvmfault.trace.frames import Block, Column, Plan, Records, columns_of
 from kvmfault.trace.recording import Frames
-from kvmfault.trace.ring import I64Col, U64Col
+from kvmfault.trace.ring import I64Col, Index, U16Col, U32Col, U64Col
 
 T = TypeVar("T")
 
@@ -124,7 +125,7 @@ class Far:
                 pieces.append(Piece(held[key], start, stop))
                 if stop == len(held[key].key):
                     del held[key]
-            yield made(pieces, place)
+            yield made(pieces, place, self.plan)
 
 
 def there(extent: Extent, plan: Plan, clock: Clock) -> Block:
@@ -138,10 +139,10 @@ def absolute(extents: Iterable[Extent]) -> Iterator[Extent]:
     return (replace(extent, path=os.path.abspath(extent.path)) for extent in extents)  # noqa: PTH100  links stay
 
 
-def near_runs(stretches: Iterable[tuple[int, list[Piece]]]) -> Iterator[Near]:
-    """Runs of *stretches* that hold columns."""
+def near_runs(stretches: Iterable[tuple[int, list[Piece]]], plan: Plan) -> Iterator[Near]:
+    """Runs of *stretches*, which are read."""
     earlier: Frames = {}
-    for place, some in _by_size(stretches, lambda place, pieces: made(pieces, place)):
+    for place, some in _by_size(stretches, lambda place, pieces: made(pieces, place, plan)):
         yield Near(place, some, earlier)
         earlier = some[-1]
 
@@ -175,22 +176,40 @@ def _by_size(
         yield first, some
 
 
-def made(pieces: Sequence[Piece], place: int) -> dict[str, pl.DataFrame]:
+class _Some(NamedTuple):
+    # Records of one event: of one piece, or of all in the order of place.
+    place: U64Col
+    time: I64Col
+    cpu: U16Col
+    at: Index
+    size: U32Col
+
+
+def made(pieces: Sequence[Piece], place: int, plan: Plan) -> dict[str, pl.DataFrame]:
     """The events of a stretch as frames; *place* is that of its first record."""
-    parts: dict[str, list[dict[str, Column]]] = {}
-    for piece, numbers in zip(pieces, _places(pieces, place), strict=True):
-        for name, rows in piece.held.block.rows.items():
-            some = slice(*np.searchsorted(rows.number, (piece.start, piece.stop)))
-            if some.start < some.stop:
-                number = rows.number[some]
-                columns: dict[str, Column] = {
-                    "place": numbers.take(number - piece.start),
-                    "time": piece.held.block.time.take(number),
-                    "cpu": np.full(len(number), piece.held.block.cpu, np.uint16),
-                }
-                columns.update((key, column[some]) for key, column in rows.columns.items())
-                parts.setdefault(name, []).append(columns)
-    return {name: _frame(some[0] if len(some) == 1 else _woven(some)) for name, some in parts.items()}
+    parts: dict[int, list[_Some]] = {}
+    words, moved = _words(pieces)
+    for piece, by, places in zip(pieces, moved, _places(pieces, place), strict=True):
+        block = piece.held.block
+        for number, all_of_it in block.numbers.items():
+            some = all_of_it[slice(*np.searchsorted(all_of_it, (piece.start, piece.stop)))]
+            if len(some):
+                cpu = np.full(len(some), block.cpu, np.uint16)
+                at = block.at.take(some)
+                at += by
+                where = (
+                    (some + (place - piece.start)).view(np.uint64)
+                    if places is None
+                    else places.take(some - piece.start)
+                )
+                parts.setdefault(number, []).append(_Some(where, block.time.take(some), cpu, at, block.size.take(some)))
+    frames = {}
+    for number, found in parts.items():
+        first = found[0] if len(found) == 1 else _woven(found)
+        event = plan.wanted[number]
+        columns = columns_of(event, Records(words, first.at, first.size))
+        frames[event.name] = _frame({"place": first.place, "time": first.time, "cpu": first.cpu, **columns})
+    return frames
 
 
 def _frame(columns: dict[str, Column]) -> pl.DataFrame:
@@ -198,23 +217,31 @@ def _frame(columns: dict[str, Column]) -> pl.DataFrame:
     return pl.DataFrame([pl.Series(name, column) for name, column in columns.items()])
 
 
-def _woven(parts: list[dict[str, Column]]) -> dict[str, Column]:
+def _woven(parts: list[_Some]) -> _Some:
     # One after the other would not be in order of place.
-    order = np.argsort(np.concatenate([part["place"] for part in parts]), kind="stable")
-    woven: dict[str, Column] = {}
-    for key in parts[0]:
-        columns = [part[key] for part in parts]
-        series = [column for column in columns if isinstance(column, pl.Series)]
-        arrays = [column for column in columns if not isinstance(column, pl.Series)]
-        woven[key] = pl.concat(series).gather(order) if series else np.concatenate(arrays).take(order)
-    return woven
+    order = np.argsort(np.concatenate([part.place for part in parts]), kind="stable")
+    return _Some(*(np.concatenate(columns).take(order) for columns in zip(*parts, strict=True)))
 
 
-def _places(pieces: Sequence[Piece], place: int) -> list[U64Col]:
+def _words(pieces: Sequence[Piece]) -> tuple[U32Col, list[int]]:
+    # What the records of all pieces stand in, and by how much it moves those of each.
+    blocks = [piece.held.block for piece in pieces]
+    if len(pieces) == 1:
+        return blocks[0].words, [0]
+    firsts = [int(block.at[piece.start]) for block, piece in zip(blocks, pieces, strict=True)]
+    lasts = [piece.stop - 1 for piece in pieces]
+    ends = [int(b.at[n]) + (int(b.size[n]) + 3 >> 2) for b, n in zip(blocks, lasts, strict=True)]
+    words = np.concatenate([b.words[first:end] for b, first, end in zip(blocks, firsts, ends, strict=True)])
+    befores = accumulate((end - first for first, end in zip(firsts, ends, strict=True)), initial=0)
+    return words, [before - first for before, first in zip(befores, firsts, strict=False)]
+
+
+def _places(pieces: Sequence[Piece], place: int) -> Sequence[U64Col | None]:
+    # Of the records of each piece; None: one after the other.
+    if len(pieces) == 1:
+        return [None]
     lengths = [p.stop - p.start for p in pieces]
     numbers = np.arange(place, place + sum(lengths), dtype=np.uint64)
-    if len(pieces) == 1:
-        return [numbers]
     places = np.empty_like(numbers)
     places[np.argsort(np.concatenate([p.held.key[p.start : p.stop] for p in pieces]), kind="stable")] = numbers
     return np.split(places, np.cumsum(lengths)[:-1])

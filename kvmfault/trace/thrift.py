@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Final, NamedTuple, TypeAlias
 
 _TRUE, _FALSE, _I8, _I32, _I64, _BINARY, _LIST, _STRUCT = 1, 2, 3, 5, 6, 8, 9, 12
@@ -37,7 +37,7 @@ def struct(*fields: tuple[int, Value | None], begun: tuple[int, Struct] = (0, St
     for number, value in fields:
         if value is None:
             continue
-        kind = (_TRUE if value else _FALSE) if isinstance(value, bool) else _kind(value)
+        kind = (_TRUE if value else _FALSE) if isinstance(value, bool) else _KINDS[type(value)]
         if number - last < 16:
             out.append((number - last) << 4 | kind)
         else:
@@ -55,21 +55,15 @@ def structs(items: Iterable[Struct]) -> Items:
     return Items(list(items))
 
 
-def _kind(value: Value) -> int:
-    for of, kind in _KINDS:
-        if isinstance(value, of):
-            return kind
-    raise TypeError(f"{value!r} has no type here")
-
-
-_KINDS: Final = (
-    (Struct, _STRUCT),
-    (I64, _I64),
-    (I8, _I8),
-    (int, _I32),
-    ((str, bytes), _BINARY),
-    (Items, _LIST),
-)
+_KINDS: Final[Mapping[type, int]] = {
+    Struct: _STRUCT,
+    I64: _I64,
+    I8: _I8,
+    int: _I32,
+    str: _BINARY,
+    bytes: _BINARY,
+    Items: _LIST,
+}
 
 
 def _value(value: Value) -> bytes:
@@ -86,7 +80,7 @@ def _value(value: Value) -> bytes:
         case bytes():
             return _varint(len(value)) + value
         case Items(items):
-            kind = _kind(items[0]) if items else _STRUCT
+            kind = _KINDS[type(items[0])] if items else _STRUCT
             head = bytes([len(items) << 4 | kind]) if len(items) < 15 else bytes([0xF0 | kind]) + _varint(len(items))
             return head + b"".join(map(_value, items))
 

@@ -1,8 +1,9 @@
 """What a recording and the probes beside it say, in one order: faults and their registers, and what KVM then did.
 
 Kprobe events have whatever name somebody gave them: what they are is told by the function in their text,
-``(function+offset/size)`` for its call, ``(caller <- function)`` for its return. Two recordings on one clock are merged
-by time. Stamps of a text are in us: of two events of one time, a trace event that begins a fault comes first, then
+``(function+offset/size)`` for its call, ``(caller <- function)`` for its return. A binary recording has addresses
+there, so in it the event's name tells the function (`Probes.function`). Two recordings on one clock are merged by time.
+Stamps of a text are in us: of two events of one time, a trace event that begins a fault or unmaps comes first, then
 calls, other trace events, returns, and the vCPU's entry last.
 """
 
@@ -11,15 +12,16 @@ from __future__ import annotations
 import heapq
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, NamedTuple, TypeAlias, cast
 
 from kvmfault.contract.backend import Backend
-from kvmfault.contract.probes import Probe, Probes, Said, Values
+from kvmfault.contract.probes import SAID, Probe, Probes, Said
+from kvmfault.contract.tracepoints import Values
 from kvmfault.trace.assemble import Assembler
-from kvmfault.trace.events import EntryEvent, Event, FaultEvent
+from kvmfault.trace.events import EntryEvent, Event, FaultEvent, UnmapEvent
 from kvmfault.trace.pattern import Misfit, Pattern
 from kvmfault.trace.recording import ReadStats, RecordedEvent, Recording
 from kvmfault.trace.text import TextEvent, misread, read_text, row_of
@@ -28,6 +30,11 @@ _PLACE: Final = re.compile(
     r"\((?:(?P<caller>[^\s()]+)(?: \[\w+\])? <- )?(?P<function>[A-Za-z_]\w*)[^\s()]*(?: \[\w+\])?\) ?", re.ASCII
 ).match
 _FIELD: Final = re.compile(r"(\w+)=(-?\d+|0x[0-9a-f]+)(?!\S)", re.ASCII).findall
+
+
+_CALL: Final = "__probe_ip"
+_RETURN: Final = "__probe_func"
+"""Fields that only a kprobe event has, of a call and of a return."""
 
 
 class Told(NamedTuple):
@@ -47,6 +54,8 @@ class Told(NamedTuple):
 
 
 Truth: TypeAlias = Told | Event
+ProbeSource: TypeAlias = str | Path | Recording
+"""A recording of probes: the path of a text, or a binary one."""
 
 
 @dataclass(slots=True)
@@ -77,13 +86,17 @@ class ProbeReader:
 
     def __init__(self, backend: Backend) -> None:
         self.stats = ProbeStats()
-        probes, points = backend.probes, backend.tracepoints
-        self._entries, self._returns, self._events = probes.entries, probes.returns, probes.events
-        self.patterns: Mapping[str, Pattern] = {
-            name: Pattern(*probe.templates) if probe.templates else Pattern.of([points[name]])
-            for name, probe in probes.events.items()
-        }
+        self.probes = backend.probes
+        self.unnamed: set[str] = set()
+        """Kprobe events of binary recordings whose names tell no function that the backend knows."""
+        self._events: dict[str, Probe] = {}
+        self.patterns: dict[str, Pattern] = {}
         """How trace events that say something read, by name."""
+        for name, point in backend.tracepoints.items():
+            if point.tells is not None and point.role is not None:
+                self._events[name] = Probe(SAID[point.role], point.tells.read)
+                own = point.tells.templates
+                self.patterns[name] = Pattern(*own) if own else Pattern.of([point])
 
     def said(self, event: RecordedEvent, *, aux: bool) -> Told | None:
         """What a trace event says, or None. Its name is one of ``patterns``."""
@@ -96,13 +109,36 @@ class ProbeReader:
         if place is None:
             return None
         function, returns, rest = place
+        values: Values = {name: int(value, 0) for name, value in _FIELD(rest)}
+        return self._hit(function, returns, values, event.line, event.time, event.pid, aux)
+
+    def recorded(self, event: RecordedEvent, *, aux: bool) -> Told | None:
+        """What an event of a binary recording says, or None."""
+        if not is_probe(event.fields):
+            return self.said(event, aux=aux) if event.name in self.patterns else None
+        function = self.probes.function(event.name)
+        if function is None:
+            return None
+        values = {name: value for name, value in event.fields.items() if isinstance(value, int)}
+        return self._hit(function, _RETURN in values, values, event.place, event.time, event.pid, aux)
+
+    def asks(self, recording: Recording) -> set[str]:
+        """The events of a binary recording that may say something."""
+        from kvmfault.trace.rows import probes
+
+        known = probe_events(recording, [self.probes])
+        self.unnamed |= probes(recording) - known.keys()
+        return {*self.patterns, *known}
+
+    def _hit(
+        self, function: str, returns: bool, values: Values, line: int, time: int, pid: int, aux: bool
+    ) -> Told | None:
         self.stats.functions[function] += 1
-        probe = (self._returns if returns else self._entries).get(function)
+        probe = (self.probes.returns if returns else self.probes.entries).get(function)
         if probe is None:
             self.stats.unknown[function] += 1
             return None
-        values: Values = {name: int(value, 0) for name, value in _FIELD(rest)}
-        return self._told(probe, function, values, event.line, event.time, event.pid, aux)
+        return self._told(probe, function, values, line, time, pid, aux)
 
     def read(self, event: TextEvent, *, aux: bool) -> Told | None:
         """What a line says, or None."""
@@ -119,6 +155,9 @@ class ProbeReader:
         self, probe: Probe, name: str, recorded: Values, line: int, time: int, pid: int, aux: bool
     ) -> Told | None:
         values: Values | None
+        ret = recorded.get("ret", 0)
+        if isinstance(ret, int) and (ret >> 63 == 1 or ret >> 12 == _ERRORS):  # recorded without its sign
+            recorded = {**recorded, "ret": ret - (1 << (64 if ret >> 63 else 32))}
         try:
             values = probe.read(recorded)
         except (KeyError, ValueError):  # another kernel's, without what is needed
@@ -131,6 +170,8 @@ class ProbeReader:
         return Told(probe.says, line, time, pid, values, aux)
 
 
+_ERRORS: Final = 0xFFFFF
+"""What a negative errno of 32 bits begins with."""
 _BITS: Final = {"gfn": 52, "pfn": 52, "first": 52, "as_id": 1, "slot": 32, "level": 3}
 """How large values can be; others have 64 bits. Only what a function returns may be negative."""
 
@@ -142,14 +183,14 @@ def _is_sane(name: str, value: int | str) -> bool:
 def read_truth(
     source: str,
     recording: Recording | None,
-    beside: str | Path | None,
+    beside: ProbeSource | None,
     assembler: Assembler,
     reader: ProbeReader,
     *,
     stats: ReadStats,
     aux_stats: ReadStats | None = None,
 ) -> Iterator[Truth]:
-    """Everything that *recording*, or the text *source*, and the text of probes *beside* it say; in order of time.
+    """Everything that *recording*, or the text *source*, and the probes *beside* it say; in order of time.
 
     Raises UsageError and TraceError as their readers do.
     """
@@ -159,17 +200,18 @@ def read_truth(
         streams = [_of_text(source, assembler, reader, stats)]
     if beside is not None:
         aux_stats = ReadStats() if aux_stats is None else aux_stats
-        streams.append(_of_probes(beside, reader, aux_stats))
+        streams.append(read_probes(beside, reader, stats=aux_stats))
     return heapq.merge(*streams, key=_when) if len(streams) > 1 else streams[0]
 
 
 def _of_columns(recording: Recording, assembler: Assembler, reader: ProbeReader, stats: ReadStats) -> Iterator[Truth]:
     from kvmfault.trace.rows import events
 
-    for row in events(recording, {*assembler.patterns, *reader.patterns}, stats=stats):
-        if row.name in assembler.patterns:
+    wanted = {*assembler.patterns, *reader.asks(recording)}
+    for row in events(recording, wanted, stats=stats):
+        if row.name in assembler.patterns and not is_probe(row.fields):
             yield from assembler.feed(row)
-        if row.name in reader.patterns and (told := reader.said(row, aux=False)) is not None:
+        if (told := reader.recorded(row, aux=False)) is not None:
             yield told
 
 
@@ -187,11 +229,28 @@ def _of_text(source: str, assembler: Assembler, reader: ProbeReader, stats: Read
             yield told
 
 
-def _of_probes(source: str | Path, reader: ProbeReader, stats: ReadStats) -> Iterator[Truth]:
-    for event in read_text(source, stats=stats):
-        told = reader.read(event, aux=True)
-        if told is not None:
-            yield told
+def read_probes(source: ProbeSource, reader: ProbeReader, *, stats: ReadStats | None = None) -> Iterator[Told]:
+    """What the probes of a recording beside the one of the faults say."""
+    if isinstance(source, str | Path):
+        told = (reader.read(event, aux=True) for event in read_text(source, stats=stats))
+    else:
+        from kvmfault.trace.rows import events
+
+        told = (reader.recorded(row, aux=True) for row in events(source, reader.asks(source), stats=stats))
+    return (one for one in told if one is not None)
+
+
+def is_probe(fields: Collection[str]) -> bool:
+    """Whether an event with these fields is a kprobe event."""
+    return _CALL in fields or _RETURN in fields
+
+
+def probe_events(recording: Recording, every: Collection[Probes]) -> dict[str, str]:
+    """Kprobe events that a binary recording may hold -> their functions, as far as *every* backend's probes know."""
+    from kvmfault.trace.rows import probes
+
+    functions = {name: [f for p in every if (f := p.function(name))] for name in probes(recording)}
+    return {name: found[0] for name, found in functions.items() if found}
 
 
 _LAST: Final = 4
@@ -216,10 +275,10 @@ _RETURNS: Final = frozenset(
 
 def _when(event: Truth) -> tuple[int, int]:
     if isinstance(event, Told):
-        if event.says is Said.INVALIDATE:
-            return event.time, 0  # what is unmapped at once is a call
         return event.time, (3 if event.says in _RETURNS else 1) if event.aux else 2
-    return event.time, 0 if isinstance(event, FaultEvent) else _LAST if isinstance(event, EntryEvent) else 2
+    if isinstance(event, FaultEvent | UnmapEvent):  # what is unmapped at once is a call
+        return event.time, 0
+    return event.time, _LAST if isinstance(event, EntryEvent) else 2
 
 
 def said_by(probes: Probes, functions: Iterable[str]) -> Iterator[Said]:
@@ -230,21 +289,25 @@ def said_by(probes: Probes, functions: Iterable[str]) -> Iterator[Said]:
                 yield known[function].says
 
 
-def functions_of(source: str | Path, progress: Callable[[int], None] | None = None) -> Counter[str]:
-    """How often each probed function was hit, calls and returns together."""
+def functions_of(source: ProbeSource, every: Collection[Probes]) -> Counter[str]:
+    """How often each probed function was hit, calls and returns together; of a binary recording those that *every*
+    backend's probes know."""
     counted: Counter[str] = Counter()
-    stats = ReadStats()
-    for number, event in enumerate(read_text(source, stats=stats)):
-        if event.body.startswith("(") and (place := probed(event)) is not None:
-            counted[place[0]] += 1
-        if progress is not None and number % 4096 == 0:
-            progress(stats.bytes)
+    if isinstance(source, str | Path):
+        for event in read_text(source):
+            if event.body.startswith("(") and (place := probed(event)) is not None:
+                counted[place[0]] += 1
+    elif names := probe_events(source, every):
+        for frames in source.frames(names):
+            for name, frame in frames.items():
+                if is_probe(frame.columns):
+                    counted[names[name]] += len(frame)
     return counted
 
 
 def beside(recording: str | Path) -> Path | None:
-    """The recording of probes in the same folder: ``aux.txt[.gz]``, or one called as *recording* with ``aux`` in the
-    place of ``trace``."""
+    """The text recording of probes in the same folder: ``aux.txt[.gz]``, or one called as *recording* with ``aux`` in
+    the place of ``trace``."""
     path = Path(recording)
     names = (path.name.replace("trace", "aux"), "aux.txt", "aux.txt.gz")
     return next((path.with_name(n) for n in names if n != path.name and path.with_name(n).is_file()), None)

@@ -8,7 +8,7 @@ from errno import EINVAL
 from typing import Final
 
 from kvmfault.errors import ModelError
-from kvmfault.types import Errno, Gfn, Hva
+from kvmfault.types import Errno, Gfn, Hva, Size
 from kvmfault.vm.memslot import NR_SLOTS, MemslotFlag
 
 PAGE_SHIFTS: Final = (12, 14, 16)
@@ -41,6 +41,8 @@ class HostCaps:
     """First address that user space cannot have (TASK_SIZE_MAX): a slot's last byte must lie below."""
     user_tag_mask: int = 0
     """Address bits that the hardware ignores in user space, hence tags; a slot's address must have none set."""
+    thp_size: Size = 0
+    """Bytes of a transparent huge page; 0: a whole table of pages, as one level of 8-byte entries in a page gives."""
     nr_address_spaces: int = 1
     """2 on x86 (the second is SMM), but 1 there for VMs with private memory."""
     nr_user_slots: int = NR_SLOTS

@@ -73,10 +73,12 @@ class HostMemory:
     no host could carry out.
     """
 
-    __slots__ = ("_areas", "_last", "_next_pfn", "_pages", "_split", "page_shift")
+    __slots__ = ("_areas", "_last", "_next_pfn", "_pages", "_split", "page_shift", "thp_size")
 
-    def __init__(self, page_shift: int = 12) -> None:
+    def __init__(self, page_shift: int = 12, *, thp_size: int = 0) -> None:
         self.page_shift = page_shift
+        self.thp_size = thp_size or 1 << 2 * page_shift - 3
+        """Bytes of a transparent huge page; by default what a table of one page of 8-byte entries maps."""
         self._areas: RangeTable[Vma] = RangeTable()
         self._last = _NOWHERE  # the area found last: a fault looks it up three times
         self._pages: Mapping[int, _Page] = {}  # by first address; replaced whole, never changed in place
@@ -160,11 +162,11 @@ class HostMemory:
         the first page; default: free frames, congruent to *hva*.
         """
         page = 1 << self.page_shift
-        if kind is AreaKind.HUGETLB_1G and self.page_shift == 16:
+        if kind is AreaKind.HUGETLB_1G and self.page_shift == 16 and self.thp_size > HUGETLB[AreaKind.HUGETLB_2M]:
             raise ModelError("a host with 64K pages has no huge pages of 1G")
         if block is not None and kind is not AreaKind.PFNMAP:
             raise ModelError(f"block is for pfnmap areas; a {kind.value} area has its own")
-        block = block or HUGETLB.get(kind) or (page << (self.page_shift - 3) if kind is AreaKind.THP else page)
+        block = block or HUGETLB.get(kind) or (self.thp_size if kind is AreaKind.THP else page)
         if block < page or block & (block - 1):
             raise ModelError(f"block {block:#x} is not a power of two of at least a page, {page:#x}")
         if pfn is not None and (pfn - (hva >> self.page_shift)) * page % block:
@@ -286,7 +288,7 @@ class HostMemory:
 
     def fork(self) -> HostMemory:
         """An independent copy, in constant time."""
-        new = HostMemory(self.page_shift)
+        new = HostMemory(self.page_shift, thp_size=self.thp_size)
         new._areas, new._pages, new._split = self._areas, self._pages, self._split
         new._next_pfn = self._next_pfn
         return new

@@ -19,7 +19,6 @@ from kvmfault.algebra.expr import Maybe, Word
 from kvmfault.algebra.scalar import Regs, compile_pred, compile_word
 from kvmfault.contract.format import Memory
 from kvmfault.contract.outcome import (
-    ZERO_REGISTER,
     Completion,
     Done,
     Error,
@@ -190,7 +189,7 @@ class Surroundings(ScriptedPorts):
         return None if self.env["bus"] else self.env["busval"] & U64
 
     def register(self, number: int) -> int:
-        return 0 if number == ZERO_REGISTER else self.env["val"] & U64
+        return 0 if number == 31 else self.env["val"] & U64
 
 
 def _number(access: MmioAccess) -> int:
@@ -208,7 +207,7 @@ def decide(
     told = _Told(vm, lambda accessor: _PRINTED[accessor](fault.of), hpfar)
     told.outcome(outcome)
     answer: dict[str, object] = {"ret": told.ret, "events": vm.events, "exit": told.exit}
-    if told.register != ZERO_REGISTER:
+    if told.register != 31:
         answer |= {"rd": told.register, "reg": told.value}
     return answer
 

@@ -1,0 +1,277 @@
+"""What the model decided beside what the kernel did, aspect by aspect."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from errno import EFAULT, errorcode
+from typing import Final
+
+from kvmfault.check.causes import CAUSES, WALKS_MARKS
+from kvmfault.check.flight import Flight
+from kvmfault.check.tally import Aspect, Disagreement, Tally
+from kvmfault.check.world import CheckedVm
+from kvmfault.contract.access import kind
+from kvmfault.contract.accessors import Gap
+from kvmfault.contract.format import PROTS, Kind, R, W, X, size_text
+from kvmfault.contract.outcome import Emulate, Error, Exit, Fixed, Inject
+from kvmfault.contract.probes import EMULATE, FIXED, RETRY, SPURIOUS, WRITE_PROTECTED, Said, answer_text, error_text
+from kvmfault.contract.target import Target
+from kvmfault.contract.values import Prefault
+from kvmfault.path.run import Run
+from kvmfault.trace.events import SlotEvent
+from kvmfault.trace.truth import Told
+from kvmfault.types import EHWPOISON, Gpa
+from kvmfault.vm.memslot import HvaHit
+
+_ENTRY_BYTES: Final = 8
+_NEIGHBOURS: Final = 8
+"""Entries of a group that a fault may map together (PTE_PREFETCH_NUM)."""
+
+
+class Judge:
+    """Compares and counts; mends the model's table where it differs, so that one difference is told once."""
+
+    def __init__(self, target: Target, probed: frozenset[Said]) -> None:
+        self.target, self.probed = target, probed
+        self.tally = Tally()
+        self.marks_seen = not isinstance(target.definition.gpa_valid, Gap)
+        """Marks that KVM sets in the guest's tables are recorded, or there are none."""
+        self.changes_seen = False
+        """Every change of an entry is recorded."""
+        self.mended = 0
+        """Entries put as recorded after a disagreement."""
+        self.unknown: Counter[str] = Counter()
+        """Faults by kind for which nothing tells what the host answered."""
+        self._hits: Counter[tuple[int, int, int]] = Counter()
+
+    # A fault.
+
+    def fault(self, flight: Flight) -> None:
+        """The fault is over on both sides."""
+        what = kind(self.target.access(flight.fault))
+        if flight.unknown:
+            self.unknown[what] += 1
+            return
+        compare = self._comparer(flight, what)
+        if flight.failed:
+            compare(Aspect.ANSWER, f"refuses: {flight.failed}", self._kernel_answer(flight) or "goes on")
+            return
+        run = flight.end()
+        kernel = self._kernel_answer(flight)
+        if kernel:
+            compare(Aspect.ANSWER, answer_text(flight.walk.outcome) if flight.walk.outcome else "none", kernel)
+        tried = flight.told.get(Said.REPAIR_TRIED)
+        if tried is not None:
+            compare(Aspect.REPAIR, _repair(flight), str(tried.values["answer"]))
+        self._slot(flight, compare)
+        self._sizes(flight, compare)
+        self._entry(flight, compare)
+        if flight.devices and isinstance(flight.walk.outcome, Emulate):
+            page = flight.vm.page_shift
+            gfn = flight.walk.progress.gfn if flight.walk.progress.looked_up else None
+            pages = {event.gpa >> page for event in flight.devices}
+            if gfn is not None:
+                compare(Aspect.MMIO, f"{gfn:#x}", f"{gfn if gfn in pages else min(pages):#x}")
+        returned = flight.number(Said.RETURNED, "ret")
+        model = _returns(run)
+        if returned is not None and model is not None:
+            compare(Aspect.RETURN, _return_text(model), _return_text(returned))
+
+    def _comparer(self, flight: Flight, what: str) -> Callable[[Aspect, str, str], bool]:
+        def compare(aspect: Aspect, model: str, kernel: str) -> bool:
+            agrees = model == kernel
+            self.tally.add(aspect, what, agrees=agrees)
+            if not agrees:
+                cause = self._cause(flight, aspect, model, kernel)
+                self.tally.differ(
+                    Disagreement(aspect=aspect, line=flight.line, what=what, model=model, kernel=kernel, cause=cause)
+                )
+            return agrees
+
+        return compare
+
+    def _cause(self, flight: Flight, aspect: Aspect, model: str, kernel: str) -> str:
+        for rule in CAUSES:
+            if rule.applies(flight, aspect, model, kernel):
+                return rule.missing
+        return ""
+
+    def _kernel_answer(self, flight: Flight) -> str:
+        decided = flight.told.get(Said.DECIDED)
+        if decided is not None:
+            return str(decided.values["answer"])
+        returned = flight.number(Said.RETURNED, "ret")
+        if Said.DECIDED not in self.probed:
+            return self._shown_answer(flight)
+        if returned is None:
+            return ""
+        # the machinery was not reached: the head of the exit handler has answered
+        if returned < 0:
+            return error_text(-returned)
+        return EMULATE if Said.EMULATING in flight.told or returned == 0 else RETRY
+
+    def _shown_answer(self, flight: Flight) -> str:
+        # what trace events alone tell; "": they do not
+        fmt, fault = flight.vm.format, flight.fault
+        wanted = X if fault.is_exec else W if fault.is_write else R
+        if flight.installed:
+            told = flight.installed[0]
+            if self.changes_seen and not flight.changed:
+                return SPURIOUS
+            return FIXED if fmt.prot(told.number("desc")) & wanted else WRITE_PROTECTED
+        repaired = flight.told.get(Said.REPAIRED)
+        if repaired is not None and Said.REQUESTED not in flight.told:
+            old, new = repaired.number("old"), repaired.number("new")
+            return FIXED if old != new else SPURIOUS if fmt.prot(old) & wanted else ""
+        if flight.errno in (EFAULT, EHWPOISON):  # not what a signal gives
+            return error_text(flight.errno)
+        return EMULATE if flight.devices or Said.MMIO_INSTALLED in flight.told else ""
+
+    def _slot(self, flight: Flight, compare: Callable[[Aspect, str, str], bool]) -> None:
+        pinned = flight.told.get(Said.PINNED)
+        if pinned is None or Said.PINNED not in self.probed:
+            return
+        slot = flight.walk.progress.slot
+        compare(Aspect.SLOT, "none" if slot is None else str(slot.id), str(pinned.values.get("slot", "none")))
+        if slot is not None and "pfn" in pinned.values and "hva" in pinned.values:
+            compare(Aspect.HVA, hex(flight.walk.progress.hva), hex(pinned.number("hva")))
+
+    def _sizes(self, flight: Flight, compare: Callable[[Aspect, str, str], bool]) -> None:
+        at = flight.walk.progress
+        page = 1 << flight.vm.page_shift
+        largest = max(at.policy.fit_sizes, default=page)
+        bound = at.guest.size if at.guest is not None else at.max_size
+        for aspect, name, size in (
+            (Aspect.MAX_SIZE, "max_size", min(bound, largest)),
+            (Aspect.WANTED, "wanted", max(at.wanted, page)),
+            (Aspect.LEVEL, "size", max(at.size, page)),
+        ):
+            recorded = flight.number(Said.DECIDED, name)
+            if recorded is not None and not (aspect is Aspect.MAX_SIZE and flight.guest_taken):
+                compare(aspect, size_text(size), size_text(recorded))
+        if Said.DECIDED not in self.probed and flight.installed:
+            compare(Aspect.LEVEL, size_text(max(at.size, page)), size_text(flight.installed[0].number("size")))
+
+    def _entry(self, flight: Flight, compare: Callable[[Aspect, str, str], bool]) -> None:
+        vm, at = flight.vm, flight.walk.progress
+        found = flight.left or vm.entry(at.at)
+        fmt = vm.format
+        mine = fmt.kind(found.desc, found.shift) is Kind.LEAF
+        model_installed = any(step.name == "install" and step.outcome is not None for step in flight.walk.steps)
+        place = at.at if at.guest is None else at.gpa
+        told = next((t for t in reversed(flight.installed) if t.number("gpa") == place & -t.number("size")), None)
+        if told is not None:
+            desc, shift = told.number("desc"), told.number("size").bit_length() - 1
+            same = mine and found.shift == shift
+            compare(
+                Aspect.PERMISSIONS, str(PROTS[fmt.prot(found.desc)]) if same else "none", str(PROTS[fmt.prot(desc)])
+            )
+            if not compare(Aspect.ENTRY, f"{found.desc:#x}" if same else "none", f"{desc:#x}"):
+                self._mend(vm, at.at, told.number("size"), desc)
+            self._neighbours(flight, told, compare)
+        elif model_installed and isinstance(flight.walk.outcome, Fixed) and Said.MAPPED in self.probed:
+            compare(Aspect.PERMISSIONS, str(PROTS[fmt.prot(found.desc)]), "none")
+            vm.table.unmap(at.at, Gpa(at.at + at.size))
+            vm.table.take_stale()
+        repaired = flight.told.get(Said.REPAIRED)
+        tried = flight.told.get(Said.REPAIR_TRIED)
+        if repaired is not None and (
+            tried.values["answer"] == FIXED if tried is not None else repaired.number("old") != repaired.number("new")
+        ):
+            desc = repaired.number("new")
+            compare(
+                Aspect.PERMISSIONS, str(PROTS[fmt.prot(found.desc)]) if mine else "none", str(PROTS[fmt.prot(desc)])
+            )
+            if not compare(Aspect.ENTRY, f"{found.desc:#x}" if mine else "none", f"{desc:#x}"):
+                self._mend(vm, Gpa(at.at & -(1 << found.shift)), 1 << found.shift, desc)
+
+    def _neighbours(self, flight: Flight, own: Told, compare: Callable[[Aspect, str, str], bool]) -> None:
+        # pages around it that the host had at hand, mapped ahead of their faults: no access marks them
+        vm, fmt, page = flight.vm, flight.vm.format, 1 << flight.vm.page_shift
+        at = flight.walk.progress.at
+        for told in flight.installed:
+            if told is own or "place" not in told.values or "place" not in own.values:
+                continue
+            offset = (told.number("place") - own.number("place")) // _ENTRY_BYTES
+            gpa, desc, shift = Gpa(at + offset * page), told.number("desc"), vm.page_shift
+            entry = fmt.entry(desc, shift)
+            old = vm.entry(gpa)
+            mine = fmt.with_young(desc, False)
+            near = at // page // _NEIGHBOURS == gpa // page // _NEIGHBOURS
+            empty = fmt.kind(old.desc, old.shift) is not Kind.LEAF or Said.DECIDED not in self.probed
+            if compare(Aspect.AHEAD, f"{mine:#x}" if near and empty else "none", f"{desc:#x}"):
+                vm.taken["page mapped ahead"] += entry.kind is Kind.LEAF
+            self._take(vm, gpa, page, desc, told.number("gpa") >> vm.page_shift)
+
+    def _take(self, vm: CheckedVm, gpa: Gpa, size: int, desc: int, gfn: int) -> None:
+        vm.take_entry(Gpa(gpa & -size), size, desc, gfn)
+
+    def _mend(self, vm: CheckedVm, gpa: Gpa, size: int, desc: int) -> None:
+        self.mended += 1
+        vm.take_entry(Gpa(gpa & -size), size, desc)
+
+    # Everything else.
+
+    def _plain(self, aspect: Aspect, line: int, what: str, model: str, kernel: str, cause: str = "") -> None:
+        self.tally.add(aspect, what, agrees=model == kernel)
+        if model != kernel:
+            self.tally.differ(
+                Disagreement(aspect=aspect, line=line, what=what, model=model, kernel=kernel, cause=cause)
+            )
+
+    def memslot(self, event: SlotEvent, model: int, kernel: int) -> None:
+        """A memslot request; errnos, -1: the model would carry it out."""
+        names = ["accepted" if n in (0, -1) else error_text(n) for n in (model, kernel)]
+        self._plain(Aspect.MEMSLOT, event.line, f"slot {event.slot:#x}", *names)
+
+    def invalidation(self, hits: Sequence[HvaHit]) -> None:
+        """A host range begins to be invalidated; what it means to the model."""
+        self._hits = Counter((hit.slot.id, hit.start, hit.end) for hit in hits)
+
+    def unmapped(self, told: Told) -> None:
+        """Frames that the kernel takes out of a slot."""
+        key = told.number("slot"), told.number("start"), told.number("end")
+        text = f"slot {key[0]} frames {key[1]:#x} to {key[2]:#x}"
+        model = text if key in self._hits else ", ".join(f"slot {s} frames {a:#x} to {b:#x}" for s, a, b in self._hits)
+        self._plain(Aspect.FRAMES, told.line, "invalidation", model or "none", text)
+
+    def log_protect(self, vm: CheckedVm, told: Told) -> None:
+        """Pages that the kernel found written; they are protected again."""
+        number, first, mask = told.number("slot"), told.number("first"), told.number("mask")
+        pages = vm.log.bitmap(number)
+        if pages is not None:
+            mine = sum(1 << n for n in range(64) if first + n in pages)
+            cause = "" if self.marks_seen else WALKS_MARKS.missing
+            self._plain(Aspect.LOG, told.line, "collection", f"{mine & mask:#x}", f"{mask:#x}", cause)
+        vm.protect_again(number, first, mask)
+
+    def prefault(self, asked: Told, ended: Told, target: Target) -> None:
+        """KVM_PRE_FAULT_MEMORY is done with one address."""
+        if target.policy.prefault is Prefault.REFUSED:
+            self._plain(Aspect.PREFAULT, asked.line, "pre-fault", _return_text(-95), _return_text(ended.number("ret")))
+
+
+def _repair(flight: Flight) -> str:
+    steps = [step for step in flight.walk.steps if step.name == "repair"]
+    if not steps:
+        return "not reached"
+    return next((answer_text(s.outcome) for s in steps if s.outcome is not None), "not here")
+
+
+def _returns(run: Run) -> int | None:
+    match run.outcome:
+        case Emulate():
+            return None  # the emulator's result
+        case Exit(errno=0):
+            return 0
+        case Error(errno) | Exit(errno=errno) | Inject(errno=errno) if errno:
+            return -errno
+        case _:
+            return 1
+
+
+def _return_text(ret: int) -> str:
+    if ret < 0:
+        return f"-{errorcode.get(-ret, -ret)}"
+    return {0: "exit to user space", 1: "the guest runs on"}.get(ret, str(ret))

@@ -1,0 +1,1 @@
+"""The definitions in other languages: C headers, and JSON for other tools. Derived, never written."""
