@@ -6,7 +6,7 @@ ENV := .venv/.stamp
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint types unit long exhaustive explore spin fuzz bench fidelity site lock clean
+.PHONY: help demo test lint types unit long exhaustive explore spin fuzz bench fidelity site lock clean stubs
 
 help:  ## show this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do printf '  make %-10s %s\n' "$$name" "$$text"; done
@@ -23,11 +23,15 @@ lint: $(ENV)  ## ruff and import-linter
 	@echo "== import-linter"
 	@.venv/bin/lint-imports > .venv/lint-imports.log 2>&1 || { cat .venv/lint-imports.log; exit 1; }
 
-types: $(ENV)  ## mypy --strict and pyright
+types: $(ENV)  ## mypy --strict, pyright, and how complete the public types are
 	@echo "== mypy"
 	@$(PY) -m mypy --no-error-summary
 	@echo "== pyright"
 	@$(PY) -m pyright --pythonpath $(PY) > .venv/pyright.log 2>&1 || { cat .venv/pyright.log; exit 1; }
+	@$(PY) -m pyright --pythonpath $(PY) --verifytypes kvmfault --ignoreexternal > .venv/verifytypes.log 2>&1 || { cat .venv/verifytypes.log; exit 1; }
+
+stubs: $(ENV)  ## compare declared types with what is there at run time (minutes)
+	@MYPYPATH=. $(PY) -m mypy.stubtest kvmfault --concise --mypy-config-file pyproject.toml --allowlist tests/stubtest.txt --ignore-unused-allowlist
 
 unit: $(ENV)  ## pytest alone
 	@echo "== pytest"

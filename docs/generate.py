@@ -11,11 +11,12 @@ import sys
 from pathlib import Path
 from typing import Final
 
-from docs import declared, interleavings, kernel_map, scenario_reference
+from docs import api, declared, interleavings, kernel_map, scenario_reference, shapes_measured
 from kvmfault.cli.run import schema_text
 
 DOCS: Final = Path(__file__).parent
-BLOCKS: Final = {**declared.BLOCKS, **kernel_map.BLOCKS, **scenario_reference.BLOCKS, **interleavings.BLOCKS}
+PARTS: Final = (declared, api, kernel_map, scenario_reference, interleavings, shapes_measured)
+BLOCKS: Final = {name: write for part in PARTS for name, write in part.BLOCKS.items()}
 BLOCK: Final = re.compile(r"(?<=^<!-- generated: )(\w+)( -->\n)(.*?)(?=^<!-- end -->$)", re.MULTILINE | re.DOTALL)
 HOW: Final = "run: python -m docs.generate"
 

@@ -12,6 +12,8 @@ from kvmfault.trace.events import FaultEvent
 from kvmfault.trace.pattern import Misfit
 from kvmfault.trace.text import parse_line, row_of
 
+__all__ = ["MARK", "annotate"]
+
 MARK = "  # "
 """What stands between a line and the words for it."""
 

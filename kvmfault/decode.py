@@ -17,6 +17,23 @@ from kvmfault.contract.target import Target
 from kvmfault.errors import DecodeError, UsageError
 from kvmfault.types import U64
 
+__all__ = [
+    "MAX_INPUT",
+    "Description",
+    "EntryText",
+    "FactText",
+    "FieldText",
+    "RegisterText",
+    "describe_entry",
+    "describe_fault",
+    "entry_lines",
+    "headline",
+    "one_line",
+    "parse_input",
+    "parse_number",
+    "split_words",
+]
+
 _TYPED = re.compile(r"(\w+=)?(0[xdbo])?[0-9a-f]+", re.IGNORECASE | re.ASCII)
 MAX_INPUT = 64 * 1024
 """Longest line taken as input."""

@@ -5,6 +5,17 @@ from __future__ import annotations
 from collections.abc import Generator
 from contextlib import contextmanager
 
+__all__ = [
+    "DecodeError",
+    "KvmfaultError",
+    "LayoutError",
+    "LiveError",
+    "ModelError",
+    "TraceError",
+    "UsageError",
+    "needs",
+]
+
 
 class KvmfaultError(Exception):
     """Base of all errors below. The command line prints its text and exits with status 2."""

@@ -24,6 +24,8 @@ from typing import Final, Generic, NamedTuple, TypeVar, cast
 
 from kvmfault.errors import UsageError, needs
 
+__all__ = ["ALONE", "MAX_JOBS", "Workers", "workers"]
+
 T = TypeVar("T")
 R = TypeVar("R")
 

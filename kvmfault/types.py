@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Annotated, Final, NewType, TypeAlias
 
+__all__ = ["EHWPOISON", "U64", "AddressBits", "Errno", "Gfn", "Gpa", "Gva", "Hpa", "Hva", "Pfn", "Size", "WalkLevel"]
+
 Gpa = NewType("Gpa", int)
 """Guest-physical address, bytes. arm64 calls it IPA."""
 Gva = NewType("Gva", int)

@@ -14,6 +14,7 @@ import pytest
 from kvmfault.algebra.c import c_expression
 from kvmfault.algebra.columns import maybe_column, pred_column, word_column
 from kvmfault.algebra.expr import Maybe, Pred, Word
+from kvmfault.compare.hazards import STORE
 from kvmfault.contract.accessors import FACTS, TRUTHS, VALUES
 from kvmfault.contract.shapes import SHAPES
 from kvmfault.contract.target import Target, backend
@@ -135,7 +136,7 @@ def test_neutral_code_links_with_every_backend_in_every_shape(cc: str, tmp_path:
     (tmp_path / "neutral.c").write_text(NEUTRAL)
     run_compiler(compiler(cc), *STRICT, "-c", "-o", tmp_path / "neutral.o", tmp_path / "neutral.c")
     for target, shape in product(newest(), SHAPES.values()):
-        fault = target.decode(**{target.backend.code: 0x9200_0047})
+        fault = target.encode(STORE).fault
         (tmp_path / "header.h").write_text(target_header(target, shape))
         (tmp_path / "main.c").write_text(MAIN % ", ".join(f"{value:#x}ULL" for value in fault.of))
         program = tmp_path / "program"

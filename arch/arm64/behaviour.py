@@ -9,6 +9,7 @@ from arch.arm64.encode import encode
 from arch.arm64.joints import JOINTS
 from arch.arm64.policy import policy_74, policy_612
 from arch.arm64.probes import PROBES
+from arch.arm64.saved import saved
 from arch.arm64.trace import TRACEPOINTS
 from kvmfault.contract.backend import Behaviour
 from kvmfault.contract.format import Stage2Format
@@ -38,4 +39,5 @@ BEHAVIOUR: Final = Behaviour(
     vm=VmFacts(ipa_limit_bits=52, table_bits=52),
     tracepoints=TRACEPOINTS,
     probes=PROBES,
+    saved=saved,
 )

@@ -30,6 +30,7 @@ REASONS: Final[Mapping[str, str]] = {
     "shadow_stack": "there is none",
     "prefetch": "a plain bit: somebody waits is the default",
     "size": "the plain forms describe a load or store of 1, 2, 4 or 8 bytes of one of 32 registers",
+    "register": "the plain forms name one of 32 registers, and cache maintenance names none",
     "sign_extend": "loads that sign-extend have 2 or 4 bytes, and lwa is told from ld by its last bits only",
     "wide": "registers are 64 bits wide",
     "ordered": "no load or store of this kind orders others",

@@ -7,7 +7,7 @@ from dataclasses import replace
 from errno import EINVAL
 from typing import Final
 
-from arch.x86 import encode, live, policy
+from arch.x86 import encode, live, policy, saved
 from arch.x86.joints import EPT_JOINTS, NPT_JOINTS, SHADOW_JOINTS
 from arch.x86.probes import PROBES
 from arch.x86.trace import EPT_TRACEPOINTS, NPT_TRACEPOINTS, SHADOW_TRACEPOINTS
@@ -15,6 +15,7 @@ from kvmfault.contract.backend import Behaviour, Encode, Joints
 from kvmfault.contract.format import Stage2Format
 from kvmfault.contract.live import Live
 from kvmfault.contract.ports import VmFacts
+from kvmfault.contract.saved import Saved
 from kvmfault.contract.tracepoints import Tracepoints
 from kvmfault.types import Gfn, Hva
 from kvmfault.vm.caps import HostCaps
@@ -58,7 +59,13 @@ _VM: Final = VmFacts(
 
 
 def _of(
-    encode: Encode, joints: Mapping[str, Joints], tracepoints: Tracepoints, live: Live, *, shadow: bool = False
+    encode: Encode,
+    joints: Mapping[str, Joints],
+    tracepoints: Tracepoints,
+    driven: Live,
+    kept: Saved,
+    *,
+    shadow: bool = False,
 ) -> Behaviour:
     return Behaviour(
         encode=encode,
@@ -68,10 +75,11 @@ def _of(
         vm=replace(_VM, eager_split=False) if shadow else _VM,
         tracepoints=tracepoints,
         probes=PROBES,
-        live=live,
+        saved=kept,
+        live=driven,
     )
 
 
-EPT: Final = _of(encode.ept, EPT_JOINTS, EPT_TRACEPOINTS, live.EPT)
-NPT: Final = _of(encode.npt, NPT_JOINTS, NPT_TRACEPOINTS, live.NPT)
-SHADOW: Final = _of(encode.shadow, SHADOW_JOINTS, SHADOW_TRACEPOINTS, live.SHADOW, shadow=True)
+EPT: Final = _of(encode.ept, EPT_JOINTS, EPT_TRACEPOINTS, live.EPT, saved.ept)
+NPT: Final = _of(encode.npt, NPT_JOINTS, NPT_TRACEPOINTS, live.NPT, saved.npt)
+SHADOW: Final = _of(encode.shadow, SHADOW_JOINTS, SHADOW_TRACEPOINTS, live.SHADOW, saved.shadow, shadow=True)

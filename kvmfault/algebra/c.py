@@ -16,6 +16,8 @@ from kvmfault.algebra.expr import Among, Pred, Term, Word
 from kvmfault.errors import UsageError
 from kvmfault.types import U64
 
+__all__ = ["PLAIN", "CExpression", "Names", "Style", "c_expression", "c_function", "number"]
+
 Names: TypeAlias = Mapping[str, str]
 """Register -> the C variable of type ``uint64_t`` that holds it."""
 

@@ -20,6 +20,8 @@ from kvmfault.algebra.cubes import cubes
 from kvmfault.algebra.expr import Among, Maybe, Pred, Term, Word
 from kvmfault.errors import DecodeError
 
+__all__ = ["BLOCK", "BoolCol", "Columns", "U64Col", "maybe_column", "pred_column", "word_column"]
+
 U64Col: TypeAlias = NDArray[np.uint64]
 BoolCol: TypeAlias = NDArray[np.bool_]
 Columns: TypeAlias = Mapping[str, U64Col]

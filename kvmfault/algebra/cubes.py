@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Set as AbstractSet
 
+__all__ = ["cubes"]
+
 
 def cubes(values: AbstractSet[int], width: int) -> list[tuple[int, int]]:
     """(mask, value) pairs, one of which fits each number of *width* bits in *values*, and none fits any other.

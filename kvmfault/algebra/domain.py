@@ -13,6 +13,8 @@ from kvmfault.algebra.columns import U64Col
 from kvmfault.algebra.expr import Among, Pred, union
 from kvmfault.errors import UsageError
 
+__all__ = ["CHUNK", "MAX_BITS", "Digit", "cases", "every_value", "with_representatives"]
+
 MAX_BITS = 28
 """More than 2**28 cases are refused: that many take about a minute."""
 CHUNK = 1 << 18

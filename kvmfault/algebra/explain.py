@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from kvmfault.algebra.expr import AllOf, Among, AnyOf, Not, Pred
 from kvmfault.algebra.layout import Field
 
+__all__ = ["describe", "explain", "spell"]
+
 
 def explain(pred: Pred, registers: Mapping[str, int]) -> str:
     """The fields that decide *pred* on these registers, e.g. ``S1PTW (bit 7) = 0, WnR (bit 6) = 1``.

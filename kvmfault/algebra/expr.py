@@ -17,6 +17,8 @@ from kvmfault.types import U64
 if TYPE_CHECKING:
     from kvmfault.algebra.layout import Field
 
+__all__ = ["ALWAYS", "NEVER", "AllOf", "Among", "AnyOf", "Maybe", "Not", "Pred", "Term", "Word", "union"]
+
 T = TypeVar("T")
 
 

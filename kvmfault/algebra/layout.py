@@ -11,6 +11,8 @@ from kvmfault.algebra.expr import Among, Pred, Term, Word
 from kvmfault.errors import LayoutError
 from kvmfault.types import U64
 
+__all__ = ["ZERO", "Bits", "Field", "Register", "join", "register"]
+
 Bits = int | tuple[int, int]
 """A bit number, or (high, low) inclusive, as the manuals print it."""
 

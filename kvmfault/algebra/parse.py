@@ -11,6 +11,8 @@ from kvmfault.algebra.expr import ALWAYS, NEVER, Pred, Word
 from kvmfault.algebra.layout import Field
 from kvmfault.errors import LayoutError, UsageError
 
+__all__ = ["MAX_DEPTH", "MAX_LENGTH", "Names", "as_pred", "parse"]
+
 Names: TypeAlias = Mapping[str, Pred | Word | str]
 """What an expression may name; a string says why there is no answer behind a name."""
 MAX_LENGTH = 10_000

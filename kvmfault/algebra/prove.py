@@ -24,7 +24,18 @@ Witness: TypeAlias = dict[str, int]
 Rank: TypeAlias = tuple[int, tuple[int, ...]]
 
 
-__all__ = ["MAX_BITS", "Rank", "Relation", "Witness", "bits_read", "combinations", "relate", "smallest", "words_differ"]
+__all__ = [
+    "FEW_BITS",
+    "MAX_BITS",
+    "Rank",
+    "Relation",
+    "Witness",
+    "bits_read",
+    "combinations",
+    "relate",
+    "smallest",
+    "words_differ",
+]
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,8 @@ from typing import cast
 
 from kvmfault.algebra.expr import Among, Pred, Term, Word
 
+__all__ = ["Regs", "compile_pred", "compile_word", "pred_source", "word_source"]
+
 Regs = tuple[int, ...]
 """Register values in the order of the backend's ``registers``; each 0 <= value < 2**64."""
 

@@ -16,6 +16,8 @@ from kvmfault.contract.shapes import Raw
 from kvmfault.types import Gpa
 from kvmfault.vm.memslot import MemslotFlag
 
+__all__ = ["Assumed", "Assumption", "Seen", "assumptions", "learn", "reach", "remember"]
+
 _LOG: Final = int(MemslotFlag.LOG_DIRTY)
 _READONLY: Final = int(MemslotFlag.READONLY)
 

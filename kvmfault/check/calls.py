@@ -28,6 +28,8 @@ from kvmfault.trace.truth import Told, Truth
 from kvmfault.types import U64, Gfn, Gpa, Pfn
 from kvmfault.vm.memslot import Memslot, MemslotFlag, SlotSet
 
+__all__ = ["CallsCheck"]
+
 _MADE: Final = 1024
 """Calls to map remembered, the latest."""
 _AT_ONCE: Final = 3
@@ -38,15 +40,15 @@ class CallsCheck:
     """Feeds on a recording in order. ``tally`` and ``taken`` are complete after ``run``."""
 
     def __init__(self, target: Target, slots: Iterable[SlotEvent] = ()) -> None:
-        self.tally = Tally()
+        self.tally: Tally = Tally()
         self.taken: Counter[str] = Counter()
         """Assumptions by kind."""
-        self.faults = 0
-        self.predicted = 0
+        self.faults: int = 0
+        self.predicted: int = 0
         """Faults that needed no assumption but, at most, the frame."""
-        self.cut_short = 0
+        self.cut_short: int = 0
         """Faults whose return was not recorded."""
-        self.vm = InferredVm(target)
+        self.vm: InferredVm = InferredVm(target)
         self._target = target
         self._changes = deque(sorted((c for c in slots if not c.ret), key=_answered))
         self._given: dict[str, SlotSet] = {}

@@ -11,6 +11,8 @@ from kvmfault.check.tally import Aspect
 from kvmfault.contract.format import X
 from kvmfault.contract.probes import EMULATE, FIXED, SPURIOUS, Said
 
+__all__ = ["CAUSES", "WALKS_MARKS", "Cause"]
+
 
 @dataclass(frozen=True, slots=True)
 class Cause:

@@ -11,6 +11,8 @@ from kvmfault.check.tally import Aspect, Disagreement, Tally
 from kvmfault.contract.format import PROTS, size_text
 from kvmfault.contract.probes import RETRY, Said
 
+__all__ = ["HOST", "INVALIDATION", "TABLE", "agree", "alike", "compare", "differ"]
+
 _NAMES: Final = {
     Said.MAPPING: "map",
     Said.RELAXING: "relax",

@@ -26,6 +26,8 @@ from kvmfault.trace.slots import SlotSource
 from kvmfault.trace.truth import Told, Truth
 from kvmfault.types import Gfn, Gpa, Gva
 
+__all__ = ["Episodes"]
+
 _MAX_VCPUS: Final = 64
 
 
@@ -42,10 +44,10 @@ class Episodes(Happenings):
 
     def __init__(self, target: Target, slots: SlotSource, judge: Judge, probed: frozenset[Said]) -> None:
         super().__init__(target, slots, judge, probed)
-        self.faults = 0
+        self.faults: int = 0
         self.unpaired: Counter[str] = Counter()
         """Faults of the recording that no probe showed, and the other way round."""
-        self.by_probes = {Said.FAULT, Said.RETURNED} <= probed
+        self.by_probes: bool = {Said.FAULT, Said.RETURNED} <= probed
         """Probes tell where a fault's handling begins and ends."""
         self._vcpus: dict[tuple[int, int], _Vcpu] = {}
         self._waiting: dict[int, deque[FaultEvent]] = {}

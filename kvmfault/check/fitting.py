@@ -7,6 +7,8 @@ from kvmfault.contract.probes import Said
 from kvmfault.contract.target import Target, backend
 from kvmfault.trace.truth import ProbeReader, ProbeSource, read_probes
 
+__all__ = ["fitting"]
+
 
 def fitting(target: Target, aux: ProbeSource) -> tuple[Target, list[str]]:
     """*target* with a format for what was mapped, and a note if it is another one.

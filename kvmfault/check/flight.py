@@ -19,6 +19,8 @@ from kvmfault.types import Gpa
 if TYPE_CHECKING:
     from kvmfault.check.world import CheckedVm
 
+__all__ = ["Flight", "Seen"]
+
 
 class Seen(NamedTuple):
     """The entry at which a walk of the second-stage table had arrived, and whether the next table page was at hand."""
@@ -36,7 +38,10 @@ class Flight:
     ) -> None:
         self.line = line
         """Where the recording has it: of the fault's own event, or of the probe that showed it."""
-        self.pid, self.vm, self.vcpu, self.fault = pid, vm, vcpu, fault
+        self.pid: int = pid
+        self.vm: CheckedVm = vm
+        self.vcpu: int = vcpu
+        self.fault: Raw = fault
         self.prefetch = prefetch
         self.epoch = epoch
         """Number of the last retirement of any table that the vCPU's entry into the guest came after."""
@@ -48,16 +53,16 @@ class Flight:
         self.paging: bool | None = None
         """Whether the guest's tables are in use, where they are shadowed; None: not known yet."""
         self._guest: GuestTranslation | GuestWalkFault | None = None
-        self.guest_taken = False
+        self.guest_taken: bool = False
         """Where the guest's own tables lead is taken from what KVM made of it."""
         self.devices: list[MmioEvent] = []
         """Device accesses that followed."""
         self.errno = 0
         """KVM_RUN returned this error."""
-        self.as_id = 0
+        self.as_id: int = 0
         self.seen: Seen | None = None
         """The entry that it is about to replace, as it was read."""
-        self.seq = vm.invalidations.seq
+        self.seq: int = vm.invalidations.seq
         self.others = False
         """Another task changed the VM since it began."""
         self.left: Found | None = None
@@ -67,7 +72,7 @@ class Flight:
         self.run: Run | None = None
         self.unknown = False
         """What the host answered is not recorded, so the model cannot go on."""
-        self.failed = ""
+        self.failed: str = ""
         """The model could not go on: why."""
         self.walk: Walk = vm.walk(fault)
 

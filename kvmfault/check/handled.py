@@ -16,6 +16,8 @@ from kvmfault.trace.events import EntryEvent, UnmapEvent
 from kvmfault.trace.truth import Told, Truth
 from kvmfault.types import U64
 
+__all__ = ["MOST_WAITING", "Call", "Handled", "Item", "in_order"]
+
 MOST_WAITING: Final = 1 << 18
 """Events kept back for a handler that has not returned; beyond that its return counts as not recorded."""
 

@@ -22,6 +22,8 @@ from kvmfault.vm.dirty import INITIALLY_SET, MANUAL_PROTECT
 from kvmfault.vm.memslot import HvaHit
 from kvmfault.vm.memslot_request import MemslotRequest
 
+__all__ = ["Change", "Handler", "Happenings"]
+
 Handler = Callable[[Told], None]
 
 
@@ -48,17 +50,19 @@ class Happenings:
     else anybody, changed last."""
 
     def __init__(self, target: Target, slots: SlotSource, judge: Judge, probed: frozenset[Said]) -> None:
-        self.target, self.judge, self.probed = target, judge, probed
+        self.target: Target = target
+        self.judge: Judge = judge
+        self.probed: frozenset[Said] = probed
         self.vms: dict[str, CheckedVm] = {}
         self.flights: dict[int, Flight] = {}
         """Faults on their way, by task."""
-        self.retired = 0
+        self.retired: int = 0
         """How often the tables of any VM were thrown away."""
-        self.virtual = isinstance(target.definition.gpa_valid, Gap)
+        self.virtual: bool = isinstance(target.definition.gpa_valid, Gap)
         """Faults report virtual addresses."""
         self._recorded_slots = {change.line: change for change in slots.changes if change.line}
         self._given_slots = [change for change in slots.changes if not change.line][::-1]
-        self.made_up = slots.made_up
+        self.made_up: bool = slots.made_up
         """Memslots are not recorded."""
         self._changes: dict[int, Change] = {}
         self._last: dict[int | None, str] = {}

@@ -17,13 +17,15 @@ from kvmfault.check.handled import Call
 from kvmfault.contract.fault import MmioFault
 from kvmfault.contract.format import Memory
 from kvmfault.contract.outcome import Emulate, Error, Exit, Inject, MmioAccess, Outcome, Resume, UndecodedMmio
-from kvmfault.contract.ports import Area, MapResult, Memslot, Pin, PinError
+from kvmfault.contract.ports import Area, MapResult, Memslot, Pin, PinError, VmFacts
 from kvmfault.contract.probes import FIXED, RETRY, Said
 from kvmfault.contract.target import Target
 from kvmfault.machine.vm import Vm
 from kvmfault.types import Gfn, Gpa, Hva, Pfn
 from kvmfault.vm.frames import FrameSet
 from kvmfault.vm.memslot import MemslotFlag, SlotSet
+
+__all__ = ["NO_SLOT", "InferredVm", "Known", "Trial", "returned"]
 
 _AWAY: Final = 1 << 56
 """User address of guest address 0: congruent for every size of block."""
@@ -162,10 +164,12 @@ class Trial:
 class InferredVm(Vm):
     """The ports, answered from what is known. ``did`` collects what KVM's probed functions would have told."""
 
+    facts: VmFacts
+
     def __init__(self, target: Target) -> None:
         super().__init__(target)
-        self.known = Known()
-        self.trial = Trial()
+        self.known: Known = Known()
+        self.trial: Trial = Trial()
         self.did: list[Call] = []
         self.mapped: Pfn | None = None
         self._here: Memslot | None = None

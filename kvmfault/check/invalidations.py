@@ -14,6 +14,8 @@ from typing import Final
 
 from kvmfault.check.handled import Handled
 
+__all__ = ["Invalidations", "Reason"]
+
 _MOST: Final = 64
 """Invalidations remembered, the latest."""
 

@@ -24,6 +24,8 @@ from kvmfault.trace.truth import Told
 from kvmfault.types import EHWPOISON, Gpa
 from kvmfault.vm.memslot import HvaHit
 
+__all__ = ["Judge"]
+
 _ENTRY_BYTES: Final = 8
 _NEIGHBOURS: Final = 8
 """Entries of a group that a fault may map together (PTE_PREFETCH_NUM)."""
@@ -33,13 +35,14 @@ class Judge:
     """Compares and counts; mends the model's table where it differs, so that one difference is told once."""
 
     def __init__(self, target: Target, probed: frozenset[Said]) -> None:
-        self.target, self.probed = target, probed
-        self.tally = Tally()
-        self.marks_seen = not isinstance(target.definition.gpa_valid, Gap)
+        self.target: Target = target
+        self.probed: frozenset[Said] = probed
+        self.tally: Tally = Tally()
+        self.marks_seen: bool = not isinstance(target.definition.gpa_valid, Gap)
         """Marks that KVM sets in the guest's tables are recorded, or there are none."""
         self.changes_seen = False
         """Every change of an entry is recorded."""
-        self.mended = 0
+        self.mended: int = 0
         """Entries put as recorded after a disagreement."""
         self.unknown: Counter[str] = Counter()
         """Faults by kind for which nothing tells what the host answered."""

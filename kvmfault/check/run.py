@@ -34,6 +34,8 @@ from kvmfault.trace.truth import (
     said_by,
 )
 
+__all__ = ["CheckReport", "Progress", "check"]
+
 Progress = Callable[[str, int], None]
 
 _CALLS: Final = frozenset({Said.MAPPING, Said.RELAXING, Said.MAKING_YOUNG, Said.DEVICE})

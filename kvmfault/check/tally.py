@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final
 
+__all__ = ["MAIN", "Aspect", "Disagreement", "Tally"]
+
 
 class Aspect(Enum):
     """What is compared of a fault, or of something else that KVM did."""

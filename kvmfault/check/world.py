@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from kvmfault.check.flight import Flight, Seen
 from kvmfault.contract.format import Kind, Memory
-from kvmfault.contract.ports import GuestTranslation, GuestWalkFault, MapResult, Memslot, Pin, PinError
+from kvmfault.contract.ports import GuestTranslation, GuestWalkFault, MapResult, Memslot, Pin, PinError, VmFacts
 from kvmfault.contract.probes import Said
 from kvmfault.contract.shapes import Raw
 from kvmfault.contract.target import Target
@@ -21,6 +21,8 @@ from kvmfault.types import Gfn, Gpa, Hva, Pfn
 from kvmfault.vm.area import HvaRange
 from kvmfault.vm.memslot import HvaHit
 from kvmfault.vm.memslot_change import ChangeResult, Stage
+
+__all__ = ["CheckedVm", "Known"]
 
 
 class Known(NamedTuple):
@@ -47,10 +49,14 @@ class _Speaking:
 class CheckedVm(Vm):
     """Answers of the host come from the recording; ``taken`` counts them by kind."""
 
+    facts: VmFacts
+    table: Stage2
+    own_table: Stage2
+
     def __init__(self, target: Target) -> None:
         super().__init__(target)
         self.flight: Flight | None = None
-        self.epoch = 0
+        self.epoch: int = 0
         """Number of the last retirement of its tables."""
         self.taken: Counter[str] = Counter()
         self.known: dict[int, Known] = {}

@@ -12,6 +12,8 @@ from typing import TextIO
 from kvmfault.annotate import annotate
 from kvmfault.errors import UsageError
 
+__all__ = ["run"]
+
 
 def run(file: str, target: str | None) -> int:
     """Copy *file* ("-": standard input) to standard output, annotated. Bytes that are no UTF-8 pass through too."""

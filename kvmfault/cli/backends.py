@@ -10,6 +10,8 @@ from kvmfault.contract.target import backends
 if TYPE_CHECKING:
     from kvmfault.testing import Report, Result
 
+__all__ = ["check", "render", "run"]
+
 
 def run(*, json: bool) -> int:
     """Print every installed backend; the default of each part first (format) or last (kernel)."""

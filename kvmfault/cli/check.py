@@ -12,6 +12,8 @@ from kvmfault.cli.render import columns, to_json
 from kvmfault.errors import UsageError
 from kvmfault.trace.slotfile import read_slots
 
+__all__ = ["SHOWN", "as_data", "percent", "render", "run"]
+
 SHOWN = 20
 """Disagreements printed; all are in the JSON."""
 

@@ -7,6 +7,7 @@ from shutil import get_terminal_size
 from textwrap import wrap
 from typing import TYPE_CHECKING
 
+from kvmfault.cli.progress import progress
 from kvmfault.cli.render import to_json
 from kvmfault.contract.difference import Row, compare
 from kvmfault.contract.target import Target, backend, backends
@@ -14,6 +15,8 @@ from kvmfault.errors import UsageError
 
 if TYPE_CHECKING:
     from kvmfault.compare.facts import Law, Told
+
+__all__ = ["WIDEST", "facts", "policies"]
 
 WIDEST = 120
 """Columns of the output, less on a narrower terminal."""
@@ -46,7 +49,9 @@ def facts(targets: Sequence[str], *, json: bool) -> int:
     from kvmfault.compare import facts as comparing
 
     on = [backend(t) for t in targets or backends()]
-    told, meanings, laws = comparing.matrix(on), comparing.meanings(), comparing.laws(on)
+    told, meanings = comparing.matrix(on), comparing.meanings()
+    with progress({"laws": len(on)}) as tell:
+        laws = comparing.laws(on, lambda done: tell("laws", done))
     if json:
         names = [t.name for t in on]
         made = {name: _told(names, meanings[name], cells) for name, cells in told.items()}

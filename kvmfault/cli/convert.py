@@ -9,6 +9,8 @@ from kvmfault.cli.progress import progress
 from kvmfault.cli.render import columns, to_json
 from kvmfault.errors import UsageError, needs
 
+__all__ = ["as_data", "render", "run"]
+
 with needs("trace", "trace convert"):
     from kvmfault.cli.info import fault_lines, unit_of
     from kvmfault.trace.convert import Converted, convert

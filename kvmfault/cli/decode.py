@@ -25,6 +25,8 @@ from kvmfault.decode import (
 )
 from kvmfault.errors import KvmfaultError, UsageError
 
+__all__ = ["entry", "one", "render", "stream"]
+
 
 def one(target: str, words: Sequence[str], *, brief: bool, accessors: bool, json: bool) -> int:
     """Decode the words of the command line."""

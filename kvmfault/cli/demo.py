@@ -31,6 +31,8 @@ from kvmfault.trace.assemble import Assembler, assemble
 from kvmfault.trace.events import FaultEvent
 from kvmfault.trace.slotfile import read_slots
 
+__all__ = ["RECORDINGS", "WIDTH", "Explained", "Show", "demo", "main", "shows"]
+
 RECORDINGS = Path(__file__).parents[2] / "examples" / "recordings"
 WIDTH = 100
 """Columns of the output, less on a narrower terminal."""

@@ -9,6 +9,8 @@ from kvmfault.contract.shapes import SHAPES, Shape
 from kvmfault.contract.target import backend, backends
 from kvmfault.errors import UsageError
 
+__all__ = ["c", "json", "shape_named"]
+
 
 def c(target: str | None, shape: str | None) -> int:
     """Print the header of a target in a shape, or without a target the prototypes."""

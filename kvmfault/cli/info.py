@@ -12,6 +12,8 @@ from kvmfault.errors import needs
 from kvmfault.trace.assemble import AssembleStats
 from kvmfault.trace.recording import Lost, Meta
 
+__all__ = ["as_data", "fault_lines", "render", "run", "unit_of"]
+
 with needs("trace", "trace info"):
     from kvmfault.trace.info import Info, info_of
     from kvmfault.trace.opening import open_recording

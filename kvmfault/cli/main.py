@@ -15,8 +15,13 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from kvmfault.cli.definitions import (
+    compare_facts_command,
+    compare_shapes_command,
+    emit_c_command,
+    emit_json_command,
+)
 from kvmfault.cli.options import (
-    HtmlOption,
     JobsOption,
     JsonFlag,
     SchedulerOption,
@@ -28,6 +33,7 @@ from kvmfault.cli.options import (
 )
 from kvmfault.cli.recordings import (
     compare_traces_command,
+    live_faults_command,
     trace_convert_command,
     trace_info_command,
     trace_record_command,
@@ -35,6 +41,13 @@ from kvmfault.cli.recordings import (
     trace_top_command,
 )
 from kvmfault.errors import KvmfaultError
+
+__all__ = [
+    "annotate_command", "backend_check_command", "backend_list_command", "build", "compare_facts_command",
+    "compare_policies_command", "compare_shapes_command", "decode_command", "emit_c_command",
+    "emit_json_command", "main", "path_command", "prove_command", "replay_command",
+    "run_command", "selfcheck_command",
+]  # fmt: skip
 
 
 def decode_command(
@@ -253,58 +266,6 @@ def compare_policies_command(
     finish(compare.policies(targets, everything=everything, json=json))
 
 
-def emit_c_command(
-    backend: Annotated[
-        str | None,
-        typer.Option("--backend", metavar="TARGET", help="Whose header; without it, prototypes."),
-    ] = None,
-    shape: Annotated[
-        str | None,
-        typer.Option("--shape", metavar="SHAPE", help="fields, raw, opaque or hybrid; a code register is raw."),
-    ] = None,
-) -> None:
-    """Write a target's facts as a C header, or the prototypes that arch-neutral code is built with."""
-    from kvmfault.cli import emit
-
-    finish(emit.c(backend, shape))
-
-
-def emit_json_command(
-    backend: Annotated[
-        list[str] | None, typer.Option("--backend", metavar="TARGET", help="Whose; may be repeated. Default: all.")
-    ] = None,
-) -> None:
-    """Write the definitions as JSON for other tools: registers, facts and the kernel's accessors, as trees."""
-    from kvmfault.cli import emit
-
-    finish(emit.json(backend or []))
-
-
-def compare_facts_command(
-    targets: Annotated[
-        list[str] | None, typer.Argument(metavar="[TARGET]...", help="See 'backend list'; all backends if none.")
-    ] = None,
-    json: JsonFlag = False,
-) -> None:
-    """Print what each target tells of a fault, by which bits, and the laws that hold on one and not on another."""
-    from kvmfault.cli import compare
-
-    finish(compare.facts(targets or [], json=json))
-
-
-def compare_shapes_command(
-    targets: Annotated[
-        list[str] | None, typer.Argument(metavar="[TARGET]...", help="See 'backend list'; all backends if none.")
-    ] = None,
-    html: HtmlOption = None,
-    json: JsonFlag = False,
-) -> None:
-    """Compare four designs of a fault: proven equal, counted, measured in Python and C, hazards run, mypy asked."""
-    from kvmfault.cli import shapes
-
-    finish(shapes.run(targets or [], html, json=json))
-
-
 _COMMANDS: dict[str, Callable[..., None]] = {
     "decode": decode_command,
     "annotate": annotate_command,
@@ -320,6 +281,7 @@ _GROUPS: dict[str, tuple[str, dict[str, Callable[..., None]]]] = {
         "The architectures that are installed.",
         {"list": backend_list_command, "check": backend_check_command},
     ),
+    "live": ("What a kernel has in memory.", {"faults": live_faults_command}),
     "compare": (
         "How targets or recordings differ.",
         {

@@ -10,6 +10,22 @@ import typer
 if TYPE_CHECKING:
     from kvmfault.parallel import Workers
 
+__all__ = [
+    "FormatsOption",
+    "HtmlOption",
+    "InstanceOption",
+    "JobsOption",
+    "JsonFlag",
+    "PidsOption",
+    "SchedulerOption",
+    "SettingOption",
+    "SlotsOption",
+    "TargetArgument",
+    "ToldOption",
+    "Where",
+    "finish",
+]
+
 JsonFlag = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 TargetArgument = Annotated[str, typer.Argument(metavar="TARGET", help="BACKEND[:FORMAT][@KERNEL]; see 'backend list'.")]
 SettingOption = Annotated[

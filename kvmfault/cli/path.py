@@ -10,6 +10,8 @@ from kvmfault.cli.render import columns, to_json
 from kvmfault.contract.target import Target, backend
 from kvmfault.path.run import PATH, Locked, Step
 
+__all__ = ["run"]
+
 
 def run(target: str, settings: Sequence[str], *, long: bool, json: bool) -> int:
     """Print PATH, marking what the target has of it."""

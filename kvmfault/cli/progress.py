@@ -6,6 +6,8 @@ import sys
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 
+__all__ = ["progress"]
+
 
 @contextmanager
 def progress(totals: Mapping[str, int | None]) -> Generator[Callable[[str, int], None]]:

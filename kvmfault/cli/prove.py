@@ -9,6 +9,8 @@ from kvmfault.cli.render import to_json
 from kvmfault.contract.target import Target, backend
 from kvmfault.errors import UsageError
 
+__all__ = ["run"]
+
 
 def run(
     target: str, a: str, b: str | None, *, within: str | None, reachable: bool, expect: str | None, json: bool

@@ -17,6 +17,8 @@ from kvmfault.live.record import Progress, Recorded, Report, record
 from kvmfault.live.stopping import stopping
 from kvmfault.live.tap import Wanted
 
+__all__ = ["done_as_data", "run", "say", "told"]
+
 
 def run(wanted: Wanted, file: str, seconds: float | None, command: Sequence[str], *, json: bool) -> int:
     """Record and say what came of it; status 1 if the command that was run failed."""

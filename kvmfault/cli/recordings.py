@@ -1,4 +1,4 @@
-"""The commands that record, read and compare recordings: ``kvmfault trace ...``, ``kvmfault compare traces``."""
+"""Commands on recordings and on kernels in memory: ``kvmfault trace ...``, ``compare traces``, ``live faults``."""
 
 from __future__ import annotations
 
@@ -15,11 +15,22 @@ from kvmfault.cli.options import (
     PidsOption,
     SchedulerOption,
     SlotsOption,
+    TargetArgument,
     ToldOption,
     Where,
     finish,
 )
 from kvmfault.errors import needs
+
+__all__ = [
+    "compare_traces_command",
+    "live_faults_command",
+    "trace_convert_command",
+    "trace_info_command",
+    "trace_record_command",
+    "trace_summary_command",
+    "trace_top_command",
+]
 
 
 def trace_record_command(
@@ -144,3 +155,15 @@ def trace_info_command(
     from kvmfault.cli import info
 
     finish(info.run(recording, backend, formats, instance, json=json))
+
+
+def live_faults_command(
+    target: TargetArgument,
+    core: Annotated[str | None, typer.Option("--core", metavar="FILE", help="A vmcore; default: this kernel.")] = None,
+    pids: PidsOption = None,
+    json: JsonFlag = False,
+) -> None:
+    """Decode the last fault of every vCPU, out of the memory of a kernel, running or dumped (needs drgn)."""
+    from kvmfault.cli import live
+
+    finish(live.faults(target, core, pids or [], json=json))

@@ -9,6 +9,8 @@ from itertools import zip_longest
 from json import dumps
 from textwrap import wrap
 
+__all__ = ["columns", "grid", "plain", "to_json"]
+
 
 def columns(rows: Sequence[Sequence[str]], *, indent: str = "", right: frozenset[int] = frozenset()) -> str:
     """Rows as aligned columns; the last one is not padded. Columns in *right* are right-aligned."""

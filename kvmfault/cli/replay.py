@@ -15,6 +15,8 @@ from kvmfault.replay.run import Report, replay
 from kvmfault.replay.verdict import outcome_text
 from kvmfault.trace.slotfile import read_slots
 
+__all__ = ["as_data", "render", "run"]
+
 
 def run(
     recording: str,

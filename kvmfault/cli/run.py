@@ -19,6 +19,8 @@ from kvmfault.scenario.model import Scenario
 from kvmfault.scenario.read import read_scenario
 from kvmfault.scenario.result import FaultShown, Result
 
+__all__ = ["as_data", "label_of", "render", "run", "schema", "schema_text"]
+
 _WIDEST = 160
 _ELSEWHERE = 100
 """Columns where there is no terminal."""

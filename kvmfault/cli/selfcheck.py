@@ -12,6 +12,8 @@ from kvmfault.live.device import Device
 from kvmfault.live.selfcheck import Checked, SelfCheck
 from kvmfault.live.sequences import STANDING
 
+__all__ = ["render", "run"]
+
 
 def run(target: str | None, device: str, randoms: int, seed: int, *, json: bool) -> int:
     """Compare and print; status 1 if an answer differs."""

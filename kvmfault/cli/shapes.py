@@ -14,6 +14,8 @@ from kvmfault.compare.shapes import STEPS, Report, compare
 from kvmfault.contract.target import Target, backend, backends
 from kvmfault.errors import needs
 
+__all__ = ["NOT_MEASURED", "run"]
+
 NOT_MEASURED = "Not measured here"
 
 

@@ -21,6 +21,8 @@ from kvmfault.summary.run import summarise
 from kvmfault.summary.words import text
 from kvmfault.trace.slotfile import read_slots
 
+__all__ = ["NARROW", "as_data", "compare", "remarks", "run", "show", "table"]
+
 NARROW = 110
 """Columns of a terminal below which the figures that matter less are left out."""
 

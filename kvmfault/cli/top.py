@@ -22,6 +22,20 @@ if TYPE_CHECKING:
     from kvmfault.live.kinds import Kind
     from kvmfault.live.watch import Count, Range, Seen, Shot
 
+__all__ = [
+    "TITLES",
+    "application",
+    "as_data",
+    "by_rate",
+    "number",
+    "place",
+    "rate",
+    "run",
+    "shown_sorts",
+    "sparkline",
+    "table",
+]
+
 _RANGES: Final = 15
 _BARS: Final = "▁▂▃▄▅▆▇█"
 TITLES: Final = {

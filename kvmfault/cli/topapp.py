@@ -20,6 +20,8 @@ from kvmfault.errors import KvmfaultError
 from kvmfault.live.stopping import Stop
 from kvmfault.live.watch import HISTORY, Count, Process, Shot
 
+__all__ = ["Grid", "Help", "Top"]
+
 _LEAST_TREND: Final = 8
 _WIDE: Final = 140
 """Columns of a terminal where the lower tables stand side by side."""
@@ -97,7 +99,7 @@ class Help(ModalScreen[None]):
 class Top(App[None]):
     """Shows intervals as they come. *stop* is asked when the user quits, and ends the application when others ask."""
 
-    CSS = """
+    CSS: ClassVar[str] = """
     #head { height: 1; background: $primary-background; padding: 0 1; }
     #processes { height: auto; max-height: 40%; min-height: 4; }
     #parts { layout: vertical; height: 1fr; }
@@ -115,11 +117,11 @@ class Top(App[None]):
         Binding("t", "totals", "Rates/totals"),
         Binding("question_mark,h", "help", "Help"),
     ]
-    ENABLE_COMMAND_PALETTE = False
+    ENABLE_COMMAND_PALETTE: ClassVar[bool] = False
 
     def __init__(self, shots: Iterator[Shot], title: str, stop: Stop) -> None:
         super().__init__()
-        self.HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (_WIDE, "-wide")]
+        self.HORIZONTAL_BREAKPOINTS: list[tuple[int, str]] | None = [(0, "-narrow"), (_WIDE, "-wide")]
         self._shots, self._title, self._stop = shots, title, stop
         self._shot: Shot | None = None
         self._paused = False

@@ -9,6 +9,8 @@ from kvmfault.contract.format import size_text
 from kvmfault.machine.guest import Ended
 from kvmfault.replay.whatif import Variant
 
+__all__ = ["as_data", "render"]
+
 
 def render(variants: Sequence[Variant]) -> str:
     """One column for each variant, the recorded machine first."""

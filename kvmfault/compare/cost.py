@@ -21,6 +21,18 @@ from kvmfault.emit.clines import variable
 from kvmfault.emit.header import getter, prototypes, target_header
 from kvmfault.errors import UsageError
 
+__all__ = [
+    "CALLS",
+    "FLAGS",
+    "ROUNDS",
+    "Instructions",
+    "Times",
+    "asked_by_path",
+    "instructions",
+    "missing_tools",
+    "times",
+]
+
 ROUNDS: Final = 7
 CALLS: Final = 2_000
 FLAGS: Final = ("-std=c11", "-O2", "-g0")

@@ -14,6 +14,8 @@ from kvmfault.contract.fault import MmioFault
 from kvmfault.contract.shapes import SHAPES, View
 from kvmfault.contract.target import Target
 
+__all__ = ["ASKED", "EVERY_BITS", "Equality", "ask", "definition", "proven", "samples"]
+
 ASKED: Final = ("syndrome", *TRUTHS, *VALUES)
 """Everything that a fault may be asked."""
 EVERY_BITS: Final = 14

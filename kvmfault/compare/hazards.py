@@ -22,6 +22,25 @@ from kvmfault.contract.target import Target
 from kvmfault.machine.vm import Vm
 from kvmfault.types import Gpa, Gva
 
+__all__ = [
+    "HVA",
+    "LOAD",
+    "PREFAULT",
+    "SLOT",
+    "STORE",
+    "Blind",
+    "Changed",
+    "Maker",
+    "Pair",
+    "Registers",
+    "blind",
+    "makers",
+    "outcome_words",
+    "prefaulted",
+    "replaced",
+    "world",
+]
+
 SLOT: Final = 0x4000_0000
 HVA: Final = 0x7F00_0000_0000
 LOAD: Final = Access(
@@ -91,7 +110,8 @@ class Changed:
         order = ("mmio_register", "mmio_size", "kvm_get_fault_gpa", "gva", "is_write")
         name = next((n for n in order if n in self.answers), next(iter(self.answers)))
         before, after = (hex(v) if isinstance(v, int) and v > 9 else str(v) for v in self.answers[name])
-        return f"{len(self.answers)} answers change, {name} from {before} to {after}"
+        count = f"{len(self.answers)} answers change" if len(self.answers) > 1 else "1 answer changes"
+        return f"{count}, {name} from {before} to {after}"
 
 
 def world(target: Target) -> Vm:

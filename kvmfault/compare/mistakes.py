@@ -17,6 +17,8 @@ import kvmfault
 from kvmfault.contract.shapes import SHAPES
 from kvmfault.errors import UsageError
 
+__all__ = ["CAUGHT", "IMPOSSIBLE", "MISSED", "MISTAKES", "Mistake", "Verdict", "verdicts"]
+
 _TYPES: Final = {
     "fields": "Snapshot",
     "raw": "Raw",

@@ -18,6 +18,8 @@ from kvmfault.emit.header import fault_bytes, parts
 from kvmfault.errors import UsageError
 from kvmfault.summary.figures import Cell, Column, Section
 
+__all__ = ["NAMES", "STEPS", "Report", "compare", "deterministic"]
+
 NAMES: Final = tuple(SHAPES)
 
 
@@ -51,7 +53,7 @@ def compare(targets: Sequence[Target], progress: Callable[[int], None] = lambda 
         sections.append(part(_instructions(targets)))
     sections += [part(_hazard("replaced", targets)), part(_hazard("prefault", targets)), part(_blind(targets))]
     try:
-        sections.append(part(_mistakes()))
+        sections.append(part(mistakes()))
     except UsageError as e:
         missing.append(f"mistakes: {e}")
     return Report(tuple(sections), tuple(missing), equal)
@@ -246,7 +248,8 @@ def _pair(pair: Pair | None, by: Sequence[str]) -> str:
     return f"{name} {one[name]:#x} and {other[name]:#x}" + (f" ({', '.join(by[:3])})" if by else "")
 
 
-def _mistakes() -> Section:
+def mistakes() -> Section:
+    """Which of the fixed list mypy catches. Raises UsageError where there is no mypy."""
     found = verdicts()
     about: Mapping[str, str] = {m.name: m.about for m in MISTAKES}
     rows = [(name, *(by_shape[s].word for s in NAMES), about[name]) for name, by_shape in found.items()]

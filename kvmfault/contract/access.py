@@ -14,6 +14,8 @@ from enum import Enum
 from kvmfault.contract.accessors import Answers, Gap
 from kvmfault.types import Gpa, Gva
 
+__all__ = ["Access", "Cause", "access_of", "kind", "losses", "show"]
+
 
 class Cause(Enum):
     """Why translation stopped."""

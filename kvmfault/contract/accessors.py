@@ -14,6 +14,19 @@ from typing import Generic, TypeAlias, TypeVar
 from kvmfault.algebra.expr import NEVER, Pred, Word
 from kvmfault.types import Gpa, Gva
 
+__all__ = [
+    "FACTS",
+    "TRUTHS",
+    "VALUES",
+    "Accessors",
+    "Answers",
+    "Definition",
+    "Gap",
+    "Snapshot",
+    "map_accessors",
+    "stand_in",
+]
+
 B = TypeVar("B")
 U = TypeVar("U")
 B2 = TypeVar("B2")

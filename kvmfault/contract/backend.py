@@ -36,8 +36,11 @@ if TYPE_CHECKING:  # behaviour is loaded by whoever runs a fault
     from kvmfault.contract.policy import Policy
     from kvmfault.contract.ports import Ports, VmFacts
     from kvmfault.contract.progress import Progress
+    from kvmfault.contract.saved import Saved
     from kvmfault.contract.tracepoints import Tracepoints
     from kvmfault.vm.caps import HostCaps
+
+__all__ = ["Backend", "Behaviour", "Conclude", "Encode", "Joint", "Joints", "Named", "needed_where", "unwritten"]
 
 Joint: TypeAlias = "Callable[[Ports, MmioFault, Progress], Outcome | None]"
 """A step that only one architecture has: an outcome ends the path, None goes on. It installs no mapping."""
@@ -123,6 +126,8 @@ class Behaviour:
     tracepoints: Tracepoints
     probes: Probes = field(default_factory=Probes)
     """What probed kernel functions tell of decisions; empty: a recording cannot be checked."""
+    saved: Saved | None = None
+    """Where a kernel keeps the registers of a vCPU's last fault; None: nobody has written it."""
     live: Live | None = None
     """How a real KVM is driven, to compare it with the model; None: nobody has written it."""
 
@@ -212,6 +217,11 @@ class Backend:
     def probes(self) -> Probes:
         """See Behaviour."""
         return self.behaviour().probes
+
+    @property
+    def saved(self) -> Saved | None:
+        """See Behaviour."""
+        return self.behaviour().saved
 
     @property
     def live(self) -> Live | None:

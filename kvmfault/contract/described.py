@@ -16,6 +16,18 @@ from kvmfault.algebra.layout import Register
 from kvmfault.contract.format import Stage2Format, size_text
 from kvmfault.contract.policy import Policy
 
+__all__ = [
+    "PolicyText",
+    "Source",
+    "bits_text",
+    "documented",
+    "geometry",
+    "joint_name",
+    "one_line",
+    "policy_texts",
+    "spell_word",
+]
+
 _POLICY: Final = re.compile(r"(?P<readers>[^:(]*?)(?:: (?P<meaning>.*?))?\.?(?: \((?P<kernel>(?:[^()]|\(\))*)\))?")
 _OWNER: Final = re.compile(r"(\w+): (.*)")
 

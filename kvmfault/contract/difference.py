@@ -16,6 +16,8 @@ from kvmfault.contract.settings import spell, spell_int
 from kvmfault.contract.target import Target
 from kvmfault.vm.caps import HostCaps
 
+__all__ = ["Row", "compare"]
+
 
 @dataclass(frozen=True, slots=True)
 class Row:

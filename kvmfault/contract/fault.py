@@ -7,6 +7,8 @@ from typing import Protocol, cast
 
 from kvmfault.types import Gpa, Gva
 
+__all__ = ["MmioFault", "PageFault", "prefetched"]
+
 
 class PageFault(Protocol):
     """A guest page fault. Immutable and total: every question has an answer, none raises.

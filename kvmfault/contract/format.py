@@ -9,9 +9,26 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum, IntFlag
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from kvmfault.types import Gpa, Hpa
+
+__all__ = [
+    "PROTS",
+    "Entry",
+    "Kind",
+    "Level",
+    "Memory",
+    "Prot",
+    "R",
+    "Stage2Format",
+    "W",
+    "X",
+    "block_sizes",
+    "level_of",
+    "size_text",
+    "watch_writes",
+]
 
 
 class Prot(IntFlag):
@@ -33,7 +50,8 @@ X, W, R = 1, 2, 4
 class Memory(Enum):
     """Memory type asked for in a mapping."""
 
-    __hash__ = object.__hash__  # a key of the formats' tables on every map: the one of Enum is written in Python
+    if not TYPE_CHECKING:  # a key of the formats' tables on every map: the one of Enum is written in Python
+        __hash__ = object.__hash__
 
     NORMAL = "normal"
     NONCACHEABLE = "non-cacheable"

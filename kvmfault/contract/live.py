@@ -12,6 +12,8 @@ from kvmfault.types import Gpa
 if TYPE_CHECKING:
     from kvmfault.vm.caps import HostCaps
 
+__all__ = ["GuestAccess", "GuestCode", "Live", "Touch"]
+
 
 class Touch(Enum):
     """What one instruction of a guest does to memory."""

@@ -11,6 +11,29 @@ from typing import TypeAlias
 from kvmfault.contract.format import PROTS, Prot
 from kvmfault.types import Gpa, Hva
 
+__all__ = [
+    "Completion",
+    "Done",
+    "Emulate",
+    "Error",
+    "Exit",
+    "ExternalAbort",
+    "Fixed",
+    "Inject",
+    "MemoryFault",
+    "MmioAccess",
+    "NeedsGuestWalk",
+    "Outcome",
+    "Reason",
+    "Resume",
+    "Retry",
+    "Signal",
+    "Spurious",
+    "UndecodedMmio",
+    "WriteProtected",
+    "fixed",
+]
+
 
 @dataclass(frozen=True, slots=True)
 class Fixed:

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from importlib import import_module
 from os import scandir
 
+__all__ = ["EntryPoint", "entry_points"]
+
 
 @dataclass(frozen=True, slots=True)
 class EntryPoint:

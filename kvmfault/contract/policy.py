@@ -48,6 +48,8 @@ from kvmfault.contract.values import (
 )
 from kvmfault.types import Errno, Size
 
+__all__ = ["Policy"]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:

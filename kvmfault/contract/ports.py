@@ -23,14 +23,18 @@ __all__ = [
     "GuestTranslation",
     "GuestWalkFault",
     "Invalidations",
+    "Leaf",
     "MapResult",
     "Memslot",
     "MmioNote",
     "Pin",
     "PinError",
     "Ports",
+    "Repair",
+    "VmFacts",
+    "VmView",
+    "WalkEnd",
 ]
-__all__ += ["Repair", "VmFacts", "VmView", "WalkEnd"]
 
 
 class Leaf(NamedTuple):

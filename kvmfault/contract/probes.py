@@ -29,6 +29,24 @@ from kvmfault.contract.outcome import (
 from kvmfault.contract.tracepoints import Role, Values
 from kvmfault.vm.guest_tables import GuestTranslation, GuestWalkFault
 
+__all__ = [
+    "CONTINUE",
+    "EMULATE",
+    "FIXED",
+    "RETRY",
+    "SAID",
+    "SPURIOUS",
+    "WRITE_PROTECTED",
+    "GuestWalk",
+    "Probe",
+    "Probes",
+    "Said",
+    "answer_text",
+    "error_text",
+    "fields",
+    "number",
+]
+
 
 @unique
 class Said(Enum):

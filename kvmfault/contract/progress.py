@@ -13,6 +13,8 @@ from kvmfault.types import Gfn, Gpa, Hva, Pfn
 if TYPE_CHECKING:
     from kvmfault.contract.backend import Joints
 
+__all__ = ["Progress"]
+
 
 class Progress:
     """Working state of one fault; the input is the fault, the result an Outcome. One instance per fault.

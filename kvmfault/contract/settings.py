@@ -19,6 +19,8 @@ from kvmfault.contract.ports import VmFacts
 from kvmfault.errors import UsageError
 from kvmfault.types import Errno, Size
 
+__all__ = ["HINTS", "SHOWN", "accepts", "overrides", "parse_setting", "replaced", "spell", "spell_int"]
+
 Record = TypeVar("Record", Policy, VmFacts)
 
 _TRUTHS: Final = {"yes": True, "true": True, "no": False, "false": False}

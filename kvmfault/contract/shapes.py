@@ -17,6 +17,8 @@ from kvmfault.contract.accessors import FACTS, Accessors, Snapshot, map_accessor
 from kvmfault.contract.fault import MmioFault
 from kvmfault.types import Gpa, Gva
 
+__all__ = ["SHAPES", "STORED", "Handle", "HandleOps", "Hybrid", "Ops", "Raw", "Shape", "View", "snapshot"]
+
 H = TypeVar("H")
 A_co = TypeVar("A_co", covariant=True)
 

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from kvmfault.contract.policy import Policy
     from kvmfault.contract.ports import VmFacts
 
+__all__ = ["GROUP", "Encoded", "Target", "backend", "backends", "resolve"]
+
 GROUP = "kvmfault.backends"
 
 
@@ -41,7 +43,7 @@ class Target:
         self.backend = source
         self.format: Stage2Format = source.formats[format_name]
         self.kernel = kernel
-        self.name = f"{source.name}:{format_name}@{kernel}"
+        self.name: str = f"{source.name}:{format_name}@{kernel}"
         self.definition: Definition = source.facts[kernel](self.format)
         self.order: tuple[str, ...] = tuple(r.name for r in source.registers)
 

@@ -18,6 +18,23 @@ from typing import Final, TypeAlias
 from kvmfault.algebra.expr import NEVER, Pred, Word
 from kvmfault.algebra.layout import Field, register
 
+__all__ = [
+    "LOCATING",
+    "REPLAYED",
+    "Change",
+    "Fields",
+    "Printed",
+    "Role",
+    "Sort",
+    "Tells",
+    "Tracepoint",
+    "Tracepoints",
+    "Values",
+    "Words",
+    "recorded",
+    "words",
+]
+
 Fields: TypeAlias = Mapping[str, int | str | bytes]
 """Fields of one event by their kernel names, without those that the recording leaves out."""
 Values: TypeAlias = Mapping[str, int | str]

@@ -4,6 +4,43 @@ from __future__ import annotations
 
 from enum import Enum
 
+__all__ = [
+    "AddressCapture",
+    "DeviceMemory",
+    "DirtyMark",
+    "DistrustedFaults",
+    "ExecGrant",
+    "ExternalAborts",
+    "InjectedLength",
+    "InjectedTarget",
+    "InjectedWalk",
+    "InvalidSlot",
+    "LoggedSize",
+    "MemfdSource",
+    "NestedFetch",
+    "NestedWalkError",
+    "OnRetry",
+    "PoisonSpan",
+    "Prefault",
+    "PresentLeaf",
+    "Reaction",
+    "ReadMaps",
+    "RegisterPage",
+    "RetryTest",
+    "RootAddressSize",
+    "SignExtension",
+    "SlotFlush",
+    "SmallerOverBlock",
+    "TagRefusal",
+    "Topup",
+    "Unbacked",
+    "Unchanged",
+    "UnknownArea",
+    "UnsupportedAtomics",
+    "Userfault",
+    "WideAccesses",
+]
+
 
 class Unbacked(Enum):
     """Where an access without usable memory goes."""

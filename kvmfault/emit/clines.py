@@ -9,6 +9,22 @@ from typing import Final
 
 from kvmfault.algebra.layout import Register
 
+__all__ = [
+    "COMMENT_WIDTH",
+    "WIDTH",
+    "Masks",
+    "bare",
+    "bits",
+    "comment",
+    "define",
+    "folded",
+    "kernel_doc",
+    "kernel_struct",
+    "paragraphs",
+    "plain",
+    "variable",
+]
+
 WIDTH: Final = 100
 """Columns of code, a tab being 8."""
 COMMENT_WIDTH: Final = 80

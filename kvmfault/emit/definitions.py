@@ -19,6 +19,8 @@ from kvmfault.contract.accessors import FACTS, VALUES, Accessors, Gap
 from kvmfault.contract.described import documented, spell_word
 from kvmfault.contract.target import Target
 
+__all__ = ["VERSION", "Json", "definitions"]
+
 Json: TypeAlias = "str | int | list[Json] | dict[str, Json]"
 VERSION: Final = 1
 """Changes when a reader of the last one would misunderstand."""

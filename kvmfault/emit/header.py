@@ -19,6 +19,8 @@ from kvmfault.contract.shapes import Shape
 from kvmfault.contract.target import Target
 from kvmfault.emit.clines import Masks, bare, bits, comment, define, folded, kernel_doc, kernel_struct, variable
 
+__all__ = ["FAULT", "HEADER", "PROTOTYPES", "REGS", "fault_bytes", "getter", "parts", "prototypes", "target_header"]
+
 FAULT: Final = "const struct kvm_fault *fault"
 REGS: Final = "const struct kvm_fault_regs *regs"
 HEADER: Final = "KVM_FAULT_H"

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from kvmfault.live.script import Answer, Kvm, Operation, perform
 from kvmfault.live.sequences import Sequence
 
+__all__ = ["Difference", "compare"]
+
 
 @dataclass(frozen=True, slots=True)
 class Difference:

@@ -20,6 +20,8 @@ from kvmfault.live.script import POOL, POOL_SIZE, Answer, HostAction, guards, lo
 from kvmfault.types import Gpa
 from kvmfault.vm.memslot_request import NO_FILE, MemslotRequest, Via
 
+__all__ = ["DEVICE", "GUEST_SLOT", "MOST_EXITS", "Device", "DeviceKvm"]
+
 DEVICE: Final = "/dev/kvm"
 GUEST_SLOT: Final = 509
 """Id of the slot under the guest's own memory: one that every KVM has, and that scripts leave alone."""
@@ -42,7 +44,7 @@ class Device:
 
     def __init__(self, path: str = DEVICE) -> None:
         try:
-            self.fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            self.fd: int = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         except OSError as e:
             raise LiveError(f"{path}: {e.strerror}") from None
         try:

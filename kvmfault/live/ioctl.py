@@ -10,6 +10,45 @@ from typing import Final
 
 from kvmfault.vm.caps import HostCaps
 
+__all__ = [
+    "API_VERSION",
+    "ATTRIBUTES",
+    "CAP",
+    "CHECK_EXTENSION",
+    "CLEAR_DIRTY_LOG",
+    "CLEAR_LOG",
+    "CREATE_MEMFD",
+    "CREATE_VCPU",
+    "CREATE_VM",
+    "DIRTY_LOG",
+    "ENABLE_CAP",
+    "EXIT_DATA",
+    "EXIT_REASON",
+    "GET_API_VERSION",
+    "GET_DIRTY_LOG",
+    "GET_VCPU_MMAP_SIZE",
+    "MEMFD",
+    "MEMORY_FAULT",
+    "MMIO",
+    "MMIO_DATA",
+    "PREFAULT",
+    "PRE_FAULT",
+    "REGION",
+    "REGION2",
+    "RESET_DIRTY_RINGS",
+    "RING_DIRTY",
+    "RING_ENTRY",
+    "RING_HARVESTED",
+    "RING_PAGE",
+    "RUN",
+    "SET_ATTRIBUTES",
+    "SET_REGION",
+    "SET_REGION2",
+    "UNDECODED",
+    "Extension",
+    "told",
+]
+
 _KVM: Final = 0xAE << 8
 _WRITE, _READ = 1 << 30, 2 << 30
 

@@ -15,6 +15,8 @@ from kvmfault.contract.target import Target
 from kvmfault.contract.tracepoints import Role, Sort, Tracepoint
 from kvmfault.trace.frames import Column
 
+__all__ = ["NOWHERE", "Index", "Kind", "Reader", "Rows", "Told", "U64Col", "access_words", "reader"]
+
 U64Col: TypeAlias = NDArray[np.uint64]
 Rows: TypeAlias = Mapping[str, Column]
 """Events of one name: ``pid`` and their own fields."""

@@ -13,6 +13,8 @@ from kvmfault.machine.vm import Vm
 from kvmfault.types import Gpa, Hva
 from kvmfault.vm.memslot_request import MemslotRequest
 
+__all__ = ["ModelKvm", "OneToOne"]
+
 
 class OneToOne(Vm):
     """A VM whose guest, where it has tables of its own that matter, maps every address to itself."""
@@ -32,7 +34,7 @@ class ModelKvm:
     """
 
     def __init__(self, vm: Vm, *, interpreted: bool = False) -> None:
-        self.vm = vm.back(POOL, POOL_SIZE)
+        self.vm: Vm = vm.back(POOL, POOL_SIZE)
         self._interpreted = interpreted
         self._page = 1 << vm.page_shift
         for guard in guards(self._page):

@@ -25,6 +25,8 @@ from kvmfault.live.script import (
 from kvmfault.live.sequences import Sequence, access, region
 from kvmfault.vm.memslot import MemslotFlag
 
+__all__ = ["random_sequence", "random_sequences"]
+
 _PAGE: Final = 4096
 _LOG, _READONLY = MemslotFlag.LOG_DIRTY, MemslotFlag.READONLY
 

@@ -20,6 +20,8 @@ from kvmfault.live.tap import Counts, Tap, Wanted, tap
 from kvmfault.live.tracefs import Say
 from kvmfault.trace.datwriter import PLAIN, Compression, Spool, write, zstd
 
+__all__ = ["Progress", "Recorded", "Report", "record", "total"]
+
 _TICK: Final = 0.1
 _PAUSE: Final = 0.01
 _LOOK: Final = 0.25

@@ -18,6 +18,31 @@ from kvmfault.contract.outcome import Error, Exit, MemoryFault, MmioAccess, Unde
 from kvmfault.types import Hva
 from kvmfault.vm.memslot_request import MemslotRequest
 
+__all__ = [
+    "POOL",
+    "POOL_SIZE",
+    "Access",
+    "Answer",
+    "ClearDirtyLog",
+    "CreateMemfd",
+    "DirtyRing",
+    "GetDirtyLog",
+    "HarvestRing",
+    "Host",
+    "HostAction",
+    "Kvm",
+    "ManualProtect",
+    "Operation",
+    "Prefault",
+    "ResetRings",
+    "SetAttributes",
+    "SetRegion",
+    "exit_text",
+    "guards",
+    "log_bytes",
+    "perform",
+]
+
 POOL: Final = Hva(1 << 44)
 """Where the pool of host memory begins: far from where Linux puts anything by itself."""
 POOL_SIZE: Final = 8 << 20

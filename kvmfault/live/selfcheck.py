@@ -19,6 +19,8 @@ from kvmfault.live.randoms import random_sequences
 from kvmfault.live.sequences import STANDING, Sequence
 from kvmfault.vm.caps import HostCaps
 
+__all__ = ["Checked", "SelfCheck", "nearest", "this_machine"]
+
 
 @dataclass(frozen=True, slots=True)
 class Checked:
@@ -36,7 +38,7 @@ class SelfCheck:
 
     def __init__(self, device: Device, target: Target | None = None) -> None:
         self.device = device
-        self.target = target or this_machine()
+        self.target: Target = target or this_machine()
         live = self.target.backend.live
         if live is None:
             raise LiveError(f"{self.target.backend.name} has no guest code to drive a real KVM with")

@@ -29,6 +29,8 @@ from kvmfault.types import Gpa, Hva
 from kvmfault.vm.memslot import MemslotFlag
 from kvmfault.vm.memslot_request import MemslotRequest, Via
 
+__all__ = ["STANDING", "Sequence", "access", "exchange", "fetch", "read", "region", "write"]
+
 Sequence: TypeAlias = tuple[Operation, ...]
 
 _K: Final = 1 << 10
@@ -49,7 +51,11 @@ def access(touch: Touch, gpa: int, size: int = 1, value: int = 0x44332211) -> Ac
     return Access(GuestAccess(Gpa(gpa), size, touch, stored))
 
 
-read, write, exchange, fetch = (partial(access, touch) for touch in Touch)
+_Touching: TypeAlias = "partial[Access]"
+read: _Touching = partial(access, Touch.READ)
+write: _Touching = partial(access, Touch.WRITE)
+exchange: _Touching = partial(access, Touch.EXCHANGE)
+fetch: _Touching = partial(access, Touch.FETCH)
 
 _MEMORY: Final[Sequence] = (
     region(0, _RAM, 256 * _K, 0),

@@ -8,6 +8,8 @@ from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
+__all__ = ["Stop", "stopping"]
+
 
 class Stop:
     """What ends a recording: readable once somebody asked. Made by ``stopping``."""

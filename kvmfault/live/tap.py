@@ -15,6 +15,8 @@ from kvmfault.live import tasks
 from kvmfault.live.tracefs import Instance, Say, choose, instance, refused, tracefs
 from kvmfault.trace.datwriter import Described
 
+__all__ = ["CLOCK", "Counts", "Tap", "Wanted", "tap"]
+
 CLOCK: Final = "mono"
 """Of all CPUs alike, and what the time of other tools can be compared with."""
 _PIPE: Final = 1 << 20
@@ -59,9 +61,9 @@ class Tap:
         self._through = through
         self.chosen = chosen
         size = _text(made.path / "buffer_subbuf_size_kb")
-        self.page_size = int(size) << 10 if size else os.sysconf("SC_PAGESIZE")
+        self.page_size: int = int(size) << 10 if size else os.sysconf("SC_PAGESIZE")
         """Bytes of one page of events."""
-        self.buffer_kb = int(made.text("buffer_size_kb").split()[0])
+        self.buffer_kb: int = int(made.text("buffer_size_kb").split()[0])
         """Size of each CPU's buffer."""
         self._waker = select.poll()
         for pipe in pipes.values():

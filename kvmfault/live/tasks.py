@@ -9,6 +9,8 @@ from typing import Final
 
 from kvmfault.errors import LiveError
 
+__all__ = ["PROC", "Owners", "check", "comm", "family", "names", "process_of", "threads", "vms"]
+
 PROC: Final = Path("/proc")
 _FIRST_PID_NAMESPACE: Final = "pid:[4026531836]"
 _VM: Final = "anon_inode:kvm-vm"

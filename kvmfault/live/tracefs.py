@@ -17,6 +17,8 @@ from typing import Final, NamedTuple, TypeAlias
 
 from kvmfault.errors import LiveError
 
+__all__ = ["FILESYSTEMS", "MOUNTS", "SYSTEMS", "USUAL", "Instance", "Say", "choose", "instance", "refused", "tracefs"]
+
 MOUNTS: Final = Path("/proc/self/mounts")
 FILESYSTEMS: Final = Path("/proc/filesystems")
 USUAL: Final = Path("/sys/kernel/tracing")

@@ -25,6 +25,20 @@ from kvmfault.trace.formats import Formats, FormatText, header_page
 from kvmfault.trace.frames import Plan, Records, columns_of, read_pages
 from kvmfault.trace.ring import Layout
 
+__all__ = [
+    "HISTORY",
+    "Count",
+    "Process",
+    "Range",
+    "Seen",
+    "Shot",
+    "Watch",
+    "counted",
+    "every_event",
+    "fitting",
+    "watch",
+]
+
 HISTORY: Final = 60
 """Intervals that are remembered."""
 _MOST_RANGES: Final = 1 << 14

@@ -8,6 +8,8 @@ from typing import Final, NamedTuple
 from kvmfault.contract.fault import MmioFault, prefetched
 from kvmfault.types import Gfn
 
+__all__ = ["MOST", "AsyncPageFaults", "Waiting"]
+
 MOST: Final = 64
 """ASYNC_PF_PER_VCPU: pages that one vCPU may have outstanding."""
 _COUNTER: Final = 1 << 20

@@ -15,6 +15,8 @@ from kvmfault.vm.dirty import WORD, LogAnswer, RingEntry
 from kvmfault.vm.frames import FrameSet
 from kvmfault.vm.memslot import Memslot
 
+__all__ = ["DirtyLogging"]
+
 
 class DirtyLogging(Surroundings):
     """Slot numbers are the ioctls': id in bits 15:0, address space in bits 31:16."""

@@ -8,6 +8,8 @@ from kvmfault.contract.ports import GuestTranslation, PinError
 from kvmfault.machine.dirty import DirtyLogging
 from kvmfault.types import Gfn, Gpa, Pfn
 
+__all__ = ["Emulator"]
+
 
 class Emulator(DirtyLogging):
     """Carries accesses out in the guest's place."""

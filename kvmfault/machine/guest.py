@@ -34,6 +34,8 @@ from kvmfault.machine.tlb import Cached
 from kvmfault.path.run import Run
 from kvmfault.types import U64, Gfn, Gpa, Gva, Pfn
 
+__all__ = ["TRIES", "AccessRun", "Ended", "Guest"]
+
 TRIES: Final = 16
 """Faults of one access after which it is taken to be stuck."""
 

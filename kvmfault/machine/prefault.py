@@ -11,6 +11,8 @@ from kvmfault.contract.values import Prefault, Unbacked
 from kvmfault.machine.guest import TRIES, Guest
 from kvmfault.types import U64, Gfn, Gpa, Gva
 
+__all__ = ["PrefaultAnswer", "Prefaulting"]
+
 
 @dataclass(frozen=True, slots=True)
 class PrefaultAnswer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from errno import EINVAL, ENOTTY
 from typing import Final
 
@@ -11,12 +12,17 @@ from kvmfault.types import U64, Gfn, Pfn
 from kvmfault.vm.frames import FrameSet
 from kvmfault.vm.memslot_request import GuestMemfd
 
+__all__ = ["ATTRIBUTE_PRIVATE", "PrivateMemory"]
+
 ATTRIBUTE_PRIVATE: Final = 1 << 3
 """KVM_MEMORY_ATTRIBUTE_PRIVATE."""
 
 
 class PrivateMemory(Surroundings):
     """Errnos are positive; 0 is success."""
+
+    userfault: Mapping[int, FrameSet]
+    memfd_pages: Mapping[tuple[int, int], Pfn | None]
 
     def set_attributes(self, gpa: int, size: int, attributes: int, flags: int = 0) -> int:
         """KVM_SET_MEMORY_ATTRIBUTES over ``[gpa, gpa + size)``: what is mapped there goes, through the protocol.

@@ -17,6 +17,8 @@ from kvmfault.errors import ModelError
 from kvmfault.machine.table import Found, Removed, TablePage
 from kvmfault.types import Gpa, Hpa, Pfn
 
+__all__ = ["Stage2"]
+
 _FIXED, _UNCHANGED, _ABSENT = MapResult.FIXED, MapResult.UNCHANGED, MapResult.ABSENT
 _TABLES_AT: Final = 1 << 40
 """Host-physical address of the first table page: away from the frames of host memory."""
@@ -26,22 +28,14 @@ class Stage2:
     """Map, change and walk. Each call is what one vCPU does under mmu_lock, one compare-and-swap per entry."""
 
     __slots__ = (
-        "_levels",
-        "_next_hpa",
-        "_owner",
-        "_root",
-        "_sizes",
-        "format",
-        "marks_rewritten",
-        "split_blocks",
-        "stale",
-    )
+        "_levels", "_next_hpa", "_owner", "_root", "_sizes", "format", "marks_rewritten", "split_blocks", "stale",
+    )  # fmt: skip
 
     def __init__(self, fmt: Stage2Format, *, split_blocks: bool, marks_rewritten: bool = True) -> None:
-        self.format = fmt
-        self.marks_rewritten = marks_rewritten
+        self.format: Stage2Format = fmt
+        self.marks_rewritten: bool = marks_rewritten
         """A writable leaf over an entry that was writable is marked dirty again."""
-        self.split_blocks = split_blocks
+        self.split_blocks: bool = split_blocks
         """Mapping a piece of a block keeps the other pieces (else they are dropped and fault again)."""
         self.stale: list[tuple[Gpa, Gpa]] = []
         """Addresses ``[start, end)`` whose cached translations are wrong until they are flushed; see ``take_stale``."""

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Final, NamedTuple, Self
 
 from kvmfault.contract.accessors import Gap
+from kvmfault.contract.format import Stage2Format
 from kvmfault.contract.outcome import Signal
 from kvmfault.contract.ports import Area, VmFacts
 from kvmfault.contract.target import Target
@@ -25,6 +26,8 @@ from kvmfault.vm.guest_tables import GuestTables
 from kvmfault.vm.hostmem import HostMemory
 from kvmfault.vm.invalidate import Invalidation
 from kvmfault.vm.memslots import Memslots
+
+__all__ = ["MAX_VCPUS", "MEMFD_MEMORY", "ReverseMap", "State"]
 
 MAX_VCPUS: Final = 64
 _ALL: Final = Gpa(1 << 64)
@@ -50,29 +53,29 @@ class State:
         self, target: Target, *, caps: HostCaps | None = None, facts: VmFacts | None = None
     ) -> None:
         self.target = target
-        self.page_shift = target.format.page_shift
-        self.caps = caps or target.backend.host(target.format)
+        self.page_shift: int = target.format.page_shift
+        self.caps: HostCaps = caps or target.backend.host(target.format)
         if target.policy.userfault is not Userfault.ABSENT:
             self.caps = replace(self.caps, userfault=True)
-        self.facts = facts or target.facts
-        self.format = target.format.with_hardware_ad(self.facts.hardware_access_dirty)
-        self.slots = Memslots(self.caps)
-        self.host = HostMemory(self.page_shift, thp_size=self.caps.thp_size)
-        self.invalidations = Invalidation()
+        self.facts: VmFacts = facts or target.facts
+        self.format: Stage2Format = target.format.with_hardware_ad(self.facts.hardware_access_dirty)
+        self.slots: Memslots = Memslots(self.caps)
+        self.host: HostMemory = HostMemory(self.page_shift, thp_size=self.caps.thp_size)
+        self.invalidations: Invalidation = Invalidation()
         smaller = target.policy.smaller_over_block
         split = smaller is SmallerOverBlock.SPLIT
-        self.table = Stage2(self.format, split_blocks=split, marks_rewritten=target.policy.marks_rewritten)
+        self.table: Stage2 = Stage2(self.format, split_blocks=split, marks_rewritten=target.policy.marks_rewritten)
         """The table that the vCPUs run on now: the guest's own, or the shadow of a nested guest's."""
-        self.own_table = self.table
+        self.own_table: Stage2 = self.table
         self.shadow_table: Stage2 | None = None
         self.guest_tables: GuestTables | None = None
         """What translates addresses before memslots are looked at: paging of a shadowed guest, or the second stage
         that a nested guest's hypervisor made; None: not given."""
         self.reverse: CowSet[ReverseMap] = CowSet()
         """What guest tables translate: where it is mapped, and what it is."""
-        self.log = DirtyLog()
+        self.log: DirtyLog = DirtyLog()
         """Pages written in logged slots since they were last collected, unless the vCPUs have rings."""
-        self.private = FrameSet()
+        self.private: FrameSet = FrameSet()
         """Frames with the memory attribute PRIVATE."""
         self.tracked: CowSet[Gfn] = CowSet()
         """Frames whose writes are tracked."""
@@ -83,7 +86,7 @@ class State:
         self.memfd_pages: Mapping[tuple[int, int], Pfn | None] = {}
         """Pages of guest_memfds that differ from their file, (fd, page): another frame since a hole was punched, or
         None: poisoned."""
-        self.memfd_next = Pfn(MEMFD_MEMORY.start >> self.page_shift)
+        self.memfd_next: Pfn = Pfn(MEMFD_MEMORY.start >> self.page_shift)
         """First frame that no guest_memfd ever had."""
         self.signals: tuple[Signal, ...] = ()
         self.warnings: tuple[str, ...] = ()
@@ -91,7 +94,7 @@ class State:
         """Ranges that devices inside the kernel serve: (gpa, size, value that loads give)."""
         self.vcpus: tuple[Vcpu, ...] = ()
         """Those that were used so far; the ioctl that creates one is not modelled."""
-        self.vcpu = Vcpu()
+        self.vcpu: Vcpu = Vcpu()
         """The vCPU that runs now: number 0 until ``use_vcpu`` is called."""
         self._area_of: tuple[Vma | None, Area] = (None, Area(0))
         self._refuses_pieces = smaller is SmallerOverBlock.REFUSE

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from errno import EEXIST, ENOENT
 
 from kvmfault.contract.fault import MmioFault
@@ -27,9 +28,16 @@ from kvmfault.vm.area import AreaKind
 from kvmfault.vm.dirty import RingEntry
 from kvmfault.vm.memslots import UPDATING
 
+__all__ = ["Surroundings"]
+
 
 class Surroundings(State):
     """The ports speak for the vCPU that runs now."""
+
+    memfds: Mapping[int, Pfn]
+    memfd_next: Pfn
+    signals: tuple[Signal, ...]
+    warnings: tuple[str, ...]
 
     # Ports: what steps ask.
 

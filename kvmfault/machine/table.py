@@ -8,6 +8,8 @@ from typing import NamedTuple, TypeAlias
 
 from kvmfault.types import Gpa, Hpa
 
+__all__ = ["Found", "Levels", "Removed", "TablePage"]
+
 Levels: TypeAlias = tuple[tuple[int, int], ...]
 """Of a table's levels from the root on: shift of its entries, and the mask of an index."""
 
@@ -18,9 +20,9 @@ class TablePage:
     __slots__ = ("children", "entries", "for_fetch", "hpa", "owner")
 
     def __init__(self, hpa: Hpa, owner: object) -> None:
-        self.hpa = hpa
-        self.owner = owner
-        self.for_fetch = False
+        self.hpa: Hpa = hpa
+        self.owner: object = owner
+        self.for_fetch: bool = False
         """It stands for a block that code may not run from. (sp->nx_huge_page_disallowed)"""
         self.entries: dict[int, int] = {}
         self.children: dict[int, TablePage] = {}

@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 from kvmfault.types import Gpa, Pfn
 
+__all__ = ["Cached", "Tlb"]
+
 
 class Cached(NamedTuple):
     """One cached leaf."""
@@ -32,7 +34,7 @@ class Tlb:
     def __init__(self) -> None:
         self._entries: dict[tuple[int, int], Cached] = {}
         self._shifts: tuple[int, ...] = ()  # of all leaves that were ever cached, smallest first
-        self.flushes = 0
+        self.flushes: int = 0
         """Flushes that reached this vCPU."""
 
     def find(self, gpa: Gpa) -> Cached | None:

@@ -12,6 +12,8 @@ from kvmfault.vm.dirty import RingEntry
 from kvmfault.vm.memslot import Memslot, SlotSet
 from kvmfault.vm.mmio_cache import MmioCache
 
+__all__ = ["Vcpu"]
+
 
 class Vcpu:
     """State of one vCPU, as far as faults read or change it. Plain values."""
@@ -19,17 +21,17 @@ class Vcpu:
     __slots__ = ("as_id", "counters", "deferred", "mmio", "registers", "ring", "slot", "slot_set", "tlb")
 
     def __init__(self) -> None:
-        self.as_id = 0
+        self.as_id: int = 0
         """Address space that it uses."""
         self.registers: tuple[int, ...] = (0,) * 32
         """General registers by number; who reads them knows which one is always zero."""
-        self.mmio = MmioCache()
+        self.mmio: MmioCache = MmioCache()
         """The frame last found to be MMIO."""
-        self.deferred = AsyncPageFaults()
+        self.deferred: AsyncPageFaults = AsyncPageFaults()
         """Pages that are fetched in the background while the guest runs on."""
         self.slot: Memslot | None = None
         self.slot_set: SlotSet | None = None
-        self.tlb = Tlb()
+        self.tlb: Tlb = Tlb()
         self.ring: tuple[RingEntry, ...] = ()
         """Entries of the dirty ring that the kernel may not use again yet, oldest first."""
         self.counters: Counter[str] = Counter()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Self
 
+from kvmfault.contract.format import Stage2Format
 from kvmfault.contract.ports import Memslot, VmFacts
 from kvmfault.contract.target import Target, backend
 from kvmfault.contract.values import SlotFlush
@@ -14,9 +16,13 @@ from kvmfault.machine.private import PrivateMemory
 from kvmfault.types import Gpa, Hva
 from kvmfault.vm.area import AreaKind, HvaRange
 from kvmfault.vm.caps import HostCaps
+from kvmfault.vm.frames import FrameSet
 from kvmfault.vm.memslot import MemslotFlag
 from kvmfault.vm.memslot_change import ChangeResult, Stage
 from kvmfault.vm.memslot_request import MemslotRequest
+from kvmfault.vm.memslots import Memslots
+
+__all__ = ["Vm"]
 
 
 class Vm(PrivateMemory, Prefaulting):
@@ -24,6 +30,12 @@ class Vm(PrivateMemory, Prefaulting):
 
     ``add_memslot`` and ``back`` build one, ``access`` lets the guest run, ``handle`` runs one fault through the path.
     """
+
+    facts: VmFacts
+    format: Stage2Format
+    caps: HostCaps
+    slots: Memslots
+    userfault: Mapping[int, FrameSet]
 
     @classmethod
     def on(cls, target: str | Target, *, caps: HostCaps | None = None, facts: VmFacts | None = None) -> Self:

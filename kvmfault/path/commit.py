@@ -13,6 +13,8 @@ from kvmfault.contract.values import DirtyMark, ExecGrant, PresentLeaf, RetryTes
 from kvmfault.path.resolve import fits
 from kvmfault.types import Gfn, Gpa, Pfn
 
+__all__ = ["account", "fit_size", "install", "keep_present", "mapped", "protect_tracked", "stale"]
+
 _GFN = RetryTest.GFN
 _WITH_ENTRY, _OF_BLOCK = DirtyMark.WITH_ENTRY, DirtyMark.BLOCK_AFTER_UNLOCK
 _ON_HARVEST = DirtyMark.ON_HARVEST

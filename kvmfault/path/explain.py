@@ -11,6 +11,8 @@ from kvmfault.contract.outcome import Fixed, Outcome
 from kvmfault.contract.ports import Area, GuestTranslation, Memslot, Pin, PinError
 from kvmfault.contract.progress import Progress
 
+__all__ = ["StepRecord", "record", "tell"]
+
 
 @dataclass(frozen=True, slots=True)
 class StepRecord:

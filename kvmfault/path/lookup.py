@@ -25,6 +25,21 @@ from kvmfault.contract.progress import Progress
 from kvmfault.contract.values import InvalidSlot, MemfdSource, Topup
 from kvmfault.types import Gfn, Gpa, Hva
 
+__all__ = [
+    "PRIVATE_FLAG",
+    "USERFAULT_FLAG",
+    "become_mmio",
+    "check_private",
+    "explain_permission",
+    "leave_unbacked",
+    "lookup",
+    "memory_fault",
+    "settle_slot",
+    "snapshot",
+    "topup",
+    "track_write",
+]
+
 _AS_NONE = InvalidSlot.AS_NONE
 _ALWAYS, _UNLESS_PERMISSION = Topup.ALWAYS, Topup.UNLESS_PERMISSION
 _SLOT = MemfdSource.SLOT

@@ -23,6 +23,8 @@ from kvmfault.contract.values import (
 from kvmfault.path.lookup import USERFAULT_FLAG, become_mmio, memory_fault
 from kvmfault.types import EHWPOISON, Gfn, Gpa, Hva
 
+__all__ = ["bound_size", "fits", "judge_pfn", "permit", "pin", "precheck", "userfault", "wait"]
+
 _PAGE_ON_WRITE, _ANY = LoggedSize.PAGE_ON_WRITE, LoggedSize.ANY
 _PRIVATE_ACCESS = MemfdSource.PRIVATE_ACCESS
 _NEEDS_IO = PinError.NEEDS_IO

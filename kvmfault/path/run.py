@@ -19,6 +19,8 @@ from kvmfault.contract.values import DirtyMark, MemfdSource, PresentLeaf, Unback
 from kvmfault.path import commit, lookup, resolve
 from kvmfault.path.explain import StepRecord, record
 
+__all__ = ["PATH", "BoundPath", "Locked", "Run", "Step", "StepFn", "Walk", "bind"]
+
 StepFn: TypeAlias = Callable[[Ports, MmioFault, Progress], Outcome | None]
 
 
@@ -226,7 +228,7 @@ class Walk:
 
     def __init__(self, path: BoundPath, vm: Ports, fault: MmioFault, *, told: bool) -> None:
         self.fault = fault
-        self.progress = Progress(path.policy, path.joints)
+        self.progress: Progress = Progress(path.policy, path.joints)
         self.outcome: Outcome | None = None
         """Of the fault machinery, once a step has decided."""
         self.steps: list[StepRecord] = []

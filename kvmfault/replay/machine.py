@@ -20,6 +20,8 @@ from kvmfault.types import Gfn, Gpa, Hva
 from kvmfault.vm.area import HvaRange
 from kvmfault.vm.memslot_request import MemslotRequest
 
+__all__ = ["KEPT", "Machine", "ReplayTarget"]
+
 KEPT = 20
 """Unexplained outcomes kept with their lines; all are counted."""
 
@@ -30,9 +32,9 @@ class Machine:
     def __init__(self, target: Target, *, host: HostSettings = AS_RECORDED) -> None:
         self.target = target
         self.host = host
-        self.vm = Vm.on(target)
+        self.vm: Vm = Vm.on(target)
         self.refused_slots: Counter[str] = Counter()
-        self.first_refused = ""
+        self.first_refused: str = ""
         self._label: str | None = None
         self._vms: dict[str, Vm] = {}
 
@@ -105,12 +107,12 @@ class ReplayTarget(Machine):
 
     def __init__(self, target: Target, own: Target) -> None:
         super().__init__(target)
-        self.is_own = target.backend is own.backend
-        self.faults = 0
+        self.is_own: bool = target.backend is own.backend
+        self.faults: int = 0
         self.outcomes: Counter[str] = Counter()
         self.lost: Counter[str] = Counter()
         self.unexplained: list[Unexplained] = []
-        self.unexplained_count = 0
+        self.unexplained_count: int = 0
         self._pending: dict[str, tuple[FaultEvent, Outcome, Gpa | None, Evidence]] = {}
         self._own = own
         self._translate = _translator(own, target)

@@ -38,9 +38,11 @@ from kvmfault.trace.events import (
     UnmapEvent,
     UserspaceExitEvent,
 )
-from kvmfault.trace.recording import ReadStats
+from kvmfault.trace.recording import ReadStats, Recording
 from kvmfault.trace.slots import SlotComparison, SlotSource, compare_slots, infer_slots
 from kvmfault.trace.source import source_name
+
+__all__ = ["Opened", "Progress", "Report", "replay", "seekable", "survey"]
 
 Progress = Callable[[str, int], None]
 """Called now and then with the name of the pass and the bytes read so far."""
@@ -131,10 +133,10 @@ class Opened:
     def __init__(self, path: str, name: str) -> None:
         self.path = path
         self.name = name
-        self.recording = opened(path)
+        self.recording: Recording | None = opened(path)
         self.unit = "line" if self.recording is None else "record"
-        self.page_size = self.recording.meta.page_size if self.recording is not None else None
-        self.release = self.recording.meta.release if self.recording is not None else None
+        self.page_size: int | None = self.recording.meta.page_size if self.recording is not None else None
+        self.release: str | None = self.recording.meta.release if self.recording is not None else None
 
     def kernel(self, target: Target) -> str | None:
         """The newest kernel modelled that is not newer than the recorded one; None: that is not known."""

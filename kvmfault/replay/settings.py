@@ -10,6 +10,8 @@ from kvmfault.errors import UsageError
 from kvmfault.vm.area import AreaKind
 from kvmfault.vm.memslot import MemslotFlag
 
+__all__ = ["AS_RECORDED", "HostSettings", "split_settings"]
+
 
 @dataclass(frozen=True, slots=True)
 class HostSettings:

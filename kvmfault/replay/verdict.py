@@ -23,6 +23,8 @@ from kvmfault.contract.outcome import (
     WriteProtected,
 )
 
+__all__ = ["Evidence", "Unexplained", "judge", "outcome_text"]
+
 
 @dataclass(frozen=True, slots=True)
 class Unexplained:

@@ -20,6 +20,8 @@ from kvmfault.replay.machine import Machine
 from kvmfault.replay.settings import HostSettings
 from kvmfault.trace.events import FaultEvent
 
+__all__ = ["Figures", "Variant"]
+
 _NO_ACCESS: Final = frozenset({Cause.EXTERNAL, Cause.ADDRESS_SIZE, Cause.OTHER})
 """Faults that no entry of the table decides."""
 
@@ -46,7 +48,7 @@ class Variant(Machine):
     def __init__(self, target: Target, own: Target, *, host: HostSettings) -> None:
         super().__init__(target, host=host)
         self.own = own
-        self.figures = Figures()
+        self.figures: Figures = Figures()
         self.ended: Counter[Ended] = Counter()
         self.skipped: Counter[str] = Counter()
         """Recorded faults that are no access to be made again, by reason."""

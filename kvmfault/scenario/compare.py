@@ -19,6 +19,8 @@ from kvmfault.scenario.settings import cap, has, member, told
 from kvmfault.scenario.world import Misuse, Subject
 from kvmfault.trace.document import near
 
+__all__ = ["Comparison", "Declared", "Failure", "compare", "difference"]
+
 
 @dataclass(frozen=True, slots=True)
 class Failure:

@@ -24,6 +24,28 @@ from kvmfault.scenario.fields import (
     Word,
 )
 
+__all__ = [
+    "Access",
+    "Age",
+    "Back",
+    "ClearLog",
+    "Convert",
+    "DeleteSlot",
+    "Event",
+    "Fault",
+    "GetLog",
+    "HarvestRing",
+    "Host",
+    "Look",
+    "Mark",
+    "PoisonMemfd",
+    "Prefault",
+    "PunchHole",
+    "ResetRings",
+    "SetSlot",
+    "Track",
+]
+
 
 class _Event(Record):
     note: str = ""

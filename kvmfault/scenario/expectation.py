@@ -10,6 +10,8 @@ from pydantic import Field, model_validator
 
 from kvmfault.scenario.fields import Address, Bytes, Count, Errno, Fd, MapSize, Pages, Record, Setting, Word
 
+__all__ = ["Differs", "ExitMatch", "Expect", "Kind", "RingMatch"]
+
 
 class Kind(Enum):
     """How an event ended."""

@@ -4,12 +4,37 @@ from __future__ import annotations
 
 import errno
 import re
-from typing import Annotated, Final, Literal, TypeAlias
+from typing import Annotated, ClassVar, Final, Literal, TypeAlias
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 from kvmfault.trace.document import between
 from kvmfault.types import EHWPOISON, U64
+
+__all__ = [
+    "MOST_BYTES",
+    "MOST_EVENTS",
+    "MOST_PARTS",
+    "MOST_REPEATS",
+    "MOST_TARGETS",
+    "PAGE",
+    "Address",
+    "Backing",
+    "Bytes",
+    "Count",
+    "Errno",
+    "Fd",
+    "Id",
+    "MapSize",
+    "Page",
+    "Pages",
+    "Record",
+    "Setting",
+    "Span",
+    "Vcpu",
+    "Word",
+    "error_name",
+]
 
 PAGE: Final = 4096
 """Bytes of a page where a file says "4K" and means one: the host's page may be larger."""
@@ -27,7 +52,9 @@ _SPELLING: Final = r"^(0[xX][0-9a-fA-F][0-9a-fA-F_]*|[0-9][0-9_]*)[KMGTkmgt]?$"
 class Record(BaseModel):
     """A table of a scenario file."""
 
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", use_attribute_docstrings=True)
+    model_config: ClassVar[ConfigDict] = ConfigDict(
+        frozen=True, strict=True, extra="forbid", use_attribute_docstrings=True
+    )
 
 
 def _schema(low: int, high: int) -> WithJsonSchema:

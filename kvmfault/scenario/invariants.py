@@ -15,6 +15,8 @@ from kvmfault.scenario.world import World
 from kvmfault.types import Gfn, Gpa, Pfn
 from kvmfault.vm.memslot import Memslot
 
+__all__ = ["NAMES", "broken"]
+
 NAMES: Final[Mapping[str, str]] = {
     "entry-without-slot": "an entry maps what no slot covers",
     "writable-readonly": "an entry of a read-only slot allows writes",

@@ -11,6 +11,8 @@ from kvmfault.scenario.expectation import ExitMatch, Expect, Kind
 from kvmfault.scenario.fields import error_name
 from kvmfault.scenario.result import Left, Result
 
+__all__ = ["Mismatch", "left_text", "mismatches", "pages_text", "ring_text", "word"]
+
 
 @dataclass(frozen=True, slots=True)
 class Mismatch:

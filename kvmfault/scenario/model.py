@@ -23,6 +23,8 @@ from kvmfault.scenario.fields import (
     Word,
 )
 
+__all__ = ["HVA_BASE", "Device", "Machine", "Memfd", "Memory", "Scenario", "Slot", "Translation"]
+
 MOST_ACTORS: Final = 6
 MOST_ACTED: Final = 8
 """Events of one actor: the number of interleavings grows with them faster than anything."""

@@ -13,6 +13,8 @@ from kvmfault.scenario.events import Event
 from kvmfault.scenario.model import Scenario
 from kvmfault.trace.document import Location, key_of, line_of, near, parse, wrong
 
+__all__ = ["DOES", "Source", "parse_scenario", "plain", "read_scenario"]
+
 _MOST_BYTES: Final = 1 << 20
 _MEMBERS: Final = get_args(get_args(Event)[0])
 DOES: Final = tuple(word for member in _MEMBERS for word in get_args(member.model_fields["do"].annotation))

@@ -30,6 +30,8 @@ from kvmfault.path.lookup import PRIVATE_FLAG, USERFAULT_FLAG
 from kvmfault.path.run import Run
 from kvmfault.scenario.expectation import Kind
 
+__all__ = ["FaultShown", "Leaf", "Left", "Result", "access_kind", "kind_of", "left", "shown", "signal_of"]
+
 _EXITS: Final = {
     Reason.MMIO: Kind.MMIO,
     Reason.UNDECODED_MMIO: Kind.UNDECODED,

@@ -31,6 +31,8 @@ from kvmfault.types import U64, Gfn, Gpa, Hva
 from kvmfault.vm.area import HvaRange
 from kvmfault.vm.dirty import LogAnswer
 
+__all__ = ["MOST_WORK", "Runner", "run", "run_on"]
+
 MOST_WORK: Final = 100_000
 """Entries and pages that the events of a scenario may take the model to look at, together; a fault counts for four."""
 _OK: Final = Result(outcome=Kind.OK)

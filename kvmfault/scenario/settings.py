@@ -11,6 +11,8 @@ from kvmfault.errors import UsageError
 from kvmfault.trace.document import near, read_number
 from kvmfault.vm.caps import HostCaps
 
+__all__ = ["cap", "has", "member", "setting", "told"]
+
 _SHOWN = 60
 
 

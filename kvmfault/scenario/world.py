@@ -22,6 +22,8 @@ from kvmfault.vm.dirty import INITIALLY_SET, MANUAL_PROTECT
 from kvmfault.vm.guest_tables import GuestEntry, GuestTables, WalkEnd
 from kvmfault.vm.memslot import slot_number
 
+__all__ = ["Misuse", "Subject", "World"]
+
 
 class Misuse(ModelError):
     """The scenario asks for what no kernel, host or VMM could do. *place*: keys and indexes in the file."""
@@ -60,6 +62,7 @@ class Subject:
 class World(Vm):
     """A Vm whose guest's own tables map every address to itself, and whose kernel can be made to forget flushes."""
 
+    guest_tables: GuestTables | None
     forgetful: bool = False
     """Nothing is flushed from TLBs."""
 

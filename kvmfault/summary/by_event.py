@@ -11,6 +11,8 @@ from kvmfault.summary.figures import Cell, Column, Section
 from kvmfault.summary.given import TOP, Given, ranked
 from kvmfault.summary.partial import ASKED
 
+__all__ = ["event_sections", "unsaid"]
+
 _CHANGES: Final = {
     "split": "split: a table took its place",
     "joined": "formed: took the place of a table",

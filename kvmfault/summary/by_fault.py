@@ -13,6 +13,8 @@ from kvmfault.summary.partial import BLOCK
 from kvmfault.summary.reasons import DEVICE, INVALIDATION, REASONS, STORM, STORM_NAME, reason
 from kvmfault.summary.repeats import FRAMES, Seen
 
+__all__ = ["fault_sections", "place_sections"]
+
 
 def fault_sections(given: Given) -> Iterator[Section]:
     """By backend, kind, cause, access, level, slot and vCPU."""

@@ -11,6 +11,8 @@ from kvmfault.summary import latency
 from kvmfault.summary.figures import Cell, Column, Histogram, Section
 from kvmfault.summary.given import Given
 
+__all__ = ["Took", "times"]
+
 K = TypeVar("K")
 
 

@@ -15,6 +15,8 @@ from kvmfault.contract.format import size_text
 from kvmfault.summary.figures import Histogram, Summary
 from kvmfault.summary.words import text
 
+__all__ = ["OTHER", "PALETTE", "Plot", "bars", "histograms", "legend", "overlays", "plots"]
+
 PALETTE: Final = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#8c6bb1")
 """Told apart by people who do not see all colours (Okabe and Ito), readable on light and on dark ground."""
 OTHER: Final = "all others"

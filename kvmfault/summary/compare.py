@@ -11,6 +11,8 @@ from typing import Final
 from kvmfault.summary.figures import Cell, Column, Section, Summary
 from kvmfault.summary.words import text
 
+__all__ = ["ENOUGH", "Comparison", "compare"]
+
 ENOUGH: Final = 100
 """Exits of a kind, in both recordings, whose percentiles are worth a verdict."""
 _COUNTED: Final = {

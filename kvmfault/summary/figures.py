@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
+__all__ = ["Cell", "Column", "Histogram", "Section", "Summary"]
+
 Cell: TypeAlias = str | int | float | None
 
 

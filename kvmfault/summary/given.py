@@ -15,6 +15,8 @@ from kvmfault.summary.partial import RULES, Partial, Reading
 from kvmfault.summary.reasons import Known
 from kvmfault.trace.recording import Lost, Meta
 
+__all__ = ["TOP", "Given", "Source", "ranked", "shares"]
+
 TOP: Final = 20
 """Rows of a list of the busiest."""
 
@@ -40,7 +42,9 @@ class Given:
     """The gathered figures of a whole recording, with what is needed to read them."""
 
     def __init__(self, whole: Partial, reading: Reading, source: Source) -> None:
-        self.whole, self.reading, self.source = whole, reading, source
+        self.whole: Partial = whole
+        self.reading: Reading = reading
+        self.source: Source = source
 
     @property
     def meaning(self) -> Meaning:

@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 
 from kvmfault.summary.sums import Rule, sample
 
+__all__ = ["BUCKETS", "ENTRY", "EXIT", "FAULT", "USER", "Edges", "bounds", "bucket", "join", "pair", "percentile"]
+
 EXIT, FAULT, USER, ENTRY = range(4)
 """Column ``step``: the order of events that have one place."""
 BUCKETS: Final = 32

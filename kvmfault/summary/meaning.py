@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from kvmfault.contract.probes import Probe, Probes
     from kvmfault.trace.recording import Frames
 
+__all__ = ["Meaning", "registers"]
+
 _READ: Final = REPLAYED | {
     Role.REPLACED, Role.CHANGE, Role.SET, Role.SPLIT, Role.CLEAR, Role.WALK, Role.WALK_STEP, Role.WALK_FAILED,
 }  # fmt: skip

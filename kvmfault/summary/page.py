@@ -16,6 +16,8 @@ from kvmfault.summary.compare import Comparison
 from kvmfault.summary.figures import Column, Section, Summary
 from kvmfault.summary.words import text
 
+__all__ = ["comparison", "page", "tables"]
+
 
 def page(summary: Summary) -> str:
     """*summary* as HTML. All text of the recording is escaped; nothing is fetched from anywhere."""

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from kvmfault.contract.probes import Probe
     from kvmfault.trace.recording import Frames
 
+__all__ = ["ASKED", "BLOCK", "FACTS", "PLACES", "RANGES", "RULES", "TIMES", "Partial", "Reading", "SlotsOf", "Whole"]
+
 TIMES: Final = 256
 """Steps of time in rates and in the map."""
 PLACES: Final = 512

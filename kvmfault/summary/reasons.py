@@ -8,6 +8,8 @@ from typing import Final
 
 from kvmfault.summary.repeats import Seen
 
+__all__ = ["DEVICE", "INVALIDATION", "LIKELY", "REASONS", "STORM", "STORM_NAME", "Known", "Reason", "reason"]
+
 STORM: Final = 8
 """A frame that came back this often after invalidations is in a storm of them."""
 

@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 
 from kvmfault.summary.sums import Rule, combine, sample
 
+__all__ = ["BLOCKS", "EVER", "FRAMES", "REPEATS", "U64", "Changes", "Life", "Seen", "follow", "join"]
+
 U64 = NDArray[np.uint64]
 
 FRAMES: Final = Rule(("frame",), 1 << 18)

@@ -25,6 +25,8 @@ from kvmfault.trace.slotfile import read_slots, recorded_slots
 from kvmfault.trace.slots import SlotSource
 from kvmfault.trace.truth import beside, probe_events
 
+__all__ = ["PAGE", "summarise"]
+
 PAGE: Final = 4096
 """Bytes of a host's page where a recording does not say."""
 

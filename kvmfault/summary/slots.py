@@ -11,6 +11,8 @@ from kvmfault.summary.partial import SlotsOf
 from kvmfault.trace.events import SlotEvent
 from kvmfault.trace.slots import SlotSource
 
+__all__ = ["slots_of"]
+
 _SPACE: Final = 16
 """A slot number has its address space above these bits."""
 

@@ -18,6 +18,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+__all__ = ["Rule", "combine", "sample", "scale_for", "scale_of"]
+
 _SUMS: Final = ("n", "bytes", "ns")
 """Value columns; one that begins with ``min_`` or ``max_`` keeps the smallest or largest."""
 

@@ -9,6 +9,8 @@ from kvmfault.summary.figures import Cell, Summary
 from kvmfault.summary.given import Given, Source
 from kvmfault.summary.partial import Partial, Reading
 
+__all__ = ["tell"]
+
 
 def tell(whole: Partial, reading: Reading, source: Source) -> Summary:
     """What *whole* says. Sections without rows are left out."""

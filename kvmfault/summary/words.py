@@ -7,6 +7,8 @@ from typing import Final
 from kvmfault.contract.format import size_text
 from kvmfault.summary.figures import Cell
 
+__all__ = ["NOTHING", "text"]
+
 _TIMES: Final = ((1_000_000_000, "s"), (1_000_000, "ms"), (1_000, "us"))
 NOTHING: Final = "-"
 

@@ -159,6 +159,7 @@ def missing(backend: Backend) -> tuple[Missing, ...]:
         note(
             behaviour.probes != type(behaviour.probes)(), "probes", "replay --check compares nothing", Step.TRACEPOINTS
         )
+        note(behaviour.saved, "saved", "live faults finds no registers in a kernel", Step.EXTRAS)
         note(behaviour.live, "live", "selfcheck cannot drive a real KVM", Step.EXTRAS)
     note(backend.accessors, "accessors", "the kernel's own accessors have no names here", Step.FACTS)
     note(backend.unusual, "unusual", "odd register values are not remarked on", Step.EXTRAS)

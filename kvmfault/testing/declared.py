@@ -20,7 +20,7 @@ from kvmfault.contract.tracepoints import Role, Tracepoint
 from kvmfault.contract.values import Unbacked
 from kvmfault.trace.pattern import Pattern
 
-__all__ = ["layout", "policies", "tracepoints"]
+__all__ = ["layout", "policies", "reads_undeclared", "tracepoints"]
 
 _PART: Final = re.compile(r"[a-z0-9][a-z0-9._-]*")
 """What a part of a TARGET may be called."""

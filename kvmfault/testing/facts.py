@@ -17,7 +17,7 @@ from kvmfault.contract.target import Target
 from kvmfault.testing.declared import reads_undeclared
 from kvmfault.testing.samples import any_rows, predicates, reachable_rows
 
-__all__ = ["LAWS", "Law", "expressions", "laws", "text", "totality", "values"]
+__all__ = ["CAUSES", "LAWS", "Law", "expressions", "laws", "spelled", "text", "totality", "values", "where"]
 
 CAUSES: Final = (
     "is_translation",

@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 from kvmfault.contract.format import PROTS, Entry, Kind, Memory, R, Stage2Format, W, X
 from kvmfault.types import Gpa, Hpa
 
-__all__ = ["changes", "descriptors", "entries", "geometry", "pieces"]
+__all__ = ["FRAME", "Leaf", "changes", "descriptors", "entries", "geometry", "leaves", "pieces"]
 
 FRAME: Final = 0x1_4000_0000
 """Host-physical address of the leaves that are tried, before it is aligned."""

@@ -16,7 +16,21 @@ from kvmfault.contract.target import Target
 from kvmfault.errors import KvmfaultError
 from kvmfault.types import Hpa
 
-__all__ = ["AT_MOST", "Case", "Check", "Finding", "Missing", "Report", "Result", "State", "Step"]
+__all__ = [
+    "AT_MOST",
+    "Case",
+    "Check",
+    "Finding",
+    "Missing",
+    "Report",
+    "Result",
+    "Split",
+    "State",
+    "Step",
+    "per_backend",
+    "per_format",
+    "per_target",
+]
 
 AT_MOST: Final = 4
 """Findings that one case tells; the first ones explain the rest."""

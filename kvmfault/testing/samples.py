@@ -17,7 +17,7 @@ from kvmfault.algebra.expr import Pred, union
 from kvmfault.contract.accessors import FACTS, Gap, stand_in
 from kvmfault.contract.target import Target
 
-__all__ = ["any_rows", "predicates", "reachable_rows"]
+__all__ = ["TRIED", "Row", "any_rows", "predicates", "reachable_rows"]
 
 TRIED: Final = 1 << 16
 """Combinations of what predicates tell apart: up to so many are all tried, of more as many by chance."""

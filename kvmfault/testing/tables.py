@@ -12,7 +12,7 @@ from kvmfault.errors import ModelError
 from kvmfault.machine.stage2 import Stage2
 from kvmfault.types import Gpa, Pfn
 
-__all__ = ["Naive", "tables"]
+__all__ = ["MOST_PIECES", "OPERATIONS", "WALKS", "Mapped", "Naive", "tables"]
 
 WALKS: Final = 40
 OPERATIONS: Final = 60

@@ -19,7 +19,7 @@ from kvmfault.testing.shapes import shapes
 from kvmfault.types import Gpa, Gva, Hva, Pfn
 from kvmfault.vm.area import HvaRange
 
-__all__ = ["guest", "invalidation", "logging", "path"]
+__all__ = ["ACCESSES", "HVA", "SAMPLE", "World", "guest", "invalidation", "logging", "path"]
 
 HVA: Final = 0x3F00_0000_0000
 ACCESSES: Final = {"read": R, "write": W, "fetch": X}
@@ -32,9 +32,10 @@ class World:
 
     def __init__(self, target: Target, kind: str = "anon", *, readonly: bool = False, log_dirty: bool = False) -> None:
         sizes = [size for size in block_sizes(target.format) if size <= 1 << 30]
-        self.page = 1 << target.format.page_shift
-        self.base, self.size = sizes[-1], 2 * sizes[-1]
-        self.vm = Vm.on(target).with_facts(guest_paging=False)
+        self.page: int = 1 << target.format.page_shift
+        self.base: int = sizes[-1]
+        self.size: int = 2 * sizes[-1]
+        self.vm: Vm = Vm.on(target).with_facts(guest_paging=False)
         readonly = readonly and self.vm.caps.readonly_slots
         self.vm.add_memslot(0, gpa=self.base, size=self.size, hva=HVA, readonly=readonly, log_dirty=log_dirty)
         self.vm.back(HVA, self.size, kind)

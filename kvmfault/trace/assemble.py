@@ -32,6 +32,8 @@ from kvmfault.trace.source import Source, is_text
 from kvmfault.trace.text import text_rows
 from kvmfault.types import Gpa, Hva
 
+__all__ = ["AssembleStats", "Assembler", "assemble", "opened"]
+
 _UNSATISFIED: Final = 0
 _WRITE: Final = 2
 """kvm_mmio.type; common to all architectures."""
@@ -54,7 +56,7 @@ class Assembler:
     """Feeds on events in the order of the recording. One per recording; a task of the recording is a vCPU."""
 
     def __init__(self, backends: Iterable[Backend], *, told: str | None = None) -> None:
-        self.stats = AssembleStats()
+        self.stats: AssembleStats = AssembleStats()
         self._told = told
         self._claims: dict[str, list[Claim]] = {}
         points: dict[str, list[Tracepoint]] = {}
@@ -70,7 +72,7 @@ class Assembler:
         self._exit_words = {name: tuple(point.words.values()) for name, point in self._points.items()}
         self.patterns: Mapping[str, Pattern] = {name: Pattern.of(points[name]) for name in self._points}
         """How the events that mean something read, by name."""
-        self.bare = frozenset(name for name, point in self._points.items() if point.role is Role.ENTRY)
+        self.bare: frozenset[str] = frozenset(name for name, point in self._points.items() if point.role is Role.ENTRY)
         """Those of which no field is used: a third of all."""
         self._exits: dict[int, Fields] = {}
         self._waiting: dict[int, tuple[FaultEvent, str]] = {}

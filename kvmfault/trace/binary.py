@@ -8,6 +8,8 @@ from typing import Final, Protocol
 
 from kvmfault.errors import TraceError, UsageError
 
+__all__ = ["LARGEST_TEXT", "WINDOW", "Bytes", "Cursor", "File", "Memory", "expect"]
+
 WINDOW: Final = 1 << 18
 LARGEST_TEXT: Final = 1 << 26
 """Bytes of a text inside a file; no format or table of names is larger."""
@@ -36,7 +38,7 @@ class File:
         self._at = 0
         self._window = b""
         try:
-            self.size = Path(path).stat().st_size
+            self.size: int = Path(path).stat().st_size
             self._read(0, 1)
         except OSError as e:
             raise UsageError(f"{path}: {e.strerror or e}") from e
@@ -106,7 +108,7 @@ class Cursor:
 
     def __init__(self, data: Bytes, at: int, end: int) -> None:
         self._data = data
-        self.at = at
+        self.at: int = at
         self.end = end
 
     @property

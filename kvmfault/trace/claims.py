@@ -12,6 +12,8 @@ from kvmfault.algebra.expr import Pred, Word, union
 from kvmfault.algebra.scalar import Regs, compile_pred, compile_word
 from kvmfault.contract.tracepoints import Fields, Role, Tracepoint, Tracepoints
 
+__all__ = ["Claim", "holds", "word"]
+
 T = TypeVar("T")
 
 

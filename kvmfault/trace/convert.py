@@ -22,6 +22,8 @@ from kvmfault.trace.parquet import ENOUGH, Encoded, ParquetWriter, encode
 from kvmfault.trace.recording import Frames, Meta, ReadStats, Recording
 from kvmfault.trace.rows import of_interest
 
+__all__ = ["FAULTS", "METADATA", "Converted", "convert"]
+
 METADATA: Final = "kvmfault"
 """The key of the file's metadata under which all that is no event stands, as JSON."""
 FAULTS: Final = "guest fault"

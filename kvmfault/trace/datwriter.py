@@ -18,6 +18,8 @@ from io import SEEK_END
 from struct import pack
 from typing import BinaryIO, Final
 
+__all__ = ["CHUNK", "PLAIN", "ZLIB", "Compression", "Described", "Option", "Spool", "write", "zstd"]
+
 CHUNK: Final = 256 << 10
 """Bytes of pages that are compressed at once, about."""
 
@@ -95,7 +97,7 @@ class Spool:
         self._page = page_size
         self._chunk = max(CHUNK // page_size, 1) * page_size
         self._waiting = bytearray()
-        self.chunks = 0
+        self.chunks: int = 0
 
     @property
     def size(self) -> int:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
     from pydantic import ValidationError
 
+__all__ = ["Location", "between", "key_of", "line_of", "near", "parse", "read_number", "wrong"]
+
 _NUMBER: Final = re.compile(r"0[xX][0-9a-fA-F][0-9a-fA-F_]{0,40}|[0-9][0-9_]{0,40}")
 _SIZED: Final = re.compile(rf"({_NUMBER.pattern})([KMGTkmgt]?)")
 _UNITS: Final = {"": 0, "k": 10, "m": 20, "g": 30, "t": 40}

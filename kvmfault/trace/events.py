@@ -13,6 +13,18 @@ from typing import TypeAlias
 
 from kvmfault.types import Gpa, Hva
 
+__all__ = [
+    "AgeEvent",
+    "EntryEvent",
+    "Event",
+    "ExitEvent",
+    "FaultEvent",
+    "MmioEvent",
+    "SlotEvent",
+    "UnmapEvent",
+    "UserspaceExitEvent",
+]
+
 
 @dataclass(frozen=True, slots=True)
 class FaultEvent:

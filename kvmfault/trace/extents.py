@@ -12,6 +12,20 @@ from kvmfault.trace.binary import Cursor, File
 from kvmfault.trace.frames import Block, Plan, read_pages
 from kvmfault.trace.ring import I64Col
 
+__all__ = [
+    "LARGEST_CHUNK",
+    "Clock",
+    "Extent",
+    "Inflate",
+    "PageRange",
+    "Part",
+    "Stream",
+    "codec",
+    "counts_ns",
+    "pages",
+    "read_extent",
+]
+
 LARGEST_CHUNK: Final = 1 << 25
 """Bytes that one compressed chunk may become; trace-cmd makes them of 10 pages."""
 

@@ -28,6 +28,8 @@ from kvmfault.trace.assemble import AssembleStats
 from kvmfault.trace.frames import FIRST
 from kvmfault.trace.recording import Frames
 
+__all__ = ["FaultColumns"]
+
 _AT: Final = ["place", "pid"]
 _HEAD: Final = (*FIRST, "vcpu")
 
@@ -42,7 +44,7 @@ class FaultColumns:
     def __init__(
         self, targets: Mapping[str, Target], *, told: str | None = None, facts: Collection[str] | None = None
     ) -> None:
-        self.stats = AssembleStats()
+        self.stats: AssembleStats = AssembleStats()
         self._own = [_Own(name, target, facts) for name, target in targets.items()]
         self._told = told
         self._makers = {name for own in self._own for role in (Role.FAULT, Role.EXIT) for name in own.named(role)}

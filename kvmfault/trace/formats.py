@@ -28,6 +28,21 @@ from typing import Final, NamedTuple
 
 from kvmfault.errors import TraceError
 
+__all__ = [
+    "KVM_SYSTEMS",
+    "PAGE_SIZES",
+    "EventFormat",
+    "Field",
+    "FormatText",
+    "Formats",
+    "Kind",
+    "Names",
+    "PageHeader",
+    "Place",
+    "header_page",
+    "task_names",
+]
+
 KVM_SYSTEMS: Final = ("kvm", "kvmmmu")
 PAGE_SIZES: Final = tuple(1 << n for n in range(9, 27))
 """Sizes that a page, or a sub-buffer, may have."""

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from kvmfault.trace.formats import EventFormat, Field, Formats, Kind, Place
 from kvmfault.trace.ring import Gap, Index, Layout, U32Col, walk
 
+__all__ = ["FIRST", "Block", "Column", "Plan", "Records", "columns_of", "read_pages"]
+
 FIRST: Final = ("place", "time", "cpu", "pid")
 """Columns that every frame begins with."""
 Column: TypeAlias = "NDArray[Any] | pl.Series"

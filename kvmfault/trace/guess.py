@@ -15,6 +15,8 @@ from kvmfault.trace.faults import FaultColumns
 from kvmfault.trace.recording import Frames
 from kvmfault.trace.stretches import Run
 
+__all__ = ["Work", "by_runs"]
+
 T = TypeVar("T")
 Work: TypeAlias = Callable[[FaultColumns, Iterator[Frames]], T]
 _Known: TypeAlias = Mapping[str, pl.DataFrame]

@@ -14,6 +14,8 @@ from kvmfault.trace.assemble import AssembleStats
 from kvmfault.trace.faults import FaultColumns
 from kvmfault.trace.recording import Meta, ReadStats, Recording
 
+__all__ = ["Info", "info_of"]
+
 
 @dataclass(slots=True)
 class Info:

@@ -19,6 +19,8 @@ from kvmfault.trace.recording import Frames, Lost, Meta, ReadStats, Recording
 from kvmfault.trace.ring import Layout
 from kvmfault.trace.stretches import LONG_AGO, Held, Near, Piece, Run, absolute, far_runs, made, near_runs, there
 
+__all__ = ["AT_ONCE", "Damage", "RingRecording", "runs"]
+
 AT_ONCE: Final = 1 << 25
 """Bytes of pages that are columns at one time, of all CPUs together, or a little more."""
 _PAGES: Final = 1 << 10
@@ -47,7 +49,7 @@ class RingRecording:
         self.meta = meta
         self.formats = formats
         self.layout = layout
-        self.streams = sorted(streams, key=lambda s: s.cpu)
+        self.streams: list[Stream] = sorted(streams, key=lambda s: s.cpu)
         """What there is of each CPU."""
         self._clock = clock or Clock()
         self._damage = damage

@@ -7,6 +7,8 @@ from pathlib import Path
 from kvmfault.trace.binary import File
 from kvmfault.trace.recording import Recording
 
+__all__ = ["open_recording"]
+
 
 def open_recording(source: str, *, formats: str | None = None, instance: str | None = None) -> Recording:
     """The recording in the file or folder *source*.

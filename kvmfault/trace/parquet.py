@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 
 from kvmfault.trace.thrift import I8, I64, Items, Struct, struct, structs, varint
 
+__all__ = ["ENOUGH", "Encoded", "ParquetWriter", "encode"]
+
 _MAGIC: Final = b"PAR1"
 _LEVEL: Final = 1
 _ROWS: Final = 1 << 18

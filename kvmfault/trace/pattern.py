@@ -24,6 +24,8 @@ from typing import Final
 from kvmfault.contract.tracepoints import Printed, Tracepoint, Words
 from kvmfault.errors import LayoutError
 
+__all__ = ["Fields", "Misfit", "Pattern", "Value"]
+
 _FIELD: Final = re.compile(r"\{(\w*):([xdinwpb])\}")
 _SPEC: Final = re.compile(r"(\w+):([xdiwb])(\??)$")
 # a number may be padded with spaces

@@ -42,6 +42,8 @@ from kvmfault.trace.recording import Frames, Meta, ReadStats
 from kvmfault.trace.ring import Index, Layout, U32Col
 from kvmfault.trace.tracedat import embedded_formats
 
+__all__ = ["MAGIC", "PerfRecording"]
+
 MAGIC: Final = b"PERFILE2"
 _PIPE, _FILE = 16, 104
 _FEATURES: Final = {1: "tracing data", 3: "host", 4: "release", 5: "perf", 6: "machine", 8: "cpu", 9: "cpu id"}
@@ -111,7 +113,7 @@ class PerfRecording:
         traced = [attr for attr in head.attrs if holds_raw(attr)]
         if not traced:
             raise file.wrong("no tracepoint with raw data and time in this file: record with `perf record -e kvm:*`", 0)
-        self.formats = Formats(path, head.texts)
+        self.formats: Formats = Formats(path, head.texts)
         self._head = head
 
     @property

@@ -13,6 +13,8 @@ from kvmfault.trace.perfwalk import Samples
 from kvmfault.trace.recording import Frames, Lost, ReadStats
 from kvmfault.trace.ring import Index, U64Col
 
+__all__ = ["AT_ONCE", "HELD", "Mark", "Order"]
+
 AT_ONCE: Final = 1 << 17
 """Samples that are given out together, or a little more."""
 HELD: Final = 1 << 26
@@ -46,7 +48,7 @@ class Order:
         self._place = 1
         self._last: dict[int, int] = {}
         self._open: list[tuple[int, int | None, int | None]] = []
-        self.late = 0
+        self.late: int = 0
         """Samples earlier than what had been given already."""
 
     def add(self, samples: Samples | None, marks: Sequence[Mark]) -> None:

@@ -14,6 +14,8 @@ from kvmfault.trace.perfwalk import AUXTRACE, COMPRESSED, COMPRESSED2, TRACING_D
 from kvmfault.trace.recording import ReadStats
 from kvmfault.trace.ring import U32Col
 
+__all__ = ["AT_ONCE", "Chunk", "Stream"]
+
 AT_ONCE: Final = 1 << 22
 """Bytes that are looked at together."""
 _SLICE: Final = 256

@@ -13,6 +13,29 @@ from numpy.typing import NDArray
 
 from kvmfault.trace.ring import I64Col, Index, U32Col
 
+__all__ = [
+    "ATTR",
+    "AUXTRACE",
+    "COMM",
+    "COMPRESSED",
+    "COMPRESSED2",
+    "FEATURE",
+    "FINISHED_ROUND",
+    "LOST",
+    "LOST_SAMPLES",
+    "SAMPLE",
+    "TRACEPOINT",
+    "TRACING_DATA",
+    "Attr",
+    "Found",
+    "Samples",
+    "find",
+    "holds_raw",
+    "ids",
+    "samples",
+    "walk",
+]
+
 LOST, COMM, SAMPLE, LOST_SAMPLES = 2, 3, 9, 13
 ATTR, TRACING_DATA, FINISHED_ROUND, AUXTRACE, FEATURE, COMPRESSED, COMPRESSED2 = 64, 66, 68, 71, 80, 81, 83
 TRACEPOINT: Final = 2

@@ -18,6 +18,8 @@ from kvmfault.trace.merge import RingRecording
 from kvmfault.trace.recording import Meta
 from kvmfault.trace.ring import Layout
 
+__all__ = ["is_raw", "open_rawpages"]
+
 _CPU: Final = re.compile(r"(?:.*\.)?cpu(\d{1,5})\.raw|(?:.*\.dat\.)?cpu(\d{1,5})")
 _CLOCKS: Final = re.compile(rb"^(?:trace_clock: )?(?=.*\blocal\b).*\[([\w-]+)\]", re.MULTILINE)
 _LARGEST: Final = 1 << 20

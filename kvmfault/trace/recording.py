@@ -28,6 +28,8 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
 if TYPE_CHECKING:
     import polars as pl
 
+__all__ = ["Frames", "Lost", "Meta", "ReadStats", "RecordedEvent", "Recording"]
+
 
 Frames: TypeAlias = "Mapping[str, pl.DataFrame]"
 """The events of one stretch of time, by event name; each frame sorted by place. No frame is empty."""

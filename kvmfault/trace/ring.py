@@ -11,6 +11,8 @@ from typing import Final, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+__all__ = ["Gap", "I64Col", "Index", "Layout", "U16Col", "U32Col", "U64Col", "Walked", "walk"]
+
 U16Col: TypeAlias = NDArray[np.uint16]
 U32Col: TypeAlias = NDArray[np.uint32]
 U64Col: TypeAlias = NDArray[np.uint64]

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
     from kvmfault.trace.recording import ReadStats
 
+__all__ = ["events", "of_interest", "probes"]
+
 _AT_ONCE: Final = 1 << 15
 """Rows of a frame that are Python objects at one time."""
 

@@ -39,6 +39,8 @@ from kvmfault.trace.text import looks_recorded, read_fields
 from kvmfault.types import U64, Gpa, Hva
 from kvmfault.vm.memslot import NR_SLOTS, MemslotFlag, slot_number
 
+__all__ = ["read_slots", "recorded_slots"]
+
 _MAX_LIST: Final = 4 << 20
 _PATTERNS: Final = {
     "memslot": Pattern(assigned="slot:d flags:x gpa:x size:x hva:x kvm:x?"),

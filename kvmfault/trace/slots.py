@@ -30,6 +30,8 @@ from kvmfault.trace.events import EntryEvent, Event, ExitEvent, FaultEvent, Mmio
 from kvmfault.types import Gpa, Hva
 from kvmfault.vm.memslot import MemslotFlag
 
+__all__ = ["FaultAddress", "SlotComparison", "SlotSource", "compare_slots", "infer_slots", "place"]
+
 _BLOCK: Final = 1 << 21
 _CONGRUENT: Final = 1 << 30
 _DENSE: Final = 64

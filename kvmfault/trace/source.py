@@ -12,6 +12,8 @@ from typing import Final, Protocol, TypeAlias
 from kvmfault.errors import UsageError
 from kvmfault.trace.recording import ReadStats
 
+__all__ = ["ByteStream", "Source", "is_text", "open_bytes", "source_name"]
+
 _CHUNK: Final = 1 << 18
 
 

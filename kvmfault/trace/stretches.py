@@ -17,6 +17,23 @@ from kvmfault.trace.frames import Block, Column, Plan, Records, columns_of
 from kvmfault.trace.recording import Frames
 from kvmfault.trace.ring import I64Col, Index, U16Col, U32Col, U64Col
 
+__all__ = [
+    "LONG_AGO",
+    "RUN",
+    "Cut",
+    "Far",
+    "Held",
+    "Near",
+    "Piece",
+    "Run",
+    "Stretch",
+    "absolute",
+    "far_runs",
+    "made",
+    "near_runs",
+    "there",
+]
+
 T = TypeVar("T")
 
 RUN: Final = 1 << 25

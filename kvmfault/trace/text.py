@@ -24,6 +24,18 @@ from kvmfault.trace.pattern import Fields, Misfit, Pattern
 from kvmfault.trace.recording import Lost, ReadStats, RecordedEvent
 from kvmfault.trace.source import Source, open_bytes, source_name
 
+__all__ = [
+    "MAX_LINE",
+    "TextEvent",
+    "looks_recorded",
+    "misread",
+    "parse_line",
+    "read_fields",
+    "read_text",
+    "row_of",
+    "text_rows",
+]
+
 MAX_LINE: Final = 64 * 1024
 """Longer lines are dropped and counted as unreadable; the kernel's own limit is one page."""
 _SAMPLES: Final = 5

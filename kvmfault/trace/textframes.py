@@ -21,6 +21,8 @@ from kvmfault.trace.recording import Frames, Meta, ReadStats
 from kvmfault.trace.source import Source, source_name
 from kvmfault.trace.text import TextEvent, misread, read_text
 
+__all__ = ["AT_ONCE", "TextRecording"]
+
 AT_ONCE: Final = 1 << 16
 """Events that are columns at one time."""
 _MOST_FIELDS: Final = 100
@@ -43,7 +45,7 @@ class TextRecording:
 
     def __init__(self, source: Source, declared: Iterable[Tracepoints]) -> None:
         self._source = source
-        self.path = source_name(source)
+        self.path: str = source_name(source)
         points: dict[str, list[Tracepoint]] = {}
         for backend in declared:
             for name, point in backend.items():

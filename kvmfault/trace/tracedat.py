@@ -17,6 +17,8 @@ from kvmfault.trace.merge import RingRecording
 from kvmfault.trace.recording import Meta
 from kvmfault.trace.ring import Layout
 
+__all__ = ["MAGIC", "embedded_formats", "open_tracedat"]
+
 MAGIC: Final = b"\x17\x08\x44tracing"
 _LARGEST_SECTION: Final = 1 << 26
 _LARGEST_OPTION: Final = 1 << 24

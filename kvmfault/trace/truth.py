@@ -26,6 +26,22 @@ from kvmfault.trace.pattern import Misfit, Pattern
 from kvmfault.trace.recording import ReadStats, RecordedEvent, Recording
 from kvmfault.trace.text import TextEvent, misread, read_text, row_of
 
+__all__ = [
+    "ProbeReader",
+    "ProbeSource",
+    "ProbeStats",
+    "Told",
+    "Truth",
+    "beside",
+    "functions_of",
+    "is_probe",
+    "probe_events",
+    "probed",
+    "read_probes",
+    "read_truth",
+    "said_by",
+]
+
 _PLACE: Final = re.compile(
     r"\((?:(?P<caller>[^\s()]+)(?: \[\w+\])? <- )?(?P<function>[A-Za-z_]\w*)[^\s()]*(?: \[\w+\])?\) ?", re.ASCII
 ).match
@@ -85,8 +101,8 @@ class ProbeReader:
     """Reads what the probes of one backend say out of events."""
 
     def __init__(self, backend: Backend) -> None:
-        self.stats = ProbeStats()
-        self.probes = backend.probes
+        self.stats: ProbeStats = ProbeStats()
+        self.probes: Probes = backend.probes
         self.unnamed: set[str] = set()
         """Kprobe events of binary recordings whose names tell no function that the backend knows."""
         self._events: dict[str, Probe] = {}

@@ -8,6 +8,8 @@ from typing import Final, NamedTuple
 
 from kvmfault.types import Hva, Pfn
 
+__all__ = ["HUGETLB", "AreaKind", "HvaRange", "Pin", "PinError", "Vma"]
+
 
 class AreaKind(Enum):
     """What backs an area."""

@@ -11,6 +11,8 @@ from kvmfault.errors import ModelError
 from kvmfault.types import Errno, Gfn, Hva, Size
 from kvmfault.vm.memslot import NR_SLOTS, MemslotFlag
 
+__all__ = ["PAGE_SHIFTS", "AreaRule", "HostCaps"]
+
 PAGE_SHIFTS: Final = (12, 14, 16)
 
 

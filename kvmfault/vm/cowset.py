@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Iterator
 from typing import Generic, TypeVar
 
+__all__ = ["CowSet"]
+
 T = TypeVar("T", bound=Hashable)
 
 
@@ -14,7 +16,7 @@ class CowSet(Generic[T]):
     __slots__ = ("_shared", "items")
 
     def __init__(self, items: Iterable[T] = ()) -> None:
-        self.items = set(items)
+        self.items: set[T] = set(items)
         """Read only; changed through the methods."""
         self._shared = False
 

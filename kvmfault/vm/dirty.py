@@ -13,6 +13,8 @@ from typing import Final, NamedTuple
 
 from kvmfault.vm.frames import FrameSet
 
+__all__ = ["INITIALLY_SET", "MANUAL_PROTECT", "RING_ENTRY_BYTES", "WORD", "DirtyLog", "LogAnswer", "RingEntry"]
+
 MANUAL_PROTECT: Final = 1 << 0
 """KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE: reading the log copies it, clearing is a call of its own."""
 INITIALLY_SET: Final = 1 << 1
@@ -53,11 +55,11 @@ class DirtyLog:
     __slots__ = ("_bitmaps", "flags", "ring_entries", "ring_reserved")
 
     def __init__(self) -> None:
-        self.flags = 0
+        self.flags: int = 0
         """MANUAL_PROTECT and INITIALLY_SET, as enabled by KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2."""
-        self.ring_entries = 0
+        self.ring_entries: int = 0
         """Entries of each vCPU's ring; 0: the VM has bitmaps."""
-        self.ring_reserved = 0
+        self.ring_reserved: int = 0
         self._bitmaps: Mapping[int, FrameSet] = {}  # the sets are never shared with a fork, see ``fork``
 
     @property

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 
 from kvmfault.vm.ranges import RangeTable
 
+__all__ = ["FrameSet"]
+
 
 class FrameSet:
     """Non-negative frame numbers (gfns, or pages of a slot). Equal sets have equal keys: neighbours are merged."""

@@ -15,6 +15,8 @@ from typing import Final
 from kvmfault.errors import ModelError
 from kvmfault.types import Gpa
 
+__all__ = ["GuestEntry", "GuestTables", "GuestTranslation", "GuestWalkFault", "WalkEnd"]
+
 _ZERO: Final = Gpa(0)
 _PAGE: Final = 4096
 """Smallest block of any guest: guests may use smaller pages than the host."""

@@ -16,6 +16,8 @@ from kvmfault.types import Hva, Pfn
 from kvmfault.vm.area import HUGETLB, AreaKind, HvaRange, Pin, PinError, Vma
 from kvmfault.vm.ranges import RangeTable
 
+__all__ = ["HostMemory", "PageState"]
+
 _ZERO_PAGE: Final = Pfn(1)
 _FIRST_FREE: Final = Pfn(0x100000)
 
@@ -76,8 +78,8 @@ class HostMemory:
     __slots__ = ("_areas", "_last", "_next_pfn", "_pages", "_split", "page_shift", "thp_size")
 
     def __init__(self, page_shift: int = 12, *, thp_size: int = 0) -> None:
-        self.page_shift = page_shift
-        self.thp_size = thp_size or 1 << 2 * page_shift - 3
+        self.page_shift: int = page_shift
+        self.thp_size: int = thp_size or 1 << 2 * page_shift - 3
         """Bytes of a transparent huge page; by default what a table of one page of 8-byte entries maps."""
         self._areas: RangeTable[Vma] = RangeTable()
         self._last = _NOWHERE  # the area found last: a fault looks it up three times

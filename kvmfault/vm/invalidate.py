@@ -6,6 +6,8 @@ from typing import Final
 
 from kvmfault.types import U64, Gfn
 
+__all__ = ["UNSET", "Invalidation"]
+
 UNSET: Final = U64
 """Start and end of the range while none is set (INVALID_GPA)."""
 

@@ -13,6 +13,18 @@ from typing import Final, NamedTuple
 from kvmfault.types import Gfn, Hva
 from kvmfault.vm.ranges import RangeTable
 
+__all__ = [
+    "MAX_SLOT_PAGES",
+    "NR_SLOTS",
+    "GmemBinding",
+    "HvaHit",
+    "Memslot",
+    "MemslotFlag",
+    "SlotSet",
+    "slot_number",
+    "slot_set",
+]
+
 NR_SLOTS: Final = 32767
 """Slot ids of one address space, user and internal together (KVM_MEM_SLOTS_NUM, SHRT_MAX)."""
 MAX_SLOT_PAGES: Final = (1 << 31) - 1
@@ -117,7 +129,7 @@ class SlotSet:
         self._buckets = buckets
         self._by_hva: tuple[list[Memslot], list[int], list[int]] | None = None
         self._hash: int | None = None
-        self.find = by_gfn.find
+        self.find: Callable[[int], Memslot | None] = by_gfn.find
         """The slot that contains a gfn, INVALID ones too, or None. O(log n). Never raises. (search_memslots)"""
 
     def by_id(self, slot_id: int) -> Memslot | None:

@@ -11,6 +11,8 @@ from typing import Final
 from kvmfault.vm.memslot import Memslot
 from kvmfault.vm.memslot_request import ChangeKind
 
+__all__ = ["PLANS", "ChangeResult", "Stage"]
+
 
 class Stage(Enum):
     """One atomic step of a change; faults and invalidations may run between any two."""

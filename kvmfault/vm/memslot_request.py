@@ -9,6 +9,8 @@ from typing import Final
 from kvmfault.errors import ModelError
 from kvmfault.types import Gpa, Hva
 
+__all__ = ["NO_FILE", "Allocation", "ChangeKind", "GuestMemfd", "MemslotRequest", "Via"]
+
 NO_FILE: Final = (1 << 32) - 1
 """File descriptor -1, as the 32-bit field of the ioctl's argument holds it."""
 

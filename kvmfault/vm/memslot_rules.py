@@ -19,6 +19,18 @@ from kvmfault.vm.caps import AreaRule, HostCaps
 from kvmfault.vm.memslot import MAX_SLOT_PAGES, NR_SLOTS, Memslot, MemslotFlag, SlotSet
 from kvmfault.vm.memslot_request import Allocation, ChangeKind, GuestMemfd, MemslotRequest, Via
 
+__all__ = [
+    "AREA_RULES",
+    "CHANGE_RULES",
+    "PREPARE_RULES",
+    "REQUEST_RULES",
+    "Asked",
+    "Refusal",
+    "Rule",
+    "first_broken",
+    "first_broken_area",
+]
+
 # As plain numbers: a request may carry bits that are no flag, and an IntFlag is slow to combine.
 _LOG_DIRTY: Final = int(MemslotFlag.LOG_DIRTY)
 _READONLY: Final = int(MemslotFlag.READONLY)

@@ -24,6 +24,8 @@ from kvmfault.vm.memslot_rules import (
     first_broken_area,
 )
 
+__all__ = ["UPDATING", "Memslots", "SlotCache"]
+
 UPDATING: Final = 1 << 63
 """Bit of a generation while the sets are being swapped (KVM_MEMSLOT_GEN_UPDATE_IN_PROGRESS)."""
 
@@ -63,10 +65,10 @@ class Memslots:
     __slots__ = ("_pending", "_spaces", "_stages", "active", "caps", "files", "total_pages", "warnings")
 
     def __init__(self, caps: HostCaps) -> None:
-        self.caps = caps
-        self.total_pages = 0
+        self.caps: HostCaps = caps
+        self.total_pages: int = 0
         """Pages of all slots together; follows a change at its COMMIT (nr_memslot_pages)."""
-        self.warnings = 0
+        self.warnings: int = 0
         """Kernel warnings: page counts that do not add up."""
         self.files: Mapping[int, GuestMemfd | None] = {}
         """Open files by descriptor; None stands for a file that is no guest_memfd. A descriptor is not used twice."""
@@ -77,7 +79,7 @@ class Memslots:
 
     def _install(self, spaces: tuple[_Space, ...]) -> None:
         self._spaces = spaces
-        self.active = tuple(space.sets[space.active] for space in spaces)
+        self.active: tuple[SlotSet, ...] = tuple(space.sets[space.active] for space in spaces)
         """The set of each address space that look-ups see."""
 
     # Look-ups. None of them depends on a cache or on what was asked before.

@@ -7,6 +7,8 @@ from typing import Final
 
 from kvmfault.types import Gfn
 
+__all__ = ["MmioCache"]
+
 _NOTHING: Final = Gfn(0)
 _CHANGING: Final = 1 << 63
 """Bit of a memslot generation while slots change (KVM_MEMSLOT_GEN_UPDATE_IN_PROGRESS)."""

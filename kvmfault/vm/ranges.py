@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from operator import itemgetter
 from typing import Final, Generic, TypeVar
 
+__all__ = ["RangeTable"]
+
 T = TypeVar("T")
 
 _LARGEST_CHUNK: Final = 128
