@@ -282,9 +282,7 @@ def test_the_command_line(cli: Cli, tmp_path: Path) -> None:
 def test_the_command_line_refuses(cli: Cli) -> None:
     migrate = str(STANDING["migrate"])
     cli("explore").refused("explore takes scenario files")
-    cli("explore", migrate, "--mutant", "no-rechek").refused(
-        "no mutant is called 'no-rechek' (did you mean no-recheck?)"
-    )
+    cli("explore", migrate, "--mutant", "no-rechek").refused("no mutant is called 'no-rechek'", "mean no-recheck?")
     cli("explore", migrate, "--mutant", "sequence-after-area", "--backend", "x86-npt").refused("none of the targets")
     cli("explore", str(ROOT / "examples" / "scenarios" / "first.toml")).refused("no [[actor]]")
     cli("run", migrate).refused("it has actors and no schedule")

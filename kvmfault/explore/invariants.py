@@ -11,6 +11,7 @@ from typing import Final, NamedTuple
 
 from kvmfault.contract.format import Kind, W
 from kvmfault.contract.ports import Memslot
+from kvmfault.contract.values import DirtyMark
 from kvmfault.explore.world import Explored
 from kvmfault.machine.state import MEMFD_MEMORY
 from kvmfault.types import Gfn, Gpa, Pfn
@@ -110,13 +111,22 @@ def lost_write(vm: Explored) -> str | None:
     """Dirty marking may follow the entry, but nothing is forgotten: the marks of vCPUs on their way count."""
     for slot, page in sorted(vm.written.unreported - vm.written.telling):
         bitmap = vm.log.bitmap(slot)
-        if bitmap is not None and page in bitmap:
+        if (bitmap is not None and page in bitmap) or _noted_by_entry(vm, slot, page):
             continue
         if vm.log.ring_entries and any(e.slot == slot and e.offset == page for v in vm.vcpus for e in v.ring):
             continue
         if not any((slot, page) in vm.marks(n) for n in range(len(vm.vcpus))):
             return f"page {page} of slot {slot} was written, is not marked, and nobody is about to mark it"
     return None
+
+
+def _noted_by_entry(vm: Explored, number: int, page: int) -> bool:
+    # where the log is gathered from the entries when it is read
+    slot = vm.slots.by_id(number & 0xFFFF, number >> 16)
+    if vm.target.policy.dirty_mark is not DirtyMark.ON_HARVEST or slot is None:
+        return False
+    leaf = vm.own_table.leaf(Gpa(slot.base_gfn + page << vm.page_shift))
+    return leaf is not None and vm.format.is_dirty(leaf.desc)
 
 
 def outside_slot(vm: Explored) -> str | None:
@@ -162,7 +172,8 @@ def stale_tlb(vm: Explored) -> str | None:
     for number, vcpu in enumerate(vm.vcpus):
         for one in vcpu.tlb.entries():
             leaf = vm.own_table.leaf(one.gpa)
-            if leaf is None or one.prot & ~fmt.prot(leaf.desc):
+            # an entry that the host made old is left to TLBs: its age is a guess anyway
+            if leaf is None or one.prot & ~fmt.prot(fmt.with_young(leaf.desc, True)):
                 return f"the TLB of vcpu{number} allows at {one.gpa:#x} what the table does not"
     return None
 

@@ -66,7 +66,8 @@ def _each(path: Path, change: Callable[[Step], tuple[Step, ...]]) -> Path:
 
 @cache
 def _fixes() -> Mapping[str, Mapping[str, str]]:
-    return cast("Mapping[str, Mapping[str, str]]", tomllib.loads((files(__package__) / "fixes.toml").read_text()))
+    text = (files("kvmfault.explore") / "fixes.toml").read_text(encoding="utf-8")
+    return cast("Mapping[str, Mapping[str, str]]", tomllib.loads(text))
 
 
 def everywhere(target: Target) -> bool:

@@ -45,7 +45,6 @@ class SeenVcpu(Vcpu):
 class Explored(World):
     """A World in parts. ``load`` puts it into a state; what was touched since is in ``live``."""
 
-    vcpus: tuple[SeenVcpu, ...]
     writer: str | None
     """Who holds mmu_lock for write."""
     mixing: tuple[tuple[Gfn, Gfn], ...]
