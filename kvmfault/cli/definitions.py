@@ -1,4 +1,4 @@
-"""Commands about the definitions: compared, and written in other languages."""
+"""Commands about backends and their definitions: listed, checked, compared, written in other languages."""
 
 from __future__ import annotations
 
@@ -7,6 +7,16 @@ from typing import Annotated
 import typer
 
 from kvmfault.cli.options import HtmlOption, JsonFlag, finish
+
+__all__ = [
+    "backend_check_command",
+    "backend_list_command",
+    "compare_facts_command",
+    "compare_policies_command",
+    "compare_shapes_command",
+    "emit_c_command",
+    "emit_json_command",
+]
 
 
 def compare_facts_command(
@@ -59,3 +69,31 @@ def emit_json_command(
     from kvmfault.cli import emit
 
     finish(emit.json(backend or []))
+
+
+def backend_list_command(json: JsonFlag = False) -> None:
+    """Every backend with its formats and kernel versions: what a TARGET may name."""
+    from kvmfault.cli import backends
+
+    finish(backends.run(json=json))
+
+
+def backend_check_command(
+    backend: Annotated[str, typer.Argument(metavar="MODULE:ATTRIBUTE|NAME", help="Where the Backend is.")],
+    json: JsonFlag = False,
+) -> None:
+    """Say how far a backend conforms to the contract: what was found, what is missing, and where the recipe is."""
+    from kvmfault.cli import backends
+
+    finish(backends.check(backend, json=json))
+
+
+def compare_policies_command(
+    targets: Annotated[list[str], typer.Argument(metavar="TARGET TARGET...", help="See 'backend list'.")],
+    everything: Annotated[bool, typer.Option("--all", help="What is equal, too.")] = False,
+    json: JsonFlag = False,
+) -> None:
+    """Print how targets differ: decisions, joints, facts not told, and what a usual VM, host and table are."""
+    from kvmfault.cli import compare
+
+    finish(compare.policies(targets, everything=everything, json=json))

@@ -29,6 +29,8 @@ from kvmfault.explore.timeline import timeline
 from kvmfault.scenario.read import Source, read_scenario
 from kvmfault.scenario.world import Misuse
 
+__all__ = ["again", "as_data", "list_mutants", "run"]
+
 _WIDEST: Final = 160
 _ELSEWHERE: Final = 100
 

@@ -16,7 +16,10 @@ from typing import Annotated, NoReturn
 import typer
 
 from kvmfault.cli.definitions import (
+    backend_check_command,
+    backend_list_command,
     compare_facts_command,
+    compare_policies_command,
     compare_shapes_command,
     emit_c_command,
     emit_json_command,
@@ -40,14 +43,28 @@ from kvmfault.cli.recordings import (
     trace_summary_command,
     trace_top_command,
 )
+from kvmfault.cli.scenarios import explore_command, run_command
 from kvmfault.errors import KvmfaultError
 
 __all__ = [
-    "annotate_command", "backend_check_command", "backend_list_command", "build", "compare_facts_command",
-    "compare_policies_command", "compare_shapes_command", "decode_command", "emit_c_command",
-    "emit_json_command", "main", "path_command", "prove_command", "replay_command",
-    "run_command", "selfcheck_command",
-]  # fmt: skip
+    "annotate_command",
+    "backend_check_command",
+    "backend_list_command",
+    "build",
+    "compare_facts_command",
+    "compare_policies_command",
+    "compare_shapes_command",
+    "decode_command",
+    "emit_c_command",
+    "emit_json_command",
+    "explore_command",
+    "main",
+    "path_command",
+    "prove_command",
+    "replay_command",
+    "run_command",
+    "selfcheck_command",
+]
 
 
 def decode_command(
@@ -181,89 +198,6 @@ def selfcheck_command(
     from kvmfault.cli import selfcheck
 
     finish(selfcheck.run(backend, device, randoms, seed, json=json))
-
-
-def run_command(
-    file: Annotated[str | None, typer.Argument(metavar="FILE", help="A scenario: TOML or JSON.")] = None,
-    backend: Annotated[
-        list[str] | None, typer.Option("--backend", metavar="TARGET", help="Where to run it; may be repeated.")
-    ] = None,
-    settings: SettingOption = None,
-    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema of scenario files instead.")] = False,
-    json: JsonFlag = False,
-) -> None:
-    """Run a scenario on its targets side by side: outcomes, reasons, and whether all is as expected."""
-    from kvmfault.cli import run
-
-    if schema:
-        finish(run.schema())
-    if file is None:
-        raise typer.BadParameter("run takes a scenario file")
-    finish(run.run(file, backend or [], settings or [], json=json))
-
-
-def explore_command(
-    files: Annotated[list[str] | None, typer.Argument(metavar="SCENARIO...", help="Scenarios with actors.")] = None,
-    backend: Annotated[
-        list[str] | None, typer.Option("--backend", metavar="TARGET", help="Where to explore; may be repeated.")
-    ] = None,
-    settings: SettingOption = None,
-    mutant: Annotated[str, typer.Option("--mutant", metavar="NAME", help="Give the kernel a bug of the past.")] = "",
-    show: Annotated[bool, typer.Option("--list", help="Print the mutants and the invariants instead.")] = False,
-    bound: Annotated[
-        int, typer.Option("--bound", metavar="N", min=1, max=100_000_000, help="Give up after N states.")
-    ] = 1_000_000,
-    plain: Annotated[bool, typer.Option("--plain", help="Every order, also of what cannot notice each other.")] = False,
-    walks: Annotated[
-        int, typer.Option("--random", metavar="N", min=0, max=100_000_000, help="N random walks instead.")
-    ] = 0,
-    seed: Annotated[int, typer.Option("--seed", metavar="S", help="Of the random walks.")] = 1,
-    write: Annotated[
-        str | None, typer.Option("--write", metavar="DIR", help="Write each violation as a scenario that shows it.")
-    ] = None,
-    jobs: JobsOption = None,
-    scheduler: SchedulerOption = None,
-    json: JsonFlag = False,
-) -> None:
-    """Run the actors of a scenario in every order, step by step, and print the shortest way to what may not happen."""
-    from kvmfault.cli import explore
-    from kvmfault.explore.run import Limits
-
-    if show:
-        finish(explore.list_mutants(json=json))
-    if not files:
-        raise typer.BadParameter("explore takes scenario files")
-    limits = Limits(bound, not plain, walks, seed)
-    where = Where(jobs, scheduler)
-    finish(explore.run(files, backend or [], settings or [], mutant, limits, where, write, json=json))
-
-
-def backend_list_command(json: JsonFlag = False) -> None:
-    """Every backend with its formats and kernel versions: what a TARGET may name."""
-    from kvmfault.cli import backends
-
-    finish(backends.run(json=json))
-
-
-def backend_check_command(
-    backend: Annotated[str, typer.Argument(metavar="MODULE:ATTRIBUTE|NAME", help="Where the Backend is.")],
-    json: JsonFlag = False,
-) -> None:
-    """Say how far a backend conforms to the contract: what was found, what is missing, and where the recipe is."""
-    from kvmfault.cli import backends
-
-    finish(backends.check(backend, json=json))
-
-
-def compare_policies_command(
-    targets: Annotated[list[str], typer.Argument(metavar="TARGET TARGET...", help="See 'backend list'.")],
-    everything: Annotated[bool, typer.Option("--all", help="What is equal, too.")] = False,
-    json: JsonFlag = False,
-) -> None:
-    """Print how targets differ: decisions, joints, facts not told, and what a usual VM, host and table are."""
-    from kvmfault.cli import compare
-
-    finish(compare.policies(targets, everything=everything, json=json))
 
 
 _COMMANDS: dict[str, Callable[..., None]] = {

@@ -18,7 +18,7 @@ from kvmfault.emit.header import fault_bytes, parts
 from kvmfault.errors import UsageError
 from kvmfault.summary.figures import Cell, Column, Section
 
-__all__ = ["NAMES", "STEPS", "Report", "compare", "deterministic"]
+__all__ = ["NAMES", "STEPS", "Report", "compare", "deterministic", "mistakes"]
 
 NAMES: Final = tuple(SHAPES)
 

@@ -15,6 +15,34 @@ from kvmfault.types import Gfn, Gpa, Gva, Hva
 from kvmfault.vm.area import HvaRange
 from kvmfault.vm.memslot_change import Stage
 
+__all__ = [
+    "Action",
+    "Done",
+    "Spans",
+    "age",
+    "ask",
+    "begin_change",
+    "change",
+    "clear_bits",
+    "collect",
+    "end_change",
+    "flush",
+    "flush_and_unlock",
+    "harvest",
+    "mark",
+    "prefault",
+    "range_end",
+    "range_start",
+    "remap_guest",
+    "report",
+    "reset",
+    "slot_flush",
+    "stage",
+    "store",
+    "track",
+    "zap",
+]
+
 Spans: TypeAlias = tuple[tuple[Gfn, Gfn], ...]
 
 

@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 from kvmfault.explore.world import Explored
 
+__all__ = ["Actor", "Did", "Rest"]
+
 
 class Did(NamedTuple):
     """An action that was carried out."""

@@ -36,6 +36,24 @@ from kvmfault.path import commit, lookup, resolve
 from kvmfault.path.run import Step
 from kvmfault.scenario import events
 
+__all__ = [
+    "BARRIERS",
+    "COUNT",
+    "RMB",
+    "SAMPLE",
+    "SEQUENCE",
+    "TEST_RMB",
+    "WITHOUT_BARRIERS",
+    "WMB",
+    "Access",
+    "Ordering",
+    "area_only",
+    "protocol",
+    "sample",
+    "unlock",
+    "zap_frames",
+]
+
 SAMPLE, COUNT, SEQUENCE = "sample", "count", "sequence"
 RMB, WMB, TEST_RMB = "rmb", "wmb", "rmb of the test"
 BARRIERS: Final = {

@@ -35,6 +35,8 @@ from kvmfault.explore.actor import Actor, Did, Rest
 from kvmfault.explore.world import Explored
 from kvmfault.scenario import events
 
+__all__ = ["EVENTS", "HostActor", "Where"]
+
 _TABLES: Final = frozenset(("own_table", "reverse"))
 _NOTIFIER: Final = frozenset(("writer", "invalidations", "host", "buffers")) | _TABLES
 _NOTIFY: Final = (range_start, zap, flush_and_unlock, change, range_end)

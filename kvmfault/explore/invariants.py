@@ -16,6 +16,20 @@ from kvmfault.explore.world import Explored
 from kvmfault.machine.state import MEMFD_MEMORY
 from kvmfault.types import Gfn, Gpa, Pfn
 
+__all__ = [
+    "INVARIANTS",
+    "NAMES",
+    "break_before_make",
+    "lost_write",
+    "marked_mapped",
+    "outside_slot",
+    "private_and_shared",
+    "reaches_old_page",
+    "stale_tlb",
+    "warning",
+    "writable_protected",
+]
+
 NAMES: Final[Mapping[str, str]] = {
     "reaches-old-page": "after memory changed, neither an entry nor a TLB leads to the frame of before",
     "writable-protected": "no entry allows writes to what is read-only, tracked, or shared until written",

@@ -16,6 +16,8 @@ from kvmfault.explore.vcpu import Complete
 from kvmfault.explore.world import Explored
 from kvmfault.path.run import PATH, Locked, Step, StepFn
 
+__all__ = ["NONE", "Change", "Mutant", "Path", "after", "before", "everywhere", "instead", "moved", "nobody", "without"]
+
 Path: TypeAlias = tuple[Step | Locked, ...]
 Change: TypeAlias = Callable[[Path], Path]
 

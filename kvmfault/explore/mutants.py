@@ -24,6 +24,8 @@ from kvmfault.scenario import events
 from kvmfault.types import Gfn, Gpa, Gva, Pfn
 from kvmfault.vm.memslots import UPDATING
 
+__all__ = ["BY_NAME", "MUTANTS", "area_only", "make_pages", "sample"]
+
 # The sequence protocol.
 
 

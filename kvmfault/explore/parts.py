@@ -49,6 +49,9 @@ if TYPE_CHECKING:
         def key(self) -> Hashable: ...
 
 
+__all__ = ["GUARDED", "OF_VCPU", "OF_VM", "Buffers", "Part", "Written", "part"]
+
+
 def _fork(value: _Forks) -> object:
     return value.fork()
 

@@ -19,6 +19,18 @@ from kvmfault.scenario.model import Scenario
 from kvmfault.scenario.world import Misuse
 from kvmfault.trace.document import near
 
+__all__ = [
+    "Explored",
+    "Limits",
+    "Task",
+    "as_scenario",
+    "explore",
+    "explore_all",
+    "mutant_named",
+    "reproduce",
+    "targets_of",
+]
+
 _SEED: Final = 1
 
 

@@ -11,6 +11,8 @@ from typing import Final, NamedTuple
 
 from kvmfault.explore.space import Move, Space, State, Violation
 
+__all__ = ["DEFAULT_BOUND", "Found", "Taken", "Tell", "breadth_first", "random_walks", "straightened", "taken"]
+
 DEFAULT_BOUND: Final = 1_000_000
 """States, unless a bound is given."""
 _TELL_EVERY: Final = 5000

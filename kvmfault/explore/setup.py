@@ -19,6 +19,8 @@ from kvmfault.scenario.run import Runner
 from kvmfault.scenario.world import Misuse, Subject, World
 from kvmfault.types import Gpa
 
+__all__ = ["Setting"]
+
 
 @dataclass(frozen=True)
 class Setting:

@@ -16,6 +16,8 @@ from kvmfault.explore.actor import Actor, Rest
 from kvmfault.explore.parts import GUARDED
 from kvmfault.explore.world import Blocked, Broken, Explored
 
+__all__ = ["UNSEEN", "Invariant", "Move", "Space", "State", "Violation"]
+
 State: TypeAlias = tuple[int, ...]
 """First what each actor remembers, then every part of the VM: each a number that stands for a value."""
 Invariant: TypeAlias = Callable[[Explored], str | None]

@@ -9,6 +9,8 @@ from typing import Final
 
 from kvmfault.explore.search import Taken
 
+__all__ = ["NARROWEST", "timeline"]
+
 NARROWEST: Final = 16
 """Columns of one actor, at least."""
 

@@ -35,6 +35,8 @@ from kvmfault.scenario import events
 from kvmfault.scenario.meaning import known
 from kvmfault.types import Gfn, Gpa
 
+__all__ = ["At", "Complete", "Conduct", "Located", "Misread", "Path", "VcpuActor", "kept_completion"]
+
 Path: TypeAlias = tuple[Step | Locked, ...]
 _RUN, _FAULT, _ANSWER, _EMULATE, _COMPLETE = "run", "fault", "answer", "emulate", "complete"
 
@@ -127,8 +129,9 @@ class VcpuActor(Actor):
         self.number = number
         self.holds = part("reads", number)
         self._conduct = conduct
+        transfer = transfer_register(conduct.target)
         self._accesses = tuple(
-            (Gpa(event.gpa + n * event.step), event, _wanted(event, conduct.target))
+            (Gpa(event.gpa + n * event.step), event, _wanted(event, transfer))
             for event in accesses
             for n in range(event.count)
         )
@@ -282,7 +285,7 @@ class VcpuActor(Actor):
             raise Broken("memory-answers", f"{event.do} of memory at {gpa:#x} ends in: {_told(outcome)}")
 
 
-def _wanted(event: events.Access, target: Target) -> Access:
+def _wanted(event: events.Access, transfer: int) -> Access:
     return wanted_access(
         event.size,
         write=event.do == "write",
@@ -290,7 +293,7 @@ def _wanted(event: events.Access, target: Target) -> Access:
         exchange=event.do == "exchange",
         private=event.private,
         described=event.described,
-        transfer=transfer_register(target),
+        transfer=transfer,
         **known(event),
     )
 

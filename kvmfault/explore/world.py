@@ -19,6 +19,8 @@ from kvmfault.scenario.world import World
 from kvmfault.types import Gfn, Gpa, Pfn
 from kvmfault.vm.area import HvaRange
 
+__all__ = ["Blocked", "Broken", "Explored", "SeenVcpu"]
+
 
 class Blocked(Exception):
     """The action cannot happen in this state; its actor waits until it can."""

@@ -141,8 +141,8 @@ class DirtyLogging(Surroundings):
             if new is not None and not new.readonly:
                 self.recover_blocks(new)
         begins = old is not None and new is not None and now and not was
-        watched = policy.dirty_mark is not DirtyMark.ON_HARVEST and not self.log.initially_set
-        if begins and watched and new is not None and not new.readonly:
+        watched = begins and policy.dirty_mark is not DirtyMark.ON_HARVEST
+        if watched and new is not None and not new.readonly and not self.log.initially_set:
             if self.facts.eager_split:
                 self.own_table.split(*self.bytes_of(new.base_gfn, new.end_gfn))
             self._see_writes(new, range(new.npages))

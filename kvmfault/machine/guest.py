@@ -34,7 +34,7 @@ from kvmfault.machine.tlb import Cached
 from kvmfault.path.run import Run
 from kvmfault.types import U64, Gfn, Gpa, Gva, Pfn
 
-__all__ = ["TRIES", "AccessRun", "Ended", "Guest"]
+__all__ = ["TRIES", "AccessRun", "Ended", "Guest", "transfer_register", "wanted_access"]
 
 TRIES: Final = 16
 """Faults of one access after which it is taken to be stuck."""
@@ -75,7 +75,7 @@ class AccessRun:
 
 
 def transfer_register(target: Target) -> int:
-    """A register that keeps what is loaded into it."""
+    """The register that instructions load and store here: the first that keeps what is written."""
     return 1 if target.backend.zero_register == 0 else 0
 
 
@@ -90,8 +90,10 @@ def wanted_access(
     transfer: int = 0,
     **known: object,
 ) -> Access:
-    """What an instruction asks for, before anything is known of where it goes. See ``Guest.access``. *transfer*: the
-    register that it loads or stores."""
+    """What an instruction asks for, before anything is known of where it goes. See ``Guest.access``.
+
+    *transfer*: number of the register that it loads or stores.
+    """
     write = write or exchange
     plain = described and size in (1, 2, 4, 8) and not fetch
     wanted = Access(

@@ -19,7 +19,7 @@ from kvmfault.contract.values import DirtyMark, MemfdSource, PresentLeaf, Unback
 from kvmfault.path import commit, lookup, resolve
 from kvmfault.path.explain import StepRecord, record
 
-__all__ = ["PATH", "BoundPath", "Locked", "Run", "Step", "StepFn", "Walk", "bind"]
+__all__ = ["FELL_THROUGH", "PATH", "BoundPath", "Locked", "Run", "Step", "StepFn", "Walk", "bind"]
 
 StepFn: TypeAlias = Callable[[Ports, MmioFault, Progress], Outcome | None]
 

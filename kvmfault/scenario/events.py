@@ -34,6 +34,7 @@ __all__ = [
     "Event",
     "Fault",
     "GetLog",
+    "GuestMap",
     "HarvestRing",
     "Host",
     "Look",

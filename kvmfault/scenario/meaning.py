@@ -14,6 +14,8 @@ from kvmfault.vm.hostmem import HostMemory
 from kvmfault.vm.memslot import MemslotFlag, slot_number
 from kvmfault.vm.memslot_request import NO_FILE, MemslotRequest
 
+__all__ = ["bits_to_clear", "change_guest_map", "change_host", "known", "place", "slot_request"]
+
 
 def place(vm: World, event: events.Host | events.Back) -> Hva:
     """User address that the event is about."""

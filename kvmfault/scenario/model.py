@@ -23,7 +23,19 @@ from kvmfault.scenario.fields import (
     Word,
 )
 
-__all__ = ["HVA_BASE", "Device", "Machine", "Memfd", "Memory", "Scenario", "Slot", "Translation"]
+__all__ = [
+    "HVA_BASE",
+    "MOST_ACTED",
+    "MOST_ACTORS",
+    "Actor",
+    "Device",
+    "Machine",
+    "Memfd",
+    "Memory",
+    "Scenario",
+    "Slot",
+    "Translation",
+]
 
 MOST_ACTORS: Final = 6
 MOST_ACTED: Final = 8
