@@ -287,3 +287,9 @@ def test_the_command_line_refuses(cli: Cli) -> None:
     cli("explore", str(ROOT / "examples" / "scenarios" / "first.toml")).refused("no [[actor]]")
     cli("run", migrate).refused("it has actors and no schedule")
     cli("explore", migrate, "--bound", "0").refused("--bound")
+
+
+def test_what_is_open_is_still_found() -> None:
+    for path in (FOLDER / "open").glob("*.toml"):
+        read = read_scenario(str(path)).scenario
+        assert all(explore(Task(read, target)).found.violation is not None for target in read.targets)

@@ -22,6 +22,7 @@ from kvmfault.path import lookup
 from kvmfault.path.run import BoundPath, Step
 from kvmfault.scenario import events
 from kvmfault.types import Gfn, Gpa, Gva, Pfn
+from kvmfault.vm.frames import FrameSet
 from kvmfault.vm.memslots import UPDATING
 
 __all__ = ["BY_NAME", "MUTANTS", "area_only", "make_pages", "sample"]
@@ -36,9 +37,8 @@ def _sample_int(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
 
 
 def _end_without_sequence(vm: Explored, event: events.Event, who: str, data: Hashable) -> actions.Done:
-    before = vm.invalidations.seq
     done = actions.range_end(vm, event, who, data)
-    vm.invalidations.seq = before
+    vm.invalidations.seq -= bool(cast("tuple[object, tuple[object, ...]]", data)[1])
     return done
 
 
@@ -64,9 +64,8 @@ def _protect_first(vm: Explored, event: events.Event, who: str, data: Hashable) 
 def _take_bits(vm: Explored, event: events.Event, who: str, data: Hashable) -> actions.Done:
     assert isinstance(event, events.GetLog)
     pages = tuple((event.slot, page) for page in vm.log.pages(event.slot))
-    bitmap = vm.log.bitmap(event.slot)
-    for _, page in pages if bitmap is not None else ():
-        assert bitmap is not None
+    bitmap = vm.log.bitmap(event.slot) or FrameSet()
+    for _, page in pages:
         bitmap.discard(page)
     vm.told(pages)
     return actions.Done("take bits", note=f"pages {[page for _, page in pages]}")
@@ -179,8 +178,7 @@ def _put_unflushed(self: Explored, at: Gpa, gpa: Gpa, prot: int) -> MapResult:
 
 def make_pages(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
     """Table pages are short once: tables in use are taken. (make_mmu_pages_available)"""
-    explored = cast(Explored, vm)
-    if explored.spare:
+    if (explored := cast(Explored, vm)).spare:
         explored.spare -= 1
         explored.retire()
     return None
