@@ -6,7 +6,7 @@ ENV := .venv/.stamp
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint types stubs unit long exhaustive explore fuzz bench fidelity site lock clean
+.PHONY: help demo test lint types stubs unit long exhaustive explore spin fuzz bench fidelity site lock clean
 
 help:  ## show this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do printf '  make %-10s %s\n' "$$name" "$$text"; done
@@ -42,6 +42,9 @@ long: $(ENV)  ## many more random cases, and the tests marked long
 
 exhaustive: $(ENV)  ## compare emitted C with Python on all 2^32 values of ESR_EL2
 	@$(PY) -m tests.exhaustive
+
+spin: $(ENV)  ## the invalidation protocol and its mutants, as spin judges a model of it and as the explorer does
+	@$(PY) -m tests.spin
 
 fuzz: $(ENV)  ## read damaged recordings for ten minutes; what breaks a reader is kept in tests/data/fuzz
 	@$(PY) -m tests.fuzz --seconds 600

@@ -9,11 +9,23 @@ from pathlib import Path
 from bench.columns import column_rows
 from bench.faults import decode_rows, path_rows, scale_rows, slot_rows
 from bench.measure import Row, machine, markdown, table
+from bench.spin import spin_rows
 from bench.traces import trace_rows
 from bench.whole import command_rows, proof_rows, replay_rows
 
 RESULTS = Path(__file__).parent / "RESULTS.md"
-PARTS = (column_rows, decode_rows, path_rows, scale_rows, slot_rows, proof_rows, command_rows, replay_rows, trace_rows)
+PARTS = (
+    column_rows,
+    decode_rows,
+    path_rows,
+    scale_rows,
+    slot_rows,
+    proof_rows,
+    command_rows,
+    replay_rows,
+    trace_rows,
+    spin_rows,
+)
 
 
 def main() -> int:

@@ -15,7 +15,6 @@ from typing import Final
 
 from kvmfault.contract.target import backend
 from kvmfault.explore.mutants import MUTANTS
-from kvmfault.explore.ordering import BARRIERS
 from kvmfault.explore.run import Explored, Limits, Task, explore, targets_of
 from kvmfault.parallel import workers
 from kvmfault.scenario.model import Scenario
@@ -38,11 +37,11 @@ def tasks() -> Iterator[tuple[str, Task]]:
         for target in targets_of(scenario):
             yield name, Task(scenario, target.name, limits=Limits(BOUND))
             yield name, Task(scenario, target.name, limits=Limits(PLAIN, reduce=False))
-    for mutant in (*MUTANTS, *BARRIERS):
-        scenario, limits = standing()[mutant.scenario], Limits(BOUND, weak=bool(mutant.reorderings))
+    for mutant in MUTANTS:
+        scenario = standing()[mutant.scenario]
         for target in targets_of(scenario):
             if mutant.applies(backend(target.name)):
-                yield mutant.scenario, Task(scenario, target.name, mutant=mutant.name, limits=limits)
+                yield mutant.scenario, Task(scenario, target.name, mutant=mutant.name, limits=Limits(BOUND))
 
 
 def _search(task: tuple[str, Task]) -> Explored:

@@ -12,8 +12,7 @@ from docs.declared import table
 from kvmfault.contract.target import backend, backends
 from kvmfault.explore.invariants import NAMES
 from kvmfault.explore.mutants import BY_NAME, MUTANTS
-from kvmfault.explore.ordering import BARRIERS, PAGE_LOCK
-from kvmfault.explore.run import Limits, Task, explore
+from kvmfault.explore.run import Task, explore
 from kvmfault.explore.timeline import timeline
 from kvmfault.scenario.read import read_scenario
 
@@ -23,14 +22,12 @@ _WIDTH: Final = 100
 
 def found(mutant: str, target: str) -> str:
     """The timeline of the shortest way to what a mutant breaks, with the command that prints it."""
-    bug = next(one for one in (*MUTANTS, *BARRIERS) if one.name == mutant)
-    weak = mutant not in BY_NAME
+    bug = BY_NAME[mutant]
     scenario = read_scenario(str(FOLDER / f"{bug.scenario}.toml")).scenario
-    done = explore(Task(scenario, backend(target).name, mutant=mutant, limits=Limits(weak=weak)))
+    done = explore(Task(scenario, backend(target).name, mutant=mutant))
     violation = done.found.violation
     assert violation is not None
-    command = f"kvmfault explore examples/explore/{bug.scenario}.toml --backend {target} --mutant {mutant}"
-    lines = [command + " --weak" * weak, ""]
+    lines = [f"kvmfault explore examples/explore/{bug.scenario}.toml --backend {target} --mutant {mutant}", ""]
     lines += [*timeline(done.actors, done.found.schedule, _WIDTH), "", f"{violation.name}: {violation.what}"]
     return "\n".join(("```text", *lines, "```"))
 
@@ -47,12 +44,6 @@ def invariants() -> str:
     return table(("invariant", "says"), [(f"`{name}`", text) for name, text in NAMES.items()])
 
 
-def barriers() -> str:
-    """What lacks a barrier."""
-    rows = [(f"`{mutant.name}`", mutant.about) for mutant in (PAGE_LOCK, *BARRIERS)]
-    return table(("name", "what is missing"), rows)
-
-
 def mutants() -> str:
     """Bugs of the past."""
     rows = []
@@ -67,13 +58,12 @@ def mutants() -> str:
 BLOCKS: Final[Mapping[str, Callable[[], str]]] = {
     "explore_no_recheck": partial(found, "no-recheck", "arm64"),
     "explore_sequence_after_area": partial(found, "sequence-after-area", "arm64"),
+    "explore_rmb": partial(found, "sample-without-rmb", "x86-ept"),
+    "explore_wmb": partial(found, "end-without-wmb", "arm64"),
     "explore_invalid_slot": partial(found, "invalid-slot-mapped", "x86-ept"),
     "explore_generation": partial(found, "mmio-generation-once", "x86-ept"),
     "explore_protect": partial(found, "protect-before-swap", "x86-npt"),
     "explore_mixing": partial(found, "block-while-mixing", "x86-ept"),
-    "explore_end_barrier": partial(found, "no-end-barrier", "x86-ept"),
-    "explore_test_barrier": partial(found, "no-test-barrier", "arm64"),
-    "explore_barriers": barriers,
     "explore_scenarios": scenarios,
     "explore_invariants": invariants,
     "explore_mutants": mutants,

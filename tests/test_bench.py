@@ -13,10 +13,12 @@ from bench.cloop import compiler
 from bench.columns import FACTS, column_rows
 from bench.faults import GIB, decode_rows, is_write_by_hand, path_rows, scale_rows, slot_rows
 from bench.measure import Each, Row, machine, markdown, seconds, seconds_each, table
+from bench.spin import spin_rows
 from bench.traces import SMALL, trace_rows
 from bench.whole import command_rows, proof_rows, recordings, replay_rows
 from kvmfault.contract.target import backend
 from tests.conftest import ROOT
+from tests.spin.checker import missing_tool
 
 
 @pytest.mark.parametrize(
@@ -56,6 +58,17 @@ def test_traces_beside_trace_cmd() -> None:
     assert len(rows) in (23, 26)  # perf may be missing, or may not record
     assert all(row.value > 0 for row in rows)
     assert sum(row.budget == "at least 15x" for row in rows) == 3
+
+
+def test_the_explorer_beside_spin(monkeypatch: pytest.MonkeyPatch) -> None:
+    if missing_tool() is not None:
+        pytest.skip(f"{missing_tool()} not installed")
+    rows = spin_rows(((1, 1),))
+    assert len(rows) == 6
+    assert all(row.value > 0 and row.other for row in rows)
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    alone = spin_rows(((1, 1),))
+    assert [row.work for row in alone] == [row.work for row in rows if not row.work.endswith("spin")]
 
 
 def test_columns_without_c(monkeypatch: pytest.MonkeyPatch) -> None:

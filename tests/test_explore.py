@@ -18,7 +18,6 @@ from kvmfault.explore.host import HostActor
 from kvmfault.explore.invariants import INVARIANTS, NAMES
 from kvmfault.explore.mutant import Mutant, without
 from kvmfault.explore.mutants import BY_NAME, MUTANTS
-from kvmfault.explore.ordering import BARRIERS, PAGE_LOCK
 from kvmfault.explore.run import Explored, Limits, Task, as_scenario, explore, reproduce
 from kvmfault.explore.search import breadth_first, random_walks
 from kvmfault.explore.setup import Setting
@@ -255,30 +254,6 @@ def test_names_of_actors_are_distinct() -> None:
     assert isinstance(space.actors[1], HostActor)
 
 
-# Memory ordering.
-
-
-@pytest.mark.parametrize("mutant", BARRIERS, ids=lambda m: m.name)
-def test_a_missing_barrier_shows_on_a_weak_machine_only(mutant: Mutant) -> None:
-    for target in filter(lambda t: mutant.applies(backend(t)), TARGETS):
-        strong, weak = (
-            explore(Task(scenario("migrate"), target, mutant=mutant.name, limits=Limits(weak=weak)))
-            for weak in (False, True)
-        )
-        assert strong.found.violation is None
-        assert strong.found.complete
-        assert weak.found.violation is not None, target
-        assert weak.mutant.startswith(f"{mutant.name}-")
-
-
-def test_with_every_barrier_a_weak_machine_is_right() -> None:
-    for target in TARGETS:
-        for name in ("", PAGE_LOCK.name):
-            found = explore(Task(scenario("migrate"), target, mutant=name, limits=Limits(weak=True))).found
-            assert found.violation is None
-            assert found.complete
-
-
 # The command line.
 
 
@@ -301,7 +276,6 @@ def test_the_command_line(cli: Cli, tmp_path: Path) -> None:
     assert "reaches-old-page" in again.out
     assert cli("run", str(written), "--json").json["violation"]["name"] == "reaches-old-page"
     assert "no-recheck" in cli("explore", "--list").out
-    assert cli("explore", "--list", "--json").json["barriers"]
     assert cli("explore", good, *bound, "--random", "5", "--seed", "3", "--json").json[0]["random_walks"] == 5
 
 

@@ -15,7 +15,6 @@ from kvmfault.cli.render import columns, to_json
 from kvmfault.errors import UsageError
 from kvmfault.explore.invariants import NAMES
 from kvmfault.explore.mutants import MUTANTS
-from kvmfault.explore.ordering import BARRIERS, PAGE_LOCK
 from kvmfault.explore.run import (
     Explored,
     Limits,
@@ -90,16 +89,12 @@ def list_mutants(*, json: bool) -> int:
     if json:
         known = ("name", "fix", "commit", "about", "scenario")
         mutants = [{name: getattr(mutant, name) for name in known} for mutant in MUTANTS]
-        barriers = [{"name": mutant.name, "about": mutant.about} for mutant in (PAGE_LOCK, *BARRIERS)]
-        print(to_json({"mutants": mutants, "barriers": barriers, "invariants": NAMES}))
+        print(to_json({"mutants": mutants, "invariants": NAMES}))
         return 0
     print("mutants")
     for mutant in MUTANTS:
         print(f"  {mutant.name}: {mutant.about}")
         print(f"    {mutant.fix}{f' ({mutant.commit})' if mutant.commit else ''}; see {mutant.scenario}")
-    print("barriers, for --weak")
-    for mutant in (PAGE_LOCK, *BARRIERS):
-        print(f"  {mutant.name}: {mutant.about}")
     print("invariants")
     print(columns(list(NAMES.items()), indent="  "))
     return 0

@@ -46,9 +46,6 @@ def explore_command(
         int, typer.Option("--random", metavar="N", min=0, max=100_000_000, help="N random walks instead.")
     ] = 0,
     seed: Annotated[int, typer.Option("--seed", metavar="S", help="Of the random walks.")] = 1,
-    weak: Annotated[
-        bool, typer.Option("--weak", help="Also orders that a machine makes where a mutant lacks a barrier.")
-    ] = False,
     write: Annotated[
         str | None, typer.Option("--write", metavar="DIR", help="Write each violation as a scenario that shows it.")
     ] = None,
@@ -64,6 +61,6 @@ def explore_command(
         finish(explore.list_mutants(json=json))
     if not files:
         raise typer.BadParameter("explore takes scenario files")
-    limits = Limits(bound, not plain, walks, seed, weak)
+    limits = Limits(bound, not plain, walks, seed)
     where = Where(jobs, scheduler)
     finish(explore.run(files, backend or [], settings or [], mutant, limits, where, write, json=json))

@@ -35,6 +35,8 @@ class Actor(ABC):
     """Somebody who acts on the VM. Its own state is one hashable value, so that states of the whole can be compared."""
 
     name: str
+    serves: bool = False
+    """It only carries out what others began: nobody waits for its end."""
     holds: str = ""
     """Part that is True while the actor holds mmu_lock for a fault."""
 

@@ -38,7 +38,7 @@ from kvmfault.scenario import events
 __all__ = ["EVENTS", "HostActor", "Where"]
 
 _TABLES: Final = frozenset(("own_table", "reverse"))
-_NOTIFIER: Final = frozenset(("writer", "invalidations", "host")) | _TABLES
+_NOTIFIER: Final = frozenset(("writer", "invalidations", "host", "buffers")) | _TABLES
 _NOTIFY: Final = (range_start, zap, flush_and_unlock, change, range_end)
 _SLOT: Final = (ask, stage, slot_flush, stage, slot_flush)
 _CHANGE: Final = (begin_change, flush_and_unlock, store, end_change)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.resources import files
@@ -11,11 +11,12 @@ from typing import Final, TypeAlias, cast
 
 from kvmfault.contract.target import Target
 from kvmfault.explore.actions import Action
+from kvmfault.explore.actor import Actor
 from kvmfault.explore.vcpu import Complete
 from kvmfault.explore.world import Explored
 from kvmfault.path.run import PATH, Locked, Step, StepFn
 
-__all__ = ["NONE", "Change", "Mutant", "Path", "after", "before", "everywhere", "instead", "moved", "without"]
+__all__ = ["NONE", "Change", "Mutant", "Path", "after", "before", "everywhere", "instead", "moved", "nobody", "without"]
 
 Path: TypeAlias = tuple[Step | Locked, ...]
 Change: TypeAlias = Callable[[Path], Path]
@@ -76,6 +77,11 @@ def everywhere(target: Target) -> bool:
     return True
 
 
+def nobody(actors: Sequence[Actor]) -> Sequence[Actor]:
+    """No others."""
+    return ()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Mutant:
     """One bug. Nothing of it is in what other commands run."""
@@ -95,17 +101,13 @@ class Mutant:
     """Methods of the VM that differ."""
     misread: Mapping[str, Callable[..., bool]] = field(default_factory=dict)
     """Facts of a fault that are read wrongly: name -> function of the fault."""
+    more: Callable[[Sequence[Actor]], Sequence[Actor]] = nobody
+    """Actors beside the scenario's, given these."""
 
     complete: Complete | None = None
     """By what device accesses are finished instead."""
     guards: bool = True
     """Nobody changes what mmu_lock guards while a fault holds it: see ``parts.GUARDED``."""
-    reorderings: tuple[Mutant, ...] = ()
-    """What a machine that keeps no order of its own may make of it."""
-
-    def allowing(self, *reorderings: Mutant) -> Mutant:
-        """The same, and what else it may become."""
-        return replace(self, reorderings=reorderings)
 
     @property
     def fix(self) -> str:

@@ -15,6 +15,7 @@ from kvmfault.contract.progress import Progress
 from kvmfault.contract.target import Target
 from kvmfault.contract.values import ExecGrant, InvalidSlot, MemfdSource, Prefault, Unbacked
 from kvmfault.explore import actions
+from kvmfault.explore.barriers import WITHOUT_BARRIERS, area_only, sample
 from kvmfault.explore.mutant import Mutant, after, instead, without
 from kvmfault.explore.world import Explored, SeenVcpu
 from kvmfault.path import lookup
@@ -27,19 +28,6 @@ from kvmfault.vm.memslots import UPDATING
 __all__ = ["BY_NAME", "MUTANTS", "area_only", "make_pages", "sample"]
 
 # The sequence protocol.
-
-
-def area_only(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
-    """What ``snapshot`` does, but for the sample."""
-    outcome = lookup.snapshot(vm, fault, at)
-    at.seq = 0
-    return outcome
-
-
-def sample(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
-    """The sample alone."""
-    at.seq = vm.invalidations.seq
-    return None
 
 
 def _sample_int(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
@@ -395,6 +383,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         applies=lambda target: target.format.break_before_make,
         ports={"map": _map_unflushed},
     ),
+    *WITHOUT_BARRIERS,
 )
 """All of them; the commits that fixed them are in fixes.toml, since titles name architectures."""
 BY_NAME: Final[Mapping[str, Mutant]] = {mutant.name: mutant for mutant in MUTANTS}

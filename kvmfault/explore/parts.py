@@ -17,6 +17,15 @@ class Written(NamedTuple):
     """Slots for which user space was told that logging has begun."""
 
 
+class Buffers(NamedTuple):
+    """Memory accesses that nothing orders, each by (who, what). (see barriers)"""
+
+    begun: frozenset[tuple[str, str]] = frozenset()
+    """They have not taken effect."""
+    got: frozenset[tuple[str, str, int]] = frozenset()
+    """Loads that have, with their values, until these are used."""
+
+
 class Part(NamedTuple):
     """How one kind of part is copied before somebody may change it, and by what it is recognised."""
 
@@ -40,7 +49,7 @@ if TYPE_CHECKING:
         def key(self) -> Hashable: ...
 
 
-__all__ = ["GUARDED", "OF_VCPU", "OF_VM", "Part", "Written", "part"]
+__all__ = ["GUARDED", "OF_VCPU", "OF_VM", "Buffers", "Part", "Written", "part"]
 
 
 def _fork(value: _Forks) -> object:
@@ -77,6 +86,7 @@ OF_VM: Final = {
     "spare": _VALUE,
     "writer": _VALUE,
     "written": _VALUE,
+    "buffers": _VALUE,
 }
 """Parts that a VM has once."""
 OF_VCPU: Final = {

@@ -10,7 +10,7 @@ from typing import Final
 from kvmfault.contract.target import Target, backend, backends
 from kvmfault.errors import UsageError
 from kvmfault.explore.mutant import NONE, Mutant
-from kvmfault.explore.ordering import ALL
+from kvmfault.explore.mutants import BY_NAME
 from kvmfault.explore.search import DEFAULT_BOUND, Found, Tell, breadth_first, random_walks, straightened, taken
 from kvmfault.explore.setup import Setting
 from kvmfault.explore.space import Space, State
@@ -46,8 +46,6 @@ class Limits:
     """Random walks instead."""
     seed: int = _SEED
     """Of the random walks."""
-    weak: bool = False
-    """Also every order that a machine may make of the program where a barrier is missing."""
 
 
 @dataclass(frozen=True)
@@ -81,9 +79,9 @@ class Task:
 
 def mutant_named(name: str) -> Mutant:
     """Raises UsageError for an unknown one; "" is the kernel as it is."""
-    if name and name not in ALL:
-        raise UsageError(f"no mutant is called {name[:40]!r}{near(name, list(ALL))}")
-    return ALL[name] if name else NONE
+    if name and name not in BY_NAME:
+        raise UsageError(f"no mutant is called {name[:40]!r}{near(name, list(BY_NAME))}")
+    return BY_NAME[name] if name else NONE
 
 
 def targets_of(scenario: Scenario, names: Sequence[str] = ()) -> tuple[Target, ...]:
@@ -92,27 +90,9 @@ def targets_of(scenario: Scenario, names: Sequence[str] = ()) -> tuple[Target, .
 
 
 def explore(task: Task, tell: Tell | None = None) -> Explored:
-    """Search, with ``limits.weak`` one order of the program after the other. Raises UsageError, Misuse."""
+    """Search. Raises UsageError, Misuse."""
     if not task.scenario.actor:
         raise UsageError("the scenario has no actors: there is nothing to interleave")
-    done = _explore(task, tell)
-    for order in mutant_named(task.mutant).reorderings if task.limits.weak else ():
-        if done.found.violation is not None:
-            break
-        more = _explore(replace(task, mutant=order.name), tell)
-        found = replace(
-            more.found,
-            states=done.found.states + more.found.states,
-            moves=done.found.moves + more.found.moves,
-            ran=done.found.ran + more.found.ran,
-            complete=done.found.complete and more.found.complete,
-        )
-        name = more.mutant if found.violation is not None else done.mutant
-        done = replace(done, mutant=name, found=found, seconds=done.seconds + more.seconds)
-    return done
-
-
-def _explore(task: Task, tell: Tell | None) -> Explored:
     space, limits = task.setting.space(), task.limits
     start = perf_counter()
     if limits.walks:

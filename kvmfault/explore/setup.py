@@ -51,7 +51,8 @@ class Setting:
                 actors.append(VcpuActor(conduct, number, accesses, may, noted=noted))
             else:
                 actors.append(HostActor(actor.name or _called(actor.event[0]), actor.event, self.mutant.actions))
-        return Space(vm, parts, _distinct(actors), INVARIANTS, guards=self.mutant.guards)
+        actors = _distinct(actors)
+        return Space(vm, parts, [*actors, *self.mutant.more(actors)], INVARIANTS, guards=self.mutant.guards)
 
 
 def _vcpu_of(actor: model.Actor, number: int) -> int | None:
@@ -101,7 +102,7 @@ def _vcpus_may(scenario: model.Scenario, vm: Explored, *, exclusive: bool) -> Re
     # what a vCPU may touch and change, beside its own parts; every action is held to this
     happens = [*scenario.event, *(event for actor in scenario.actor for event in actor.event)]
     does = {event.do for event in happens}
-    writes = {"own_table", "reverse", "log", "written", "warnings", "signals"}
+    writes = {"own_table", "reverse", "log", "written", "warnings", "signals", "buffers"}
     foreign = {"vcpu", "inside", "marks", "idle", "fault"}
     if does & set(_BRINGS_IN):
         writes |= {"host", "invalidations"}

@@ -141,8 +141,8 @@ class Space:
         return part is not None and self._values[part][state[self._first + part]] is True
 
     def ended(self, state: State, actor: int) -> bool:
-        """Whether an actor has nothing left to do."""
-        return self.actors[actor].ended(self._locals[state[actor]])
+        """Whether an actor has nothing left to do that anybody waits for."""
+        return self.actors[actor].serves or self.actors[actor].ended(self._locals[state[actor]])
 
     def at_restart(self, state: State, actor: int) -> bool:
         """Whether an actor is at a point to which it may come back."""
@@ -235,8 +235,7 @@ class Space:
     def stuck(self, state: State) -> Violation | None:
         """Nobody can go on though not all have ended; or the last one left comes to no end."""
         left = [actor for actor in range(len(self.actors)) if not self.ended(state, actor)]
-        able = [actor for actor in left if self.move(state, actor) is not None]
-        if left and not able:
+        if left and all(self.move(state, actor) is None for actor in range(len(self.actors))):
             return Violation("deadlock", f"{' and '.join(self.actors[a].name for a in left)} can never go on")
         if len(left) == 1 and self.at_restart(state, left[0]):
             return self._for_ever(state, left[0])

@@ -17,15 +17,19 @@ NARROWEST: Final = 16
 
 def timeline(actors: Sequence[str], schedule: Sequence[Taken], width: int = 100) -> Iterator[str]:
     """Lines of at most *width* columns, unless there are so many actors that theirs would become too narrow."""
+    acting = {step.actor for step in schedule}
+    # accesses that take effect by themselves (see barriers) have a column only if one of the kind does
+    shown = [actor for actor, name in enumerate(actors) if actor in acting or ":" not in name]
+    column = {actor: at for at, actor in enumerate(shown)}
     lead = len(str(len(schedule))) + 2
-    each = max(NARROWEST, (width - lead) // len(actors) - 2)
-    yield (" " * lead + "".join(f"{name:<{each + 2}}" for name in actors)).rstrip()
+    each = max(NARROWEST, (width - lead) // len(column) - 2)
+    yield (" " * lead + "".join(f"{actors[actor]:<{each + 2}}" for actor in column)).rstrip()
     number = 1
     for actor, run in groupby(schedule, key=lambda step: step.actor):
         steps = list(run)
         for at, text in _folded(steps, each):
             first = f"{number + at:>{lead - 2}}  " if at is not None else " " * lead
-            yield (first + " " * (actor * (each + 2)) + text).rstrip()
+            yield (first + " " * (column[actor] * (each + 2)) + text).rstrip()
         number += len(steps)
 
 

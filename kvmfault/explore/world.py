@@ -14,7 +14,7 @@ from kvmfault.contract.format import Memory, W
 from kvmfault.contract.ports import MapResult, Memslot, MmioNote, PinError
 from kvmfault.contract.values import Unbacked
 from kvmfault.errors import ModelError
-from kvmfault.explore.parts import OF_VCPU, OF_VM, Part, Written, part
+from kvmfault.explore.parts import OF_VCPU, OF_VM, Buffers, Part, Written, part
 from kvmfault.machine.vcpu import Vcpu
 from kvmfault.scenario.world import World
 from kvmfault.types import Gfn, Gpa, Pfn
@@ -55,6 +55,7 @@ class Explored(World):
     spare: int
     """How often the kernel may yet be short of table pages: see ``retire``."""
     written: Written
+    buffers: Buffers
     late: bool
     """Flushes are put off: what is stale stays noted in the table until ``flush_late``."""
     watched: tuple[Gpa, ...]
@@ -74,7 +75,7 @@ class Explored(World):
         new.__dict__.update({name: value for name, value in vars(world).items() if name not in OF_VM})
         values: list[object] = [vars(world).get(name) for name in OF_VM]
         logging = frozenset(s.number for space in world.slots.active for s in space.slots() if s.logs_dirty)
-        values[parts.index("written")] = Written(logging=logging)
+        values[parts.index("written")], values[parts.index("buffers")] = Written(logging=logging), Buffers()
         values[parts.index("mixing")], values[parts.index("spare")] = (), 1
         kinds = list(OF_VM.values())
         for number, vcpu in enumerate(world.vcpus):

@@ -52,7 +52,15 @@ class Invalidation:
 
     def end(self) -> None:
         """An invalidation ends: the sequence moves before the count drops. (kvm_mmu_invalidate_end)"""
+        self.raise_sequence()
+        self.drop_count()
+
+    def raise_sequence(self) -> None:
+        """The first half of ``end``; a write barrier stands between the two."""
         self.seq = (self.seq + 1) & U64
+
+    def drop_count(self) -> None:
+        """The second half."""
         self.in_progress -= 1
         if self.in_progress < 0:
             self.bugged = True
