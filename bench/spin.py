@@ -33,7 +33,7 @@ def spin_rows(sizes: Sequence[tuple[int, int]] = SIZES) -> list[Row]:
                 continue
             spin, all_of_spin = check(case.model, fast=True), check(case.model, reduce=False, fast=True)
             rows.append(_states(f"states of the {what}: spin", spin.states, all_of_spin.states))
-            other = all_of_spin.states / all_of_spin.seconds
+            other = all_of_spin.states / max(all_of_spin.seconds, 0.01)  # spin tells hundredths
             rows.append(Row(f"search of the {what}: explorer", speed, "states/s", "spin:", other))
     return rows
 

@@ -106,7 +106,7 @@ def test_every_member_can_be_lost_to_somebody_and_some_to_nobody() -> None:
         "arm64": {"user"},
         "powerpc": {"user", "granule", "shadow_stack", "private", "ordered"}
         | {"size", "register", "sign_extend", "wide"},
-        "s390": {"offset", "gva", "read", "exec", "user", "cause", "on_walk", "final", "granule", "cache_op"}
+        "s390": {"offset", "gva", "read", "write", "exec", "user", "cause", "on_walk", "final", "granule", "cache_op"}
         | {"protection_key", "shadow_stack", "size", "register", "sign_extend", "wide", "ordered"},
         "x86-ept": {"user", "cause", "granule", "cache_op", "protection_key"}
         | {"size", "register", "sign_extend", "wide", "ordered"},

@@ -26,6 +26,7 @@ from kvmfault.contract.values import Reaction, Unbacked
 from kvmfault.machine.stage2 import Stage2
 from kvmfault.path.run import bind
 from kvmfault.types import Gfn, Gpa, Hva, Pfn
+from kvmfault.vm.area import HvaRange
 from kvmfault.vm.memslot import GmemBinding, MemslotFlag
 from kvmfault.vm.memslot_request import MemslotRequest, Via
 from tests.kernel.scripted import ScriptedPorts
@@ -460,6 +461,22 @@ def slot_with_userfault(on: Target) -> object:
 @shows("prefault", {ARM[:1]: EINVAL, ARM[1:] + TDP: 0, SHADOW: EOPNOTSUPP})
 def prefault_of_a_page(on: Target) -> object:
     return world(on).prefault(GPA, 4 * K).errno
+
+
+@shows("logging_drops", {ARM + X86: True})
+def begin_of_logging(on: Target) -> object:
+    vm = world(on)
+    vm.resolve(fault(on, WRITE))
+    change(vm, slot=0, flags=LOGGED, gpa=Gpa(GPA), size=G, hva=HVA)
+    return leaf(vm, GPA) is not None
+
+
+@shows("age_flushes", {ARM + X86: True})
+def aged(on: Target) -> object:
+    vm = world(on)
+    vm.access(GPA)
+    vm.age(HvaRange(HVA, Hva(HVA + 4 * K)))
+    return bool(vm.vcpu.tlb.entries())
 
 
 @shows("recovers_blocks", {ARM: [4 * K, 4 * K], X86: [4 * K, None]})

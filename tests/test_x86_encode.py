@@ -124,7 +124,7 @@ def test_a_write_on_arm64_becomes_the_violation_of_a_write() -> None:
         (Access(read=True, cause=Cause.PERMISSION), 0x21),  # execute only: KVM makes none that is write-only
         (Access(exec=True, cause=Cause.PERMISSION), 0x1C),
         (Access(read=True, write=True, cause=Cause.PERMISSION), 0x23),
-        (Access(read=True, write=True, exec=True, cause=Cause.PERMISSION), 0xF),  # no entry forbids all and is there
+        (Access(read=True, write=True, exec=True, cause=Cause.PERMISSION), 0xB),  # no processor's fetch writes
         (Access(read=True, on_walk=True, cause=Cause.MISSING), 0x81),
         (Access(exec=True, final=True, cause=Cause.MISSING), 0x184),
         (Access(read=True, gva=Gva(0x1000), cause=Cause.MISSING), 0x181),

@@ -64,7 +64,8 @@ class Policy:
     """leave_unbacked, settle_slot, Prefaulting.prefault.
     (arm64: kvm_handle_guest_abort, io_mem_abort; x86: kvm_handle_noslot_fault)"""
     invalid_slot: InvalidSlot
-    """lookup. (arm64: gfn_to_hva_memslot_prot; x86: kvm_faultin_pfn; s390: gmap has no such look-up in 6.12)"""
+    """lookup, settle_slot.
+    (arm64: gfn_to_hva_memslot_prot; x86: kvm_faultin_pfn; s390: gmap has no such look-up in 6.12)"""
     write_tracking: bool
     """track_write, fit_size, protect_tracked: frames that hold guest tables are write-protected.
     (arm64: tracks no writes; x86: page_fault_handle_page_track, kvm_gfn_is_write_tracked)"""

@@ -40,7 +40,7 @@ __all__ = [
     "track_write",
 ]
 
-_AS_NONE = InvalidSlot.AS_NONE
+_AS_NONE, _RETRY = InvalidSlot.AS_NONE, InvalidSlot.RETRY
 _ALWAYS, _UNLESS_PERMISSION = Topup.ALWAYS, Topup.UNLESS_PERMISSION
 _SLOT = MemfdSource.SLOT
 _NO_SLOT = Pin(None, PinError.NO_SLOT)
@@ -163,7 +163,7 @@ def settle_slot(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
     """
     if at.slot is None:
         return become_mmio(vm, fault, at)
-    if at.slot.invalid:
+    if at.slot.invalid and at.policy.invalid_slot is _RETRY:
         return Retry("the slot is being deleted or moved")
     for joint in at.joints.special_slot:
         outcome = joint(vm, fault, at)
