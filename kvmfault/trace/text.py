@@ -80,6 +80,7 @@ _FORMS: Final = tuple(
 _QUIET: Final = re.compile(r"(?:\S{1,255}: )?(?:#|cpus=\d|CPU \d+ is empty|version = )|\s+=> ").match
 _LOST: Final = re.compile(r"(?:\S{1,255}: )?CPU:(\d{1,6}) \[(?:LOST )?(?:(\d{1,20}) )?EVENTS(?: DROPPED)?\]").match
 _ENTRIES: Final = re.compile(r"# entries-in-buffer/entries-written: (\d{1,19})/(\d{1,19})\s").match
+_MARK: Final = "tracing_mark_write"  # the function whose name the kernel prints instead of the event's
 _GAPS: Final = 10_000
 _CPUS: Final = 1 << 13
 _EXPECTED: Final = "'task-pid [cpu] flags seconds: event: text' of tracefs, trace-cmd report or perf script"
@@ -124,6 +125,8 @@ def read_text(
                         break
                 continue
         fraction, name = m[5], m[6]
+        if name == _MARK:
+            name = "print"
         events[name] += 1
         losses.passed(int(m[3]), m[4], fraction)
         if fraction is None:
@@ -151,6 +154,7 @@ def parse_line(line: str, number: int = 0) -> TextEvent | None:
 def _event(m: re.Match[str], number: int, line: str) -> TextEvent:
     comm, pid, cpu, seconds, fraction, name = m.groups()
     time = _time(seconds, fraction)
+    name = "print" if name == _MARK else name
     return TextEvent(number, comm.strip(" "), int(pid), int(cpu), time, name, m.end() + 1, line[m.end() :].rstrip())
 
 
