@@ -190,6 +190,18 @@ def test_a_damaged_recording_is_a_finding(cli: Cli, tmp_path: Path) -> None:
     assert "the file is damaged: the compressed file ends early" in done.out
 
 
+@pytest.mark.parametrize("command", [("trace", "info"), ("trace", "summary"), ("replay",)])
+def test_garbled_lines_are_a_finding(cli: Cli, tmp_path: Path, command: tuple[str, ...]) -> None:
+    file = tmp_path / "garbled.txt"
+    lines = gzip.decompress(PACKED.read_bytes()).splitlines(keepends=True)
+    lines[19:22] = [b"\x80#\x00garbled\n"] * 3
+    file.write_bytes(b"".join(lines))
+    for options in ((), ("--json",)):
+        done = cli(*command, str(file), *options)
+        assert done.status == 1
+        assert done.out.count("3 lines could not be read, first at line 20") == 1
+
+
 def test_annotate_reads_what_is_compressed(cli: Cli, tmp_path: Path) -> None:
     file = tmp_path / "log.gz"
     file.write_bytes(gzip.compress(LOG.encode()))

@@ -192,6 +192,28 @@ def test_headers_are_silent_and_the_rest_is_counted() -> None:
     assert stats.lines == len(HEADERS) + 3 + 7 + 2
 
 
+def test_lines_that_cannot_be_read_are_damage() -> None:
+    stats = ReadStats()
+    list(read_text(io.BytesIO((LINE + "junk\n" + LINE).encode()), stats=stats))
+    assert stats.damage == "1 lines could not be read, first at line 2"
+    stats = ReadStats()
+    stack = "\tffff8000810a1b2c fault+0x1c ([kernel.kallsyms])\n"  # what `perf script` prints after `record -g`
+    list(read_text(io.BytesIO((LINE + stack + "\n" + LINE).encode()), stats=stats))
+    assert stats.damage is None
+
+
+@pytest.mark.parametrize("place", [0, 2, 150])
+@pytest.mark.parametrize("ticks", [False, True])
+def test_one_garbled_stamp_does_not_make_another_clock(place: int, ticks: bool) -> None:
+    good, bad = LINE, LINE.replace("14.194", "14194")
+    good, bad = (bad, good) if ticks else (good, bad)
+    lines = [good] * 200
+    lines[place] = bad
+    stats = ReadStats()
+    got = list(read_text(io.BytesIO("".join(lines).encode()), stats=stats))
+    assert (len(got), stats.ticks, stats.unreadable_lines) == (199, ticks, [place + 1])
+
+
 def test_a_recording_without_events_is_none_the_less_one() -> None:
     assert events("# tracer: nop\n#\n") == []
     assert events("cpus=2\nCPU 0 is empty\n") == []

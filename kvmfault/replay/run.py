@@ -335,8 +335,6 @@ def _remark(report: Report) -> None:
     if read.lost or read.lost_unknown or read.overwritten:
         count = sum(read.lost.values()) + read.overwritten
         notes.append(f"the kernel lost {count or 'some'} events of this recording")
-    if read.unreadable:
-        notes.append(f"{read.unreadable} lines could not be read, first at line {read.unreadable_lines[0]}")
     if read.misfits:
         where = f", first at line {read.misfit_lines[0]}" if read.misfit_lines else ""
         notes.append(f"{sum(read.misfits.values())} events read differently{where}")

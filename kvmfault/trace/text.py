@@ -17,6 +17,7 @@ import codecs
 import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain, islice
 from typing import Final
 
 from kvmfault.errors import TraceError
@@ -77,11 +78,14 @@ _FORMS: Final = tuple(
         r"(.{1,16}) +(?:\d{1,10}/)?(\d{1,10})" + _CPU + _STAMP,
     )
 )
-_QUIET: Final = re.compile(r"(?:\S{1,255}: )?(?:#|cpus=\d|CPU \d+ is empty|version = )|\s+=> ").match
+_QUIET: Final = re.compile(
+    r"(?:\S{1,255}: )?(?:#|cpus=\d|CPU \d+ is empty|version = )|\s+(?:=> |[0-9a-f]{6,16} \S)"
+).match
 _LOST: Final = re.compile(r"(?:\S{1,255}: )?CPU:(\d{1,6}) \[(?:LOST )?(?:(\d{1,20}) )?EVENTS(?: DROPPED)?\]").match
 _ENTRIES: Final = re.compile(r"# entries-in-buffer/entries-written: (\d{1,19})/(\d{1,19})\s").match
 _MARK: Final = "tracing_mark_write"  # the function whose name the kernel prints instead of the event's
 _GAPS: Final = 10_000
+_VOTES: Final = 100
 _CPUS: Final = 1 << 13
 _EXPECTED: Final = "'task-pid [cpu] flags seconds: event: text' of tracefs, trace-cmd report or perf script"
 _BINARY: Final = {
@@ -101,14 +105,18 @@ def read_text(
 
     Raises `UsageError` if the file cannot be opened, `TraceError` if it is no recording (nothing in it
     reads as an event, and no header says that it is empty), and with *strict* also at the first line
-    that is neither event nor header, where it is otherwise counted.
+    that is neither event nor header, where it is otherwise counted and told as damage. So is an event whose stamp is
+    in seconds where most are in ticks, or the reverse.
     """
     stats = ReadStats() if stats is None else stats
     path = source_name(source)
     match, header = _FORMS[0], False
     events, skipped, number = stats.events, stats.skipped, 0
     losses = _Losses(stats)
-    for line in _lines(source, stats):
+    lines = _lines(source, stats)
+    first = list(islice(lines, _VOTES))
+    ticks = _in_ticks(first)
+    for line in chain(first, lines):
         number += 1
         if (m := match(line)) is None or len(line) > MAX_LINE:
             stats.lines = number
@@ -125,11 +133,17 @@ def read_text(
                         break
                 continue
         fraction, name = m[5], m[6]
+        if (fraction is None) is not ticks:
+            if ticks is not None:
+                stats.lines = number
+                _unreadable(path, line, stats, strict=strict)
+                continue
+            ticks = fraction is None
         if name == _MARK:
             name = "print"
         events[name] += 1
         losses.passed(int(m[3]), m[4], fraction)
-        if fraction is None:
+        if ticks:
             stats.ticks = True
         if wanted is not None and name not in wanted:
             skipped[name] += 1
@@ -141,6 +155,9 @@ def read_text(
     if not events and (stats.unreadable or not header):
         found = stats.damage or (f"{number} lines that are not" if number else "nothing")
         raise TraceError(f"not a recording: expected {_EXPECTED}, found {found}", path=path, line=1)
+    if stats.unreadable:
+        lost = f"{stats.unreadable:,} lines could not be read, first at line {stats.unreadable_lines[0]}"
+        stats.damage = f"{lost}; {stats.damage}" if stats.damage else lost
 
 
 def parse_line(line: str, number: int = 0) -> TextEvent | None:
@@ -149,6 +166,13 @@ def parse_line(line: str, number: int = 0) -> TextEvent | None:
         if m := form(line[: MAX_LINE + 1]):
             return _event(m, number, line)
     return None
+
+
+def _in_ticks(lines: Collection[str]) -> bool | None:
+    # One clock stamps a whole recording, so most of its first events tell whether stamps have a point: not one that
+    # was garbled. None: there is no event among them.
+    found = [m[5] is None for line in lines for m in [next(filter(None, (form(line) for form in _FORMS)), None)] if m]
+    return 2 * sum(found) > len(found) if found else None
 
 
 def _event(m: re.Match[str], number: int, line: str) -> TextEvent:
