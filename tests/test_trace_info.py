@@ -91,3 +91,10 @@ def test_of_a_recording_on_large_pages(cli: Cli) -> None:
     assert told["faults"] == {"arm64": 1608}
     replayed = cli("replay", str(path))
     assert "1608 faults of arm64:16k@" in replayed.out  # nobody had to say so
+
+
+def test_of_a_trace_dat_that_was_cut_before_its_events(cli: Cli, tmp_path: Path) -> None:
+    whole = recording("arm64/a-kvm_page_table/trace.dat").read_bytes()
+    path = tmp_path / "cut.dat"
+    path.write_bytes(whole[:631_573])
+    cli("trace", "info", str(path)).refused("at byte 0x9a315: the file was cut short", "after 631,573 bytes")
