@@ -13,6 +13,7 @@ import pytest
 
 from kvmfault.contract.target import backend, backends
 from kvmfault.path.run import PATH, Locked, bind
+from kvmfault.replay import run
 from tests.cli import Cli
 from tests.conftest import ROOT
 
@@ -190,6 +191,18 @@ def test_a_damaged_recording_is_a_finding(cli: Cli, tmp_path: Path) -> None:
     assert "the file is damaged: the compressed file ends early" in done.out
 
 
+@pytest.mark.parametrize("command", [("trace", "info"), ("trace", "summary"), ("replay",)])
+def test_garbled_lines_are_a_finding(cli: Cli, tmp_path: Path, command: tuple[str, ...]) -> None:
+    file = tmp_path / "garbled.txt"
+    lines = gzip.decompress(PACKED.read_bytes()).splitlines(keepends=True)
+    lines[19:22] = [b"\x80#\x00garbled\n"] * 3
+    file.write_bytes(b"".join(lines))
+    for options in ((), ("--json",)):
+        done = cli(*command, str(file), *options)
+        assert done.status == 1
+        assert done.out.count("3 lines could not be read, first at line 20") == 1
+
+
 def test_annotate_reads_what_is_compressed(cli: Cli, tmp_path: Path) -> None:
     file = tmp_path / "log.gz"
     file.write_bytes(gzip.compress(LOG.encode()))
@@ -213,6 +226,20 @@ def test_closed_streams_are_bad_input(closed: str) -> None:
     assert done.returncode == 2
     assert done.stderr.startswith("kvmfault: ")
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("device", ["/dev/zero", "/dev/urandom", "/dev/tty"])
+@pytest.mark.parametrize("command", [("trace", "info"), ("trace", "summary"), ("replay",), ("replay", "--check")])
+def test_a_device_is_no_recording(cli: Cli, command: tuple[str, ...], device: str) -> None:
+    cli(*command, device).refused(f"{device}: a device")
+    if command == ("replay",):
+        cli("replay", RECORDING, "--slots", device).refused(f"{device}: a device")
+
+
+@pytest.mark.parametrize("first", [b"", b"\0" * 300])
+def test_a_pipe_without_end_is_given_up(cli: Cli, first: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "_HOPELESS", 1 << 20)
+    cli("replay", "-", stdin=(first + b"no event\n") * 300_000).refused("<stdin>: not a recording", "does not end")
 
 
 def test_replay_of_nothing_on_standard_input(cli: Cli) -> None:

@@ -169,6 +169,7 @@ def test_the_command(cli: Cli, tmp_path: Path) -> None:
     done = cli("trace", "convert", str(source), str(out))
     assert done.status == 0
     assert "2 rows" in done.out
+    assert "grouped by event: sort by place" in done.out
     assert "not of interest: 1 events" in done.out
     assert "not readable by their format: 1 events (fault)" in done.out
     assert "lost by the kernel: 3 on CPU 4" in done.out

@@ -91,3 +91,26 @@ def test_of_a_recording_on_large_pages(cli: Cli) -> None:
     assert told["faults"] == {"arm64": 1608}
     replayed = cli("replay", str(path))
     assert "1608 faults of arm64:16k@" in replayed.out  # nobody had to say so
+
+
+def test_of_a_trace_dat_that_was_cut_before_its_events(cli: Cli, tmp_path: Path) -> None:
+    whole = recording("arm64/a-kvm_page_table/trace.dat").read_bytes()
+    path = tmp_path / "cut.dat"
+    path.write_bytes(whole[:631_573])
+    cli("trace", "info", str(path)).refused("at byte 0x9a315: the file was cut short", "after 631,573 bytes")
+
+
+@pytest.mark.parametrize("garbled", [b"name: kvm_emulate_insn\n", b"\tfield:__u8 len;"])
+def test_one_garbled_format_leaves_the_others(cli: Cli, tmp_path: Path, garbled: bytes) -> None:
+    source = recording("x86/p1-perf-longmode2-cpl3/perf.data")
+    content = bytearray(source.read_bytes())
+    at = content.index(garbled, content.index(b"name: kvm_emulate_insn\n"))
+    content[at : at + 8] = b"\xff\x01zzzzzz"
+    path = tmp_path / "perf.data"
+    path.write_bytes(content)
+    whole, said = cli("trace", "info", str(source), "--json").json, cli("trace", "info", str(path), "--json")
+    assert said.status == 1
+    assert said.json["damage"].startswith(f"at byte {at:#x}: " if garbled.startswith(b"name") else "at byte 0x")
+    assert "emulate_insn" in said.json["damage"]
+    assert said.json["faults"] == whole["faults"]
+    assert said.json["events"]["kvm_exit"] == whole["events"]["kvm_exit"] > 0

@@ -67,8 +67,6 @@ def formats_of(folder: Path) -> Path | None:
 
 def same(binary: tuple[dict[str, pl.DataFrame], ReadStats], text: Path, form: str) -> None:
     (want, counted), (found, read) = binary, columns(text)
-    if form == "trace" and "tracing_mark_write" in found:
-        found["print"] = found.pop("tracing_mark_write")  # the kernel prints its function
     assert {name: len(frame) for name, frame in found.items()} == {name: len(frame) for name, frame in want.items()}
     if form == "trace":  # what was written over before it was printed, of all CPUs
         assert read.overwritten == counted.lost.total()

@@ -111,7 +111,7 @@ def test_perf_script_and_tick_clocks() -> None:
 @pytest.mark.parametrize("folder", recordings("*/*/"))
 def test_every_recording_reads_completely(folder: Path) -> None:
     names = re.compile(r"(trace|report.*|aux|perf-script)\.txt(\.gz)?$")
-    mark = {"tracing_mark_write": "print"}  # one event, named differently by the tools
+    mark = {"tracing_mark_write": "print"}  # counts were taken from the kernel's text, which prints its function
     for path in (p for p in folder.iterdir() if names.match(p.name)):
         stats = ReadStats()
         list(read_text(path, wanted=(), stats=stats, strict=True))
@@ -119,9 +119,7 @@ def test_every_recording_reads_completely(folder: Path) -> None:
         if not path.name.startswith("aux") and counts.exists():
             words = [line.split() for line in counts.read_text().replace(": ", " ").splitlines()]
             want = {w[w[0].isdigit()].split(":")[-1]: int(w[not w[0].isdigit()]) for w in words if len(w) == 2}
-            assert {mark.get(name, name): n for name, n in stats.events.items()} == {
-                mark.get(name, name): n for name, n in want.items()
-            }
+            assert stats.events == {mark.get(name, name): n for name, n in want.items()}
 
 
 # -- lines -------------------------------------------------------------------------------------------
@@ -192,6 +190,28 @@ def test_headers_are_silent_and_the_rest_is_counted() -> None:
     assert (stats.lost, stats.lost_unknown) == ({1: 15}, 1)
     assert (stats.unreadable, stats.unreadable_lines) == (7, [12, 13, 14, 15, 16])
     assert stats.lines == len(HEADERS) + 3 + 7 + 2
+
+
+def test_lines_that_cannot_be_read_are_damage() -> None:
+    stats = ReadStats()
+    list(read_text(io.BytesIO((LINE + "junk\n" + LINE).encode()), stats=stats))
+    assert stats.damage == "1 lines could not be read, first at line 2"
+    stats = ReadStats()
+    stack = "\tffff8000810a1b2c fault+0x1c ([kernel.kallsyms])\n"  # what `perf script` prints after `record -g`
+    list(read_text(io.BytesIO((LINE + stack + "\n" + LINE).encode()), stats=stats))
+    assert stats.damage is None
+
+
+@pytest.mark.parametrize("place", [0, 2, 150])
+@pytest.mark.parametrize("ticks", [False, True])
+def test_one_garbled_stamp_does_not_make_another_clock(place: int, ticks: bool) -> None:
+    good, bad = LINE, LINE.replace("14.194", "14194")
+    good, bad = (bad, good) if ticks else (good, bad)
+    lines = [good] * 200
+    lines[place] = bad
+    stats = ReadStats()
+    got = list(read_text(io.BytesIO("".join(lines).encode()), stats=stats))
+    assert (len(got), stats.ticks, stats.unreadable_lines) == (199, ticks, [place + 1])
 
 
 def test_a_recording_without_events_is_none_the_less_one() -> None:

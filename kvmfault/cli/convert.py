@@ -38,7 +38,7 @@ def run(
 def render(made: Converted, out: str) -> str:
     """What was written, as text."""
     counts = [(f"{made.written[name]:,}", name, ", ".join(named[5:])) for name, named in made.columns.items()]
-    parts = [f"{out}: {made.rows:,} rows, {made.size:,} bytes"]
+    parts = [f"{out}: {made.rows:,} rows, {made.size:,} bytes, grouped by event: sort by place"]
     parts.append(
         columns(sorted(counts, key=lambda row: -int(row[0].replace(",", ""))), indent="  ", right=frozenset({0}))
     )

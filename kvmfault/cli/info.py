@@ -86,8 +86,6 @@ def _troubles(info: Info) -> Iterator[str]:
         yield f"  and {len(read.gaps) - _SHOWN} times more"
     if read.misfits:
         yield f"read differently than declared: {read.misfits.total():,} events ({', '.join(read.misfits)})"
-    if read.unreadable:
-        yield f"{read.unreadable:,} lines could not be read, first at line {read.unreadable_lines[0]}"
     if read.damage:
         yield f"damaged: {read.damage}"
 

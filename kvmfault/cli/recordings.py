@@ -133,7 +133,10 @@ def trace_convert_command(
     scheduler: SchedulerOption = None,
     json: JsonFlag = False,
 ) -> None:
-    """Write a recording's events and decoded faults as one Parquet table; status 1 if the recording is damaged."""
+    """Write a recording's events and decoded faults as one Parquet table; status 1 if the recording is damaged.
+
+    Rows are grouped by event: sort by `place` for time order.
+    """
     from kvmfault.cli import convert
 
     finish(convert.run(recording, out, backend, formats, instance, Where(jobs, scheduler), json=json))

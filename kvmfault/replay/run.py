@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import sys
 import tempfile
 from collections import Counter
@@ -14,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from errno import EFAULT
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, Final, NamedTuple
 
 from kvmfault.contract.access import kind
 from kvmfault.contract.format import size_text
@@ -40,12 +39,16 @@ from kvmfault.trace.events import (
 )
 from kvmfault.trace.recording import ReadStats, Recording
 from kvmfault.trace.slots import SlotComparison, SlotSource, compare_slots, infer_slots
-from kvmfault.trace.source import source_name
+from kvmfault.trace.source import ByteStream, no_device, source_name
+from kvmfault.trace.text import looks_recorded
 
 __all__ = ["Opened", "Progress", "Report", "replay", "seekable", "survey"]
 
 Progress = Callable[[str, int], None]
 """Called now and then with the name of the pass and the bytes read so far."""
+
+_PIECE: Final = 1 << 18
+_HOPELESS: Final = 1 << 26  # bytes of a pipe that does not begin as a recording does
 
 
 @dataclass(slots=True)
@@ -335,8 +338,6 @@ def _remark(report: Report) -> None:
     if read.lost or read.lost_unknown or read.overwritten:
         count = sum(read.lost.values()) + read.overwritten
         notes.append(f"the kernel lost {count or 'some'} events of this recording")
-    if read.unreadable:
-        notes.append(f"{read.unreadable} lines could not be read, first at line {read.unreadable_lines[0]}")
     if read.misfits:
         where = f", first at line {read.misfit_lines[0]}" if read.misfit_lines else ""
         notes.append(f"{sum(read.misfits.values())} events read differently{where}")
@@ -363,6 +364,17 @@ def _watched(events: Iterable[Event], stats: ReadStats, progress: Progress | Non
         progress(name, stats.bytes)
 
 
+def _keep(pipe: ByteStream, kept: IO[bytes], name: str) -> None:
+    first, size = b"", 0
+    while piece := pipe.read(_PIECE):
+        first = first or piece
+        size += len(piece)
+        if size > _HOPELESS and not (first.startswith(b"\x1f\x8b") or looks_recorded(first)):
+            what = "not a recording: nothing where it begins reads as an event"
+            raise TraceError(f"{what}, and it does not end in {size} bytes", path=name)
+        kept.write(piece)
+
+
 @contextmanager
 def seekable(source: str) -> Generator[str]:
     """A path that can be read several times: standard input and pipes are kept in a temporary file."""
@@ -371,9 +383,10 @@ def seekable(source: str) -> Generator[str]:
     if source != "-" and (Path(source).is_file() or Path(source).is_dir()):
         yield source
         return
+    no_device(source)
     with tempfile.NamedTemporaryFile(prefix="kvmfault-") as kept:
         with nullcontext(sys.stdin.buffer) if source == "-" else Path(source).open("rb") as pipe:
-            shutil.copyfileobj(pipe, kept)
+            _keep(pipe, kept, source_name(source))
         kept.flush()
         try:
             yield kept.name

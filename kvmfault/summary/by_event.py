@@ -161,4 +161,4 @@ def unsaid(given: Given) -> Iterator[str]:
     if source.lost:
         yield "what happened where events were lost: counts are too low there, and times across a gap may be too long"
     if source.damage:
-        yield f"what comes after the damage: {source.damage}"
+        yield f"what is damaged: {source.damage}"

@@ -142,7 +142,7 @@ def _cautions(a: Summary, b: Summary) -> Iterator[str]:
         lost = summary.section("lost")
         if lost is not None:
             yield f"{which} lost events: {lost.notes[0]}"
-        damage = next((line for line in summary.unsaid if line.startswith("what comes after the damage")), None)
+        damage = next((line for line in summary.unsaid if line.startswith("what is damaged")), None)
         if damage is not None:
             yield f"{which} is damaged: {damage.partition(': ')[2]}"
     for which, have, lack in (("first", a, b), ("second", b, a)):

@@ -21,7 +21,7 @@ at once; a format is parsed in full when it is asked for.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import Final, NamedTuple
@@ -130,13 +130,15 @@ class EventFormat:
 class Formats(Mapping[str, EventFormat]):
     """The formats of one recording, by event name, parsed when asked for.
 
-    Raises TraceError with the offset of a text that is no format; the one of an event only when it is asked for.
+    A text that is no format is left out and told in ``damage`` with its offset; raises TraceError if all are such. That
+    of an event is read in full, and raises TraceError, only when it is asked for.
     """
 
     def __init__(self, path: str, texts: Iterable[FormatText]) -> None:
         self.path = path
         self.names: dict[int, str] = {}
         """Of every event, by the number that records carry."""
+        self.damage: list[TraceError] = []
         self._texts: dict[str, FormatText] = {}
         self._ids: dict[str, int] = {}
         self._parsed: dict[str, EventFormat] = {}
@@ -147,7 +149,8 @@ class Formats(Mapping[str, EventFormat]):
             head = _HEAD(text.text)
             if head is None:
                 found = f"expected 'name: EVENT, ID: NUMBER, format:', found {text.text[:40]!r}"
-                raise TraceError(found, path=path, offset=text.offset)
+                self.damage.append(TraceError(found, path=path, offset=text.offset))
+                continue
             number, name = int(head[2]), head[1].decode(errors="replace")
             if number in self.names:
                 continue
@@ -156,6 +159,22 @@ class Formats(Mapping[str, EventFormat]):
             self.names[number] = name
             self._texts[name] = text
             self._ids[name] = number
+        if self.damage and not self.names:
+            raise self.damage[0]
+
+    def chosen(self, wanted: Collection[str] | None) -> tuple[dict[int, EventFormat], list[TraceError]]:
+        """Of the events in *wanted*, or all: those that can be read, by number, and what is wrong with the others.
+        Raises TraceError if none can be read."""
+        found, wrong = {}, []
+        for number, name in self.names.items():
+            if wanted is None or name in wanted:
+                try:
+                    found[number] = self[name]
+                except TraceError as e:
+                    wrong.append(e)
+        if wrong and not found:
+            raise wrong[0]
+        return found, self.damage + wrong
 
     def __getitem__(self, name: str) -> EventFormat:
         if name not in self._parsed:

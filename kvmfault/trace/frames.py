@@ -41,8 +41,8 @@ class Plan:
 
     @classmethod
     def of(cls, layout: Layout, formats: Formats, wanted: Collection[str] | None) -> Plan:
-        """The events named in *wanted*, or all. Raises TraceError if the format of one cannot be read."""
-        chosen = {n: formats[name] for n, name in formats.names.items() if wanted is None or name in wanted}
+        """The events named in *wanted*, or all, whose formats can be read. Raises TraceError if none can."""
+        chosen, _ = formats.chosen(wanted)
         return cls(layout, formats.names, chosen)
 
 

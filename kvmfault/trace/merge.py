@@ -96,6 +96,8 @@ class RingRecording:
         damage = Damage()
         if self._damage is not None:
             damage.add(self._damage)
+        for wrong in self.formats.chosen(self.formats.of_interest())[1]:
+            damage.add(wrong)
         cpus = []
         for stream in self.streams:
             extents = _Extents(absolute(stream.extents(size)) if where.apart else stream.extents(size))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from kvmfault.trace.binary import File
 from kvmfault.trace.recording import Recording
+from kvmfault.trace.source import no_device
 
 __all__ = ["open_recording"]
 
@@ -18,6 +19,7 @@ def open_recording(source: str, *, formats: str | None = None, instance: str | N
     """
     from kvmfault.trace import rawpages, tracedat  # each reader when it is needed: they take long to load
 
+    no_device(source)
     path = Path(source)
     if formats is not None or path.is_dir() or (path.is_file() and rawpages.is_raw(path)):
         return rawpages.open_rawpages(source, formats)

@@ -146,6 +146,8 @@ class PerfRecording:
         head = self._head
         plan = Plan.of(Layout(4096, 16, 8), self.formats, wanted)
         damage = Damage(self._damage.first, self._damage.more)
+        for wrong in self.formats.chosen(self.formats.of_interest())[1]:
+            damage.add(wrong)
         order = Order(plan, stats)
         stream = Stream(head.file, head.at, head.end, stats, damage)
         reader = _Reader(head, order, stats)

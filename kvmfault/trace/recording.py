@@ -96,7 +96,7 @@ class ReadStats:
     ticks: bool = False
     """A stamp had no point, so times are ticks of the recording's clock, not ns."""
     damage: str | None = None
-    """Why reading ended early (a compressed file cut short or corrupt)."""
+    """What could not be read: where reading ended early, what a file leaves out, lines that are no events."""
 
 
 class RecordedEvent(NamedTuple):

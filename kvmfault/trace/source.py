@@ -12,7 +12,7 @@ from typing import Final, Protocol, TypeAlias
 from kvmfault.errors import UsageError
 from kvmfault.trace.recording import ReadStats
 
-__all__ = ["ByteStream", "Source", "is_text", "open_bytes", "source_name"]
+__all__ = ["ByteStream", "Source", "is_text", "no_device", "open_bytes", "source_name"]
 
 _CHUNK: Final = 1 << 18
 
@@ -34,6 +34,12 @@ def source_name(source: Source) -> str:
     if isinstance(source, str | Path):
         return "<stdin>" if str(source) == "-" else str(source)
     return str(getattr(source, "name", "<stream>"))
+
+
+def no_device(path: str | Path) -> None:
+    """Raises `UsageError` if *path* is a device: it may never end, and holds no recording."""
+    if Path(path).is_char_device() or Path(path).is_block_device():
+        raise UsageError(f"{path}: a device, which holds no recording: give a file or a pipe")
 
 
 def is_text(path: str | Path) -> bool:
@@ -71,7 +77,10 @@ def open_bytes(source: Source, stats: ReadStats) -> Generator[bytes, None, None]
 def _open(source: Source) -> AbstractContextManager[ByteStream]:
     if not isinstance(source, str | Path):
         return nullcontext(source)
-    return nullcontext(sys.stdin.buffer) if str(source) == "-" else Path(source).open("rb")
+    if str(source) == "-":
+        return nullcontext(sys.stdin.buffer)
+    no_device(source)
+    return Path(source).open("rb")
 
 
 def _plain(piece: bytes, read: Callable[[int], bytes], stats: ReadStats) -> Iterator[bytes]:

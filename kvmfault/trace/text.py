@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import codecs
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Generator, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import Final
 
 from kvmfault.errors import TraceError
@@ -77,10 +78,15 @@ _FORMS: Final = tuple(
         r"(.{1,16}) +(?:\d{1,10}/)?(\d{1,10})" + _CPU + _STAMP,
     )
 )
-_QUIET: Final = re.compile(r"(?:\S{1,255}: )?(?:#|cpus=\d|CPU \d+ is empty|version = )|\s+=> ").match
+_QUIET: Final = re.compile(
+    r"(?:\S{1,255}: )?(?:#|cpus=\d|CPU \d+ is empty|version = )|\s+(?:=> |[0-9a-f]{6,16} \S)"
+).match
 _LOST: Final = re.compile(r"(?:\S{1,255}: )?CPU:(\d{1,6}) \[(?:LOST )?(?:(\d{1,20}) )?EVENTS(?: DROPPED)?\]").match
 _ENTRIES: Final = re.compile(r"# entries-in-buffer/entries-written: (\d{1,19})/(\d{1,19})\s").match
+_MARK: Final = "tracing_mark_write"  # the function whose name the kernel prints instead of the event's
 _GAPS: Final = 10_000
+_VOTES: Final = 100
+_CHARACTERS: Final = 1 << 18
 _CPUS: Final = 1 << 13
 _EXPECTED: Final = "'task-pid [cpu] flags seconds: event: text' of tracefs, trace-cmd report or perf script"
 _BINARY: Final = {
@@ -100,14 +106,31 @@ def read_text(
 
     Raises `UsageError` if the file cannot be opened, `TraceError` if it is no recording (nothing in it
     reads as an event, and no header says that it is empty), and with *strict* also at the first line
-    that is neither event nor header, where it is otherwise counted.
+    that is neither event nor header, where it is otherwise counted and told as damage. So is an event whose stamp is
+    in seconds where most are in ticks, or the reverse.
     """
     stats = ReadStats() if stats is None else stats
+    header = yield from _events(source, wanted, stats, strict=strict)
+    if not stats.events and (stats.unreadable or not header):
+        found = stats.damage or (f"{stats.lines} lines that are not" if stats.lines else "nothing")
+        raise TraceError(f"not a recording: expected {_EXPECTED}, found {found}", path=source_name(source), line=1)
+    if stats.unreadable:
+        lost = f"{stats.unreadable:,} lines could not be read, first at line {stats.unreadable_lines[0]}"
+        stats.damage = f"{lost}; {stats.damage}" if stats.damage else lost
+
+
+def _events(
+    source: Source, wanted: Collection[str] | None, stats: ReadStats, *, strict: bool
+) -> Generator[TextEvent, None, bool]:
+    # Returns whether there was a header.
     path = source_name(source)
     match, header = _FORMS[0], False
     events, skipped, number = stats.events, stats.skipped, 0
     losses = _Losses(stats)
-    for line in _lines(source, stats):
+    lines = _lines(source, stats)
+    first, stats.ticks = _clock(lines)
+    ticks = stats.ticks
+    for line in chain(first, lines):
         number += 1
         if (m := match(line)) is None or len(line) > MAX_LINE:
             stats.lines = number
@@ -124,10 +147,14 @@ def read_text(
                         break
                 continue
         fraction, name = m[5], m[6]
+        if (fraction is None) is not ticks:
+            stats.lines = number
+            _unreadable(path, line, stats, strict=strict)
+            continue
+        if name == _MARK:
+            name = "print"
         events[name] += 1
         losses.passed(int(m[3]), m[4], fraction)
-        if fraction is None:
-            stats.ticks = True
         if wanted is not None and name not in wanted:
             skipped[name] += 1
             continue
@@ -135,9 +162,7 @@ def read_text(
         yield _event(m, number, line)
     losses.end()
     stats.lines = number
-    if not events and (stats.unreadable or not header):
-        found = stats.damage or (f"{number} lines that are not" if number else "nothing")
-        raise TraceError(f"not a recording: expected {_EXPECTED}, found {found}", path=path, line=1)
+    return header
 
 
 def parse_line(line: str, number: int = 0) -> TextEvent | None:
@@ -148,9 +173,24 @@ def parse_line(line: str, number: int = 0) -> TextEvent | None:
     return None
 
 
+def _clock(lines: Iterator[str]) -> tuple[list[str], bool]:
+    # The first lines, and whether their stamps are ticks, without a point. One clock stamps a whole recording, so most
+    # of its first events tell: not one whose stamp was garbled.
+    first, votes, length = [], [], 0
+    for line in lines:
+        first.append(line)
+        length += len(line) + 1
+        if m := next(filter(None, (form(line) for form in _FORMS)), None):
+            votes.append(m[5] is None)
+        if (votes and len(first) >= _VOTES) or length > _CHARACTERS:
+            break
+    return first, 2 * sum(votes) > len(votes)
+
+
 def _event(m: re.Match[str], number: int, line: str) -> TextEvent:
     comm, pid, cpu, seconds, fraction, name = m.groups()
     time = _time(seconds, fraction)
+    name = "print" if name == _MARK else name
     return TextEvent(number, comm.strip(" "), int(pid), int(cpu), time, name, m.end() + 1, line[m.end() :].rstrip())
 
 

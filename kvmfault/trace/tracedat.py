@@ -171,7 +171,12 @@ def _version7(box: _Container, start: Cursor) -> None:
         _options7(box, first)
     except TraceError as e:
         box.damage = e
+        if first >= box.file.size:
+            what = f"the file was cut short: it ends here, after {box.file.size:,} bytes"
+            box.damage = box.file.wrong(f"{what}, and the index that it should have is at {first:#x}", box.file.size)
         sections = _salvage7(box, start.at)
+        if box.damage is not e and not box.buffers:
+            raise box.file.wrong(f"{box.damage.message}; no pages of a CPU could be found in it", box.file.size) from e
     for number, data in box.options:
         if number in (_HEADER, _FTRACE, _EVENTS, _CMDLINES):
             sections[number] = data.u64()
