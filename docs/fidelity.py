@@ -107,6 +107,7 @@ TABLES: Final[dict[str, Callable[[], str]]] = {
     "x86_probes": lambda: table("x86aux", (*MAIN, Aspect.REPAIR, Aspect.RETURN, Aspect.ENTRY, Aspect.LOG), probes=True),
     "x86_events": lambda: table("x86", (Aspect.ANSWER, Aspect.LEVEL, Aspect.PERMISSIONS, Aspect.ENTRY), probes=False),
     "arm64_calls": lambda: table("arm64", CALLS, probes=True),
+    "arm64_events": lambda: table("arm64", (Aspect.ANSWER, Aspect.MMIO), probes=False),
     "causes": causes,
 }
 

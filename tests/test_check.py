@@ -77,6 +77,43 @@ def test_trace_events_alone(path: Path) -> None:
     assert not report.unexplained, disagreements(report)
 
 
+# Two devices; of the second access the syndrome has no size, and KVM_RUN fails.
+DEVICES = """\
+ vm-7 [000] 1.000001: kvm_exit: TRAP: HSR_EC: 0x0024 (DABT_LOW), PC: 0x400c34
+ vm-7 [000] 1.000002: kvm_guest_fault: ipa 0x9000000, hsr 0x93800047, hxfar 0x4000, pc 0x400c34
+ vm-7 [000] 1.000003: kvm_mmio: mmio write len 4 gpa 0x9000000 val 0x1
+ vm-7 [000] 1.000004: kvm_userspace_exit: reason KVM_EXIT_MMIO (6)
+ vm-7 [000] 1.000005: kvm_entry: PC: 0x400c38
+ vm-7 [000] 1.000006: kvm_exit: TRAP: HSR_EC: 0x0024 (DABT_LOW), PC: 0x400c38
+ vm-7 [000] 1.000007: kvm_guest_fault: ipa 0x9002000, hsr 0x92000047, hxfar 0x5000, pc 0x400c38
+ vm-7 [000] 1.000008: kvm_mmio_nisv: ipa 0x9002000, esr 0x92000047, far 0x5000, pc 0x400c38
+ vm-7 [000] 1.000009: kvm_userspace_exit: reason error ({errno})
+"""
+
+
+@pytest.mark.parametrize(
+    ("errno", "differs"),
+    [
+        (38, set()),
+        (14, {(Aspect.ANSWER, "error ENOSYS", "error EFAULT")}),
+    ],
+)
+def test_a_device_access_without_probes(errno: int, differs: set[tuple[Aspect, str, str]], tmp_path: Path) -> None:
+    path = tmp_path / "trace.txt"
+    path.write_text(DEVICES.format(errno=errno))
+    report = check(str(path), "arm64@6.12")
+    assert report.tally.of(Aspect.ANSWER)[1] == 2
+    assert {(d.aspect, d.model, d.kernel) for d in report.tally.disagreements} == differs
+
+
+@pytest.mark.parametrize("path", recordings("arm64/d-*/trace.*t"))
+def test_device_accesses_alone(path: Path) -> None:
+    report = check(str(path), "arm64@6.12")
+    agreed, compared = report.tally.of(Aspect.ANSWER)
+    assert agreed == compared > 0, disagreements(report)
+    assert not report.unexplained, disagreements(report)
+
+
 @pytest.mark.parametrize("path", recordings("x86aux/npt-kvm_page_table-thp/trace.txt*"))
 def test_the_kernel_is_found(path: Path) -> None:
     # 7.4 answers otherwise where an entry is there already

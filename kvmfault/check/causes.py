@@ -9,7 +9,7 @@ from typing import Final
 from kvmfault.check.flight import Flight
 from kvmfault.check.tally import Aspect
 from kvmfault.contract.format import X
-from kvmfault.contract.probes import EMULATE, FIXED, SPURIOUS, Said
+from kvmfault.contract.probes import DEVICE_ACCESS, EMULATE, FIXED, SPURIOUS, Said
 
 __all__ = ["CAUSES", "WALKS_MARKS", "Cause"]
 
@@ -55,7 +55,7 @@ def _slots_are_made_up(flight: Flight, aspect: Aspect, model: str, kernel: str) 
         return large and (aspect is Aspect.LEVEL or model == "none")
     if aspect is not Aspect.ANSWER or requested is None:
         return False
-    return flight.fault.is_reserved if has_memory else model in (FIXED, SPURIOUS) and kernel == EMULATE
+    return flight.fault.is_reserved if has_memory else model in (FIXED, SPURIOUS) and kernel in (EMULATE, DEVICE_ACCESS)
 
 
 def _before_is_unknown(flight: Flight, aspect: Aspect, model: str, kernel: str) -> bool:

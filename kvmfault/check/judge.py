@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from errno import EFAULT, errorcode
+from errno import EFAULT, ENOSYS, errorcode
 from typing import Final
 
 from kvmfault.check.causes import CAUSES, WALKS_MARKS
@@ -14,8 +14,19 @@ from kvmfault.check.world import CheckedVm
 from kvmfault.contract.access import kind
 from kvmfault.contract.accessors import Gap
 from kvmfault.contract.format import PROTS, Kind, R, W, X, size_text
-from kvmfault.contract.outcome import Emulate, Error, Exit, Fixed, Inject
-from kvmfault.contract.probes import EMULATE, FIXED, RETRY, SPURIOUS, WRITE_PROTECTED, Said, answer_text, error_text
+from kvmfault.contract.outcome import Done, Emulate, Error, Exit, Fixed, Inject, Outcome, Reason, Resume
+from kvmfault.contract.probes import (
+    DEVICE_ACCESS,
+    EMULATE,
+    FIXED,
+    RETRY,
+    SPURIOUS,
+    UNDECODED_ACCESS,
+    WRITE_PROTECTED,
+    Said,
+    answer_text,
+    error_text,
+)
 from kvmfault.contract.target import Target
 from kvmfault.contract.values import Prefault
 from kvmfault.path.run import Run
@@ -63,14 +74,14 @@ class Judge:
         run = flight.end()
         kernel = self._kernel_answer(flight)
         if kernel:
-            compare(Aspect.ANSWER, answer_text(flight.walk.outcome) if flight.walk.outcome else "none", kernel)
+            compare(Aspect.ANSWER, _answer(flight.walk.outcome, kernel), kernel)
         tried = flight.told.get(Said.REPAIR_TRIED)
         if tried is not None:
             compare(Aspect.REPAIR, _repair(flight), str(tried.values["answer"]))
         self._slot(flight, compare)
         self._sizes(flight, compare)
         self._entry(flight, compare)
-        if flight.devices and isinstance(flight.walk.outcome, Emulate):
+        if flight.devices and _is_device(flight.walk.outcome):
             page = flight.vm.page_shift
             gfn = flight.walk.progress.gfn if flight.walk.progress.looked_up else None
             pages = {event.gpa >> page for event in flight.devices}
@@ -129,7 +140,11 @@ class Judge:
             return FIXED if old != new else SPURIOUS if fmt.prot(old) & wanted else ""
         if flight.errno in (EFAULT, EHWPOISON):  # not what a signal gives
             return error_text(flight.errno)
-        return EMULATE if flight.devices or Said.MMIO_INSTALLED in flight.told else ""
+        if flight.devices and flight.devices[-1].size:
+            return DEVICE_ACCESS
+        if flight.devices:  # of a size that nothing tells
+            return error_text(flight.errno) if flight.errno else UNDECODED_ACCESS
+        return EMULATE if Said.MMIO_INSTALLED in flight.told else ""
 
     def _slot(self, flight: Flight, compare: Callable[[Aspect, str, str], bool]) -> None:
         pinned = flight.told.get(Said.PINNED)
@@ -253,6 +268,24 @@ class Judge:
         """KVM_PRE_FAULT_MEMORY is done with one address."""
         if target.policy.prefault is Prefault.REFUSED:
             self._plain(Aspect.PREFAULT, asked.line, "pre-fault", _return_text(-95), _return_text(ended.number("ret")))
+
+
+def _answer(outcome: Outcome | None, kernel: str) -> str:
+    if outcome is None:
+        return "none"
+    if kernel == DEVICE_ACCESS and _is_device(outcome):
+        return kernel
+    undecoded = outcome == Error(ENOSYS) or (isinstance(outcome, Exit) and outcome.reason is Reason.UNDECODED_MMIO)
+    return kernel if kernel == UNDECODED_ACCESS and undecoded else answer_text(outcome)
+
+
+def _is_device(outcome: Outcome | None) -> bool:
+    # whether it is emulated, decoded for user space or a bus of the kernel takes it is not what the event tells
+    match outcome:
+        case Emulate() | Exit(reason=Reason.MMIO | Reason.WIDE_MMIO) | Resume(done=Done.BUS):
+            return True
+        case _:
+            return False
 
 
 def _repair(flight: Flight) -> str:

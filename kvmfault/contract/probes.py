@@ -31,11 +31,13 @@ from kvmfault.vm.guest_tables import GuestTranslation, GuestWalkFault
 
 __all__ = [
     "CONTINUE",
+    "DEVICE_ACCESS",
     "EMULATE",
     "FIXED",
     "RETRY",
     "SAID",
     "SPURIOUS",
+    "UNDECODED_ACCESS",
     "WRITE_PROTECTED",
     "GuestWalk",
     "Probe",
@@ -178,6 +180,10 @@ class Probes:
 _ADDED: Final = re.compile(r"^[pr]_|_{1,2}(?:ret|return|exit|entry)(?:_\d+)?$|_\d+$")
 RETRY: Final = "retry"
 EMULATE: Final = "emulate"
+DEVICE_ACCESS: Final = "device access"
+"""What an event of such an access tells: not whether the instruction is emulated or the hardware has decoded it."""
+UNDECODED_ACCESS: Final = "undecoded device access"
+"""Of one that the syndrome does not describe: not whether it fails or is left to user space."""
 WRITE_PROTECTED: Final = "write-protected"
 FIXED: Final = "fixed"
 SPURIOUS: Final = "spurious"
