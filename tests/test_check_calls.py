@@ -13,6 +13,7 @@ from kvmfault.check.run import check
 from kvmfault.check.tally import Aspect, Tally
 from kvmfault.contract.target import Target, backend
 from kvmfault.contract.values import ExecGrant, ReadMaps
+from kvmfault.errors import UsageError
 from kvmfault.trace.assemble import Assembler
 from kvmfault.trace.recording import ReadStats
 from kvmfault.trace.truth import ProbeReader, Truth, read_truth
@@ -406,3 +407,19 @@ def test_another_vm_is_noticed(tmp_path: Path) -> None:
     checked.run(events[: len(events) // 4] + events)
     assert checked.taken[Assumed.NEW_VM.value] == 1
     assert checked.tally.disagreements == []
+
+
+def test_probes_of_another_run_are_refused(tmp_path: Path) -> None:
+    trace = next((CUT / "arm64_two_vcpus").glob("trace.txt*"))
+    other = next((CUT / "arm64_reclaim").glob("aux.txt*"))
+    with pytest.raises(UsageError, match=r"none of the .* faults of"):
+        check(str(trace), aux=str(other))
+
+
+def test_faults_that_the_probes_lack_are_told(tmp_path: Path) -> None:
+    trace, aux = (CUT / "arm64_reclaim" / f"{name}.txt" for name in ("trace", "aux"))
+    lines = aux.read_text().splitlines(keepends=True)
+    part = tmp_path / "aux.txt"
+    part.write_text("".join(lines[: len(lines) // 2]))
+    assert not [n for n in check(str(trace), aux=str(aux)).notes if "are not in" in n]
+    assert [n for n in check(str(trace), aux=str(part)).notes if "were not checked" in n]
