@@ -80,10 +80,10 @@ def sample(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
 class Access(Actor):
     """Lets one kind of access of a vCPU or notifier take effect, whenever one has begun."""
 
-    serves = True
+    serves: bool = True
 
     def __init__(self, who: str, what: str, *, store: bool) -> None:
-        self.name = f"{who}:{what}"
+        self.name: str = f"{who}:{what}"
         self._who, self._what, self._store = who, what, store
 
     def start(self) -> Hashable:
