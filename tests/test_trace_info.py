@@ -100,7 +100,7 @@ def test_of_a_trace_dat_that_was_cut_before_its_events(cli: Cli, tmp_path: Path)
     cli("trace", "info", str(path)).refused("at byte 0x9a315: the file was cut short", "after 631,573 bytes")
 
 
-@pytest.mark.parametrize("garbled", [b"name: kvm_emulate_insn\n", b"\tfield:__u8 len;"])
+@pytest.mark.parametrize("garbled", [b"name: kvm_emulate_insn\n", b"offset:"])
 def test_one_garbled_format_leaves_the_others(cli: Cli, tmp_path: Path, garbled: bytes) -> None:
     source = recording("x86/p1-perf-longmode2-cpl3/perf.data")
     content = bytearray(source.read_bytes())
@@ -113,4 +113,4 @@ def test_one_garbled_format_leaves_the_others(cli: Cli, tmp_path: Path, garbled:
     assert said.json["damage"].startswith(f"at byte {at:#x}: " if garbled.startswith(b"name") else "at byte 0x")
     assert "emulate_insn" in said.json["damage"]
     assert said.json["faults"] == whole["faults"]
-    assert said.json["events"]["kvm_exit"] == whole["events"]["kvm_exit"] > 0
+    assert said.json["events"]["kvm_mmu_set_spte"] == whole["events"]["kvm_mmu_set_spte"] > 0
