@@ -45,13 +45,17 @@ def recording(name: str) -> Path:
     return path
 
 
-def recordings(pattern: str) -> list[pytest.ParameterSet]:
-    """Parameters for every large recording that matches the glob ``pattern``, or one that is skipped."""
+def recordings(pattern: str, *, slow: str = "") -> list[pytest.ParameterSet]:
+    """Parameters for every large recording that matches the glob ``pattern``, or one that is skipped.
+
+    *slow*: name of a folder whose recordings only `make long` reads here; other tests read them too.
+    """
     if not TRACES.is_dir():
         return [pytest.param(TRACES, id="absent", marks=pytest.mark.skip(reason=ABSENT))]
     found = sorted(TRACES.glob(pattern))
     assert found, f"no recording matches {pattern}"
-    return [pytest.param(path, id=str(path.relative_to(TRACES))) for path in found]
+    long = {path: [pytest.mark.long] for path in found if slow and path.parent.name == slow}
+    return [pytest.param(path, id=str(path.relative_to(TRACES)), marks=long.get(path, [])) for path in found]
 
 
 class Cluster(NamedTuple):

@@ -74,7 +74,7 @@ def test_syndromes_agree_with_the_meta_file(path: Path) -> None:
     assert found == Counter(json.loads(path.read_text())["esr"])
 
 
-@pytest.mark.parametrize("path", recordings("*/*/report*.txt.gz"))
+@pytest.mark.parametrize("path", recordings("*/*/report*.txt.gz", slow="vm2-linux_guest_thp_dirty"))
 def test_other_text_forms_hold_the_same_faults(path: Path) -> None:
     found = faults(path)
     original = next((p for p in (path.parent / "trace.txt.gz", path.parent / "trace.txt") if p.exists()), None)

@@ -110,7 +110,9 @@ FORMS: Final = {
 }
 
 
-@pytest.mark.parametrize("first", recordings("*/*/cmdline.txt") + recordings("*/*/meta.txt"))
+@pytest.mark.parametrize(
+    "first", recordings("*/*/cmdline.txt", slow="vm2-linux_guest_thp_dirty") + recordings("*/*/meta.txt")
+)
 def test_every_text_form_gives_the_columns_of_the_binary_one(first: Path) -> None:
     folder = first.parent
     binary = next((folder / name for name in ("trace.dat", "perf.data") if (folder / name).exists()), folder)
