@@ -4,7 +4,7 @@ and column form and in all four shapes; generated mistakes in the definitions ar
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Final
 
@@ -20,6 +20,7 @@ from kvmfault.algebra.prove import combinations, relate
 from kvmfault.contract.accessors import FACTS, Accessors, Gap, map_accessors
 from kvmfault.contract.shapes import Handle, HandleOps, Hybrid, Ops, View, snapshot
 from kvmfault.contract.target import Target
+from kvmfault.testing import shapes
 from tests.definitions import VALID_BY, Answer, assert_same, differ, fact_definitions, in_columns, one_by_one, wrong
 from tests.oracle_arm64 import Inputs, accessors, facts
 
@@ -159,13 +160,6 @@ class Arm64:
     """The architecture that handles of this test belong to."""
 
 
-def shapes(target: Target, registers: Mapping[str, int]) -> dict[str, object]:
-    raw = target.decode(**registers)
-    handle: Handle[Arm64] = Handle(raw.of)
-    ops: HandleOps[Arm64] = HandleOps(target.ops)
-    return {"snapshot": snapshot(raw), "raw": raw, "handle": ops.bind(handle), "hybrid": Hybrid(raw.ops, raw.of)}
-
-
 TOLD: Final = {
     "gpa_page": "kvm_get_fault_gpa",
     "gpa_offset_bits": "gpa_offset",
@@ -200,7 +194,7 @@ def test_shapes_agree_with_the_transcription(target: Target) -> None:
         }
         for name, how in TOLD.items():
             want[how] = int(expected[name][0][i]) if expected[name][1][i] else None
-        for shape, fault in shapes(target, {**given, "KVM": kvm & 3}).items():
+        for shape, fault in shapes(target, target.decode(**{**given, "KVM": kvm & 3})).items():
             assert told(fault) == want, shape
 
 

@@ -16,7 +16,6 @@ from kvmfault.contract.accessors import FACTS, TRUTHS, Gap, Snapshot
 from kvmfault.contract.shapes import Handle, HandleOps, View
 from kvmfault.contract.target import Target, backend
 from kvmfault.testing import shapes, told
-from kvmfault.testing.shapes import Mine
 from tests.targets import any_registers, newest, targets
 
 
@@ -104,6 +103,10 @@ def test_every_shape_can_be_copied(duplicate: object) -> None:
     assert callable(duplicate)
     for name, fault in shapes(arm, arm.decode(ESR_EL2=0x9200_004F, HPFAR_EL2=0x40_0120)).items():
         assert told(duplicate(fault)) == told(fault), name
+
+
+class Mine:
+    """The architecture that the handle of this test belongs to."""
 
 
 def test_only_views_through_their_own_functions_read_a_handle() -> None:

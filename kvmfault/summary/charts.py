@@ -111,7 +111,6 @@ def _map(summary: Summary, colours: Mapping[str, str]) -> Plot:
     cells, size, factor = _coarse(summary)
     places = sorted({place for _, place in cells})
     row, labels, gaps = _rows(places, size)
-    name = _time_scale(summary)[1]
     unit, axis = _times(summary)
     step = summary.step * factor
 
@@ -132,35 +131,7 @@ def _map(summary: Summary, colours: Mapping[str, str]) -> Plot:
         )
 
     data = _data(("x", "x2", "y", "y2", "kind", "n", "where", "all"), (line(at) for at in sorted(cells)))
-    rects = (
-        alt.Chart(data)
-        .mark_rect(strokeWidth=0)
-        .encode(
-            x=axis,
-            x2="x2:Q",
-            y=alt.Y(
-                "y:Q",
-                title=None,
-                scale=alt.Scale(domain=[0, max(row.values()) + 1], nice=False),
-                axis=alt.Axis(
-                    values=[*labels],
-                    labelExpr=f"{dumps(labels)}[datum.value]",
-                    labelOverlap="greedy",
-                    grid=False,
-                    labelLimit=140,
-                ),
-            ),
-            y2="y2:Q",
-            color=_colour(colours),
-            opacity=alt.Opacity("n:Q", scale=alt.Scale(type="log", range=[0.6, 1]), legend=None),
-            tooltip=[
-                _tip("where:N", "guest memory"),
-                _tip("x:Q", f"from, {name}"),
-                _tip("n:Q", "faults"),
-                _tip("all:N", "of these"),
-            ],
-        )
-    )
+    rects = _cells(data, colours, axis, labels, max(row.values()) + 1, _time_scale(summary)[1])
     holes = (
         alt.Chart(_data(("y", "range"), gaps))
         .mark_rule(strokeDash=[2, 3], opacity=0.6)
@@ -174,6 +145,41 @@ def _map(summary: Summary, colours: Mapping[str, str]) -> Plot:
         "for it."
     )
     return Plot("map", "Faults by address and time", about, _spec(chart, tall))
+
+
+def _cells(
+    data: alt.InlineData, colours: Mapping[str, str], axis: alt.X, labels: Mapping[int, str], top: int, time: str
+) -> alt.Chart:
+    chart: alt.Chart = (
+        alt.Chart(data)
+        .mark_rect(strokeWidth=0)
+        .encode(
+            x=axis,
+            x2="x2:Q",
+            y=alt.Y(
+                "y:Q",
+                title=None,
+                scale=alt.Scale(domain=[0, top], nice=False),
+                axis=alt.Axis(
+                    values=[*labels],
+                    labelExpr=f"{dumps(labels)}[datum.value]",
+                    labelOverlap="greedy",
+                    grid=False,
+                    labelLimit=140,
+                ),
+            ),
+            y2="y2:Q",
+            color=_colour(colours),
+            opacity=alt.Opacity("n:Q", scale=alt.Scale(type="log", range=[0.6, 1]), legend=None),
+            tooltip=[
+                _tip("where:N", "guest memory"),
+                _tip("x:Q", f"from, {time}"),
+                _tip("n:Q", "faults"),
+                _tip("all:N", "of these"),
+            ],
+        )
+    )
+    return chart
 
 
 def _coarse(summary: Summary) -> tuple[dict[tuple[int, int], Counter[str]], int, int]:

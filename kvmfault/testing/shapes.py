@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, replace
 from functools import cache
 from itertools import product
@@ -15,33 +15,23 @@ from kvmfault.algebra.expr import Pred, Word
 from kvmfault.contract.access import Access, Cause
 from kvmfault.contract.accessors import FACTS, TRUTHS, VALUES, Gap, stand_in
 from kvmfault.contract.fault import MmioFault
-from kvmfault.contract.shapes import Handle, HandleOps, Hybrid, Raw
+from kvmfault.contract.shapes import SHAPES, Raw
 from kvmfault.contract.target import Target
 from kvmfault.testing.facts import spelled
 from kvmfault.testing.samples import any_rows, reachable_rows
 from kvmfault.types import Gpa, Gva
 
-__all__ = ["Mine", "accesses", "encoding", "shape_agreement", "shapes", "told"]
-
-
-class Mine:
-    """The architecture that handles of these checks belong to."""
+__all__ = ["accesses", "encoding", "shape_agreement", "shapes", "told"]
 
 
 @cache
-def _ops(target: Target) -> HandleOps[Mine]:
-    return HandleOps(target.ops)
+def _makers(target: Target) -> Mapping[str, Callable[[Raw], MmioFault]]:
+    return {name: shape.on(target.ops) for name, shape in SHAPES.items()}
 
 
 def shapes(target: Target, raw: Raw) -> dict[str, MmioFault]:
     """The fault in its four shapes, as what neutral code takes."""
-    handle: Handle[Mine] = Handle(raw.of)
-    return {
-        "snapshot": target.snapshot(raw),
-        "raw": raw,
-        "handle": _ops(target).bind(handle),
-        "hybrid": Hybrid(raw.ops, raw.of),
-    }
+    return {name: make(raw) for name, make in _makers(target).items()}
 
 
 def told(fault: MmioFault) -> dict[str, object]:
