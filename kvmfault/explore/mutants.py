@@ -13,7 +13,15 @@ from kvmfault.contract.outcome import Completion, Exit, Outcome
 from kvmfault.contract.ports import MapResult, Memslot, Ports
 from kvmfault.contract.progress import Progress
 from kvmfault.contract.target import Target
-from kvmfault.contract.values import ExecGrant, InvalidSlot, MemfdSource, Prefault, Unbacked
+from kvmfault.contract.values import (
+    DirtyMark,
+    ExecGrant,
+    InvalidSlot,
+    LoggedSize,
+    MemfdSource,
+    Prefault,
+    Unbacked,
+)
 from kvmfault.explore import actions
 from kvmfault.explore.barriers import WITHOUT_BARRIERS, area_only, sample
 from kvmfault.explore.mutant import Mutant, after, instead, without
@@ -232,6 +240,16 @@ def _fetch_or_walk(fault: MmioFault) -> bool:
     return fault.is_exec or (fault.is_table_walk and fault.is_permission)
 
 
+def _merges(target: Target) -> bool:
+    # blocks are found in the host's page table, and those of before stay when logging begins
+    return bool(target.policy.fit_sizes) and not target.policy.logging_drops
+
+
+def _has_private(target: Target) -> bool:
+    # a VM whose paging is shadowed has none (kvm_arch_init_vm)
+    return target.policy.memfd_source is MemfdSource.PRIVATE_ACCESS and not _shadows(target)
+
+
 def _remembers_mmio(target: Target) -> bool:
     return target.policy.unbacked is Unbacked.REMEMBER
 
@@ -299,6 +317,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         name="block-stays",
         about="a read-only block stayed where dirty logging wants pages: the write faulted for ever",
         scenario="log_block",
+        applies=lambda target: _merges(target) and target.policy.logged_size is LoggedSize.PAGE,
         ports={"map": _keep_blocks},
     ),
     Mutant(
@@ -325,13 +344,14 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         name="protect-before-swap",
         about="pages were protected before the bitmap was swapped: a write between the two was forgotten",
         scenario="log_get",
+        applies=lambda target: target.policy.dirty_mark is not DirtyMark.ON_HARVEST,  # there nothing is swapped
         actions={events.GetLog: (_protect_first, actions.flush, _take_bits)},
     ),
     Mutant(
         name="sequence-refreshed",
         about="the sequence was sampled again after the attribute was checked: its change in between went unnoticed",
         scenario="convert",
-        applies=lambda target: target.policy.memfd_source is MemfdSource.PRIVATE_ACCESS,
+        applies=_has_private,
         changes=(after("check_private", Step("sample", sample)),),
     ),
     Mutant(
@@ -373,14 +393,14 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         name="block-while-mixing",
         about="a fault beside pages that are being converted mapped a block over them",
         scenario="convert_block",
-        applies=lambda target: target.policy.memfd_source is MemfdSource.PRIVATE_ACCESS,
+        applies=_has_private,
         ports={"block_allowed": _any_block},
     ),
     Mutant(
         name="merge-without-break",
         about="pages were merged into a block, and TLBs that held a page met the block",
         scenario="log_stop",
-        applies=lambda target: target.format.break_before_make,
+        applies=lambda target: target.format.break_before_make and bool(target.policy.fit_sizes),
         ports={"map": _map_unflushed},
     ),
     *WITHOUT_BARRIERS,
