@@ -199,6 +199,13 @@ def test_without_drgn(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     cli("live", "faults", "arm64").refused("reading a kernel needs drgn: install kvmfault[drgn]")
 
 
+def test_a_backend_that_does_not_say_where_is_refused_before_any_memory_is_opened(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kvmfault.cli.live.open_kernel", None)
+    cli("live", "faults", "riscv").refused("riscv does not say where a kernel keeps its fault registers")
+
+
 def test_a_dump_that_is_none(tmp_path: Path) -> None:
     pytest.importorskip("drgn")
     (tmp_path / "vmcore").write_bytes(b"nothing")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from kvmfault.cli.render import columns, to_json
 from kvmfault.contract.target import backend
 from kvmfault.decode import one_line
-from kvmfault.live.vcpus import SavedFault, open_kernel, saved_faults
+from kvmfault.live.vcpus import SavedFault, extraction, open_kernel, saved_faults
 
 __all__ = ["faults", "render"]
 
@@ -15,6 +15,7 @@ __all__ = ["faults", "render"]
 def faults(target: str, core: str | None, pids: Sequence[int], *, json: bool) -> int:
     """Print the last fault of every vCPU of a kernel."""
     on = backend(target)
+    extraction(on)  # before any memory is opened
     found = [fault for fault in saved_faults(open_kernel(core), on) if not pids or fault.pid in pids]
     if json:
         rows = [(f, one_line(on, f.registers) if f.registers is not None else None) for f in found]

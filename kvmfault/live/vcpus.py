@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Protocol
 
+from kvmfault.contract.saved import VcpuMemory
 from kvmfault.contract.target import Target
 from kvmfault.errors import UsageError
 from kvmfault.types import U64
 
-__all__ = ["Drgn", "KernelObject", "SavedFault", "VcpuObject", "open_kernel", "saved_faults"]
+__all__ = ["Drgn", "KernelObject", "SavedFault", "VcpuObject", "extraction", "open_kernel", "saved_faults"]
 
 
 class KernelObject(Protocol):
@@ -79,16 +80,21 @@ class SavedFault:
     registers: Mapping[str, int] | None
 
 
+def extraction(target: Target) -> Callable[[VcpuMemory], Mapping[str, int] | None]:
+    """How the target finds its registers in a vCPU. Raises UsageError where it does not say."""
+    saved = target.backend.saved
+    if saved is None:
+        name = target.backend.name
+        raise UsageError(f"{name} does not say where a kernel keeps its fault registers (Behaviour.saved)")
+    return saved
+
+
 def saved_faults(kernel: Drgn, target: Target) -> Iterator[SavedFault]:
     """Every vCPU of every VM. While a vCPU runs, its registers may be of two exits: nothing is stopped.
 
     Raises UsageError where the target does not say how its registers are found, or the kernel's memory has no KVM.
     """
-    saved = target.backend.saved
-    if saved is None:
-        raise UsageError(
-            f"{target.backend.name} does not say where a kernel keeps its fault registers (Behaviour.saved)"
-        )
+    saved = extraction(target)
     try:
         head = kernel.vm_list()
     except KeyError as e:
