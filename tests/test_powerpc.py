@@ -17,7 +17,7 @@ from kvmfault.contract.outcome import Done, Error, Exit, Inject, MmioAccess, Out
 from kvmfault.contract.ports import GuestTranslation, GuestWalkFault, PinError, WalkEnd
 from kvmfault.contract.shapes import Raw
 from kvmfault.contract.target import backend
-from kvmfault.types import Gfn, Gpa, Hpa
+from kvmfault.types import Gfn, Gpa, Hpa, Hva
 from tests.worlds import HVA, Watched, fault, leaf, world
 
 PPC: Final = "powerpc:4k"
@@ -253,6 +253,17 @@ def test_logging_drops_what_is_mapped_at_both_ends_and_collects_change_bits() ->
     assert leaf(vm, GPA) is None
     vm.access(GPA)
     assert leaf(vm, GPA) == (GPA, M2, "rwx")
+
+
+@pytest.mark.parametrize(("target", "told"), [("powerpc", (3,)), ("s390", ())])
+def test_what_an_entry_knows_of_writes_is_in_the_log_before_it_goes(target: str, told: tuple[int, ...]) -> None:
+    # kvmppc_unmap_pte marks; _gmap_unmap_pte leaves an empty entry, and its soft dirty bit is gone
+    vm = world(target, log_dirty=True)
+    at = GPA + (3 << vm.page_shift)
+    assert vm.access(at, write=True).ended.name == "DONE"
+    vm.invalidate(vm.host.migrate(Hva(HVA + (3 << vm.page_shift))))
+    assert leaf(vm, at) is None
+    assert vm.get_dirty_log(0).pages == told
 
 
 STORE: Final = NOHPTE | ISSTORE
