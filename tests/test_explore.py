@@ -245,6 +245,53 @@ def test_what_cannot_be_interleaved_is_said() -> None:
         Setting(parse_scenario("f.toml", mixed).scenario, backend("arm64")).space()
 
 
+HEAD: Final = 'title = "x"\n[[slot]]\ngpa = "1G"\nsize = "64M"\n'
+WRITE: Final = '{ do = "write", gpa = "1G" }'
+
+
+def acting(*actors: str, slot: str = "") -> Scenario:
+    """A slot of 64M at 1G, and actors that do these events."""
+    return parse_scenario("f.toml", HEAD + slot + "".join(f"\n[[actor]]\nevent = [{does}]" for does in actors)).scenario
+
+
+@pytest.mark.parametrize(
+    ("actors", "says", "place"),
+    [
+        ((WRITE, WRITE), "vCPU 0 is what another actor does", (1,)),
+        (('{ do = "read", gpa = "1G", as_id = 1 }',), "no address space 1", (0, "event", 0)),
+        ((WRITE, '{ do = "split", gpa = "1G" }'), "not mapped by a block", (1, "event", 0)),
+        ((WRITE, '{ do = "age", gpa = "1G" }, { do = "migrate", gpa = "5G" }'), "nothing is mapped", (1, "event", 1)),
+        ((WRITE, '{ do = "get_log", slot = 0 }'), "in every order: ENOENT", (1, "event", 0)),
+        ((WRITE, '{ do = "set_slot", id = 1, gpa = "1G", size = "4K" }'), "in every order: EEXIST", (1, "event", 0)),
+    ],
+)  # fmt: skip
+def test_what_nobody_could_ask_for_is_no_violation(
+    actors: tuple[str, ...], says: str, place: tuple[int | str, ...]
+) -> None:
+    with pytest.raises(Misuse, match=says) as caught:
+        explore(Task(acting(*actors), "arm64"))
+    assert caught.value.place == ("actor", *place)
+
+
+def test_an_ioctl_that_comes_too_late_returns_its_errno() -> None:
+    both = acting(WRITE, '{ do = "get_log", slot = 0 }', '{ do = "delete_slot", id = 0 }', slot="log_dirty = true\n")
+    found = explore(Task(both, "arm64")).found
+    assert (found.violation, found.complete) == (None, True)
+
+
+def test_slots_lock_keeps_ioctls_apart() -> None:
+    # kvm_set_memory_region, KVM_GET_DIRTY_LOG and kvm_vm_set_mem_attributes hold it from begin to end
+    start, stop = (f'{{ do = "set_slot", id = 0, log_dirty = {on} }}' for on in ("true", "false"))
+    space = Setting(acting(start, stop, '{ do = "age", gpa = "1G" }'), backend("x86-ept")).space()
+    first = space.move(space.start, 0)
+    assert first is not None
+    state = space.after(space.start, 0, first)
+    assert space.move(state, 1) is None
+    assert space.move(state, 2) is not None
+    found = breadth_first(space)
+    assert (found.violation, found.complete) == (None, True)
+
+
 def test_a_schedule_that_nobody_can_follow_is_said(tmp_path: Path) -> None:
     base = scenario("migrate").model_copy(update={"targets": ("arm64",)})
     for schedule, says in (

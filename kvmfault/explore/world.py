@@ -50,6 +50,8 @@ class Explored(World):
 
     writer: str | None
     """Who holds mmu_lock for write."""
+    slots_lock: str | None
+    """Who holds slots_lock."""
     mixing: tuple[tuple[Gfn, Gfn], ...]
     """Frames whose attributes are being changed: no block may reach out of such a range."""
     spare: int
