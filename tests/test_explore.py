@@ -23,6 +23,7 @@ from kvmfault.explore.run import Explored, Limits, Task, as_scenario, explore, r
 from kvmfault.explore.search import breadth_first, random_walks
 from kvmfault.explore.setup import Setting
 from kvmfault.explore.space import Space
+from kvmfault.explore.timeline import timeline
 from kvmfault.explore.world import Explored as World
 from kvmfault.path.run import PATH, Locked
 from kvmfault.scenario.model import Scenario
@@ -308,6 +309,19 @@ def test_names_of_actors_are_distinct() -> None:
     space = Setting(scenario("two_invalidations"), backend("arm64")).space()
     assert [actor.name for actor in space.actors] == ["vcpu0", "host", "host2"]
     assert isinstance(space.actors[1], HostActor)
+
+
+@pytest.mark.parametrize("width", [60, 80, 160])
+def test_a_timeline_has_a_column_for_each_actor_as_wide_as_it_needs(width: int) -> None:
+    done = caught("sample-without-rmb", "x86-ept")
+    lines = list(timeline(done.actors, done.found.schedule, width))
+    assert max(map(len, lines)) <= max(width, 88)  # six columns, of which three need less than NARROWEST
+    head = lines[0]
+    shown = [name for name in done.actors if name in head.split()]
+    assert shown == ["vcpu0", "vcpu1", "host", "vcpu0:sample", "host:sequence", "host:count"]
+    assert head.index("host ") - head.index("vcpu1") == len("vcpu1") + 2  # it does nothing here
+    (stored,) = (line for line in lines if "store: 0" in line)
+    assert stored.index("store: 0") == head.index("host:count")
 
 
 # The command line.
