@@ -285,7 +285,33 @@ def _flat() -> list[tuple[Step, bool]]:
     return flat
 
 
+# -- probes ------------------------------------------------------------------------------------------
+
+
+def probed_fields() -> str:
+    """Every field of every probe: compared, or taken and why."""
+    rows: list[tuple[str, str, str]] = []
+    seen: set[tuple[str, str, str]] = set()
+    for source in ours():
+        probes = source.probes
+        for known, suffix in ((probes.entries, ""), (probes.returns, " returns")):
+            for function, probe in known.items():
+                told = "; ".join(f"{_code(names)}: {why}" for names, why in probe.taken.items())
+                row = (f"`{function}`{suffix}", _code(probe.compared), told)
+                if row not in seen:
+                    rows.append(row)
+                seen.add(row)
+        unread = [(f"`{function}`", "", f"not read: {why}") for function, why in probes.unread.items()]
+        rows += [row for row in unread if row not in seen]
+        seen.update(unread)
+    return table(("function", "compared", "taken, and why"), rows)
+
+
+def _code(names: str) -> str:
+    return ", ".join(f"`{name}`" for name in names.split())
+
+
 _PARTS: Final = (facts, answers, expressions, names, overview, registers, formats)
-_CASES: Final = (arm64_cases, x86_cases, size_cases)
+_CASES: Final = (arm64_cases, x86_cases, size_cases, probed_fields)
 _DECISIONS: Final = (policies, policy_meanings, by_format, steps, presence, joints, outcomes)
 BLOCKS: Final[Mapping[str, Callable[[], str]]] = {block.__name__: block for block in (*_PARTS, *_DECISIONS, *_CASES)}

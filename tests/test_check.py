@@ -211,6 +211,7 @@ def test_a_wrong_recording_is_found(tmp_path: Path) -> None:
     found = [(d.aspect, d.model, d.kernel) for d in report.tally.disagreements]
     assert found == [
         (Aspect.FRAMES, "slot 0 frames 0x10 to 0x11", "slot 0 frames 0x10 to 0x12"),
+        (Aspect.REPEATED, "mapped answer fixed", "mapped answer retry"),
         (Aspect.ANSWER, "fixed", "retry"),
         (Aspect.LEVEL, "4K", "2M"),
         (Aspect.SLOT, "0", "7"),

@@ -43,7 +43,20 @@ def _ended(recorded: Values) -> Values:
 
 
 def _injected(what: str) -> Probe:
-    return Probe(Said.INJECTED, lambda recorded: {"what": what, **fields(address="addr")(recorded)})
+    return Probe(Said.INJECTED, lambda recorded: {"what": what, **fields(address="addr")(recorded)}, compared="addr")
+
+
+_NAME: Final = "names an object of the kernel"
+_OTHERS: Final = "others ask: user space (its memslots are not recorded) or the host's memory management"
+_PHYS: Final = "where the page is: the host answers. Known frames are compared (frame)"
+_ANSWERED: Final = {
+    "phys": _PHYS,
+    "prot": "the host answers: W of a load's first mapping, and that a page far from all known memory is a device's",
+}
+_RANGE: Final = fields("size", gpa="addr")
+_RET: Final = fields("ret")
+_SPAN: Final = fields("start", "end")
+_ASKED: Final = {"addr size": _OTHERS}
 
 
 PROBES: Final = Probes(
@@ -62,26 +75,32 @@ PROBES: Final = Probes(
         "inv_end": "kvm_mmu_notifier_invalidate_range_end",
     },
     entries={
-        "kvm_handle_guest_abort": Probe(Said.FAULT, _fault),
-        "io_mem_abort": Probe(Said.DEVICE, fields(gpa="ipa")),
-        "kvm_pgtable_stage2_map": Probe(Said.MAPPING, _entry),
-        "kvm_pgtable_stage2_relax_perms": Probe(Said.RELAXING, _entry),
-        "kvm_pgtable_stage2_mkyoung": Probe(Said.MAKING_YOUNG, fields(gpa="addr")),
-        "kvm_pgtable_stage2_unmap": Probe(Said.RANGE_UNMAPPED, fields("size", gpa="addr")),
-        "kvm_pgtable_stage2_wrprotect": Probe(Said.RANGE_PROTECTED, fields("size", gpa="addr")),
-        "kvm_pgtable_stage2_test_clear_young": Probe(Said.RANGE_AGED, fields("size", gpa="addr", clear="mkold")),
+        "kvm_handle_guest_abort": Probe(Said.FAULT, _fault, compared="esr far hpfar", taken={"vcpu": _NAME}),
+        "io_mem_abort": Probe(Said.DEVICE, fields(gpa="ipa"), compared="ipa"),
+        "kvm_pgtable_stage2_map": Probe(Said.MAPPING, _entry, compared="addr size prot", taken=_ANSWERED),
+        "kvm_pgtable_stage2_relax_perms": Probe(Said.RELAXING, _entry, compared="addr prot"),
+        "kvm_pgtable_stage2_mkyoung": Probe(Said.MAKING_YOUNG, fields(gpa="addr"), compared="addr"),
+        "kvm_pgtable_stage2_unmap": Probe(Said.RANGE_UNMAPPED, _RANGE, taken=_ASKED),
+        "kvm_pgtable_stage2_wrprotect": Probe(Said.RANGE_PROTECTED, _RANGE, taken=_ASKED),
+        "kvm_pgtable_stage2_test_clear_young": Probe(
+            Said.RANGE_AGED, fields("size", gpa="addr", clear="mkold"), taken={"addr size mkold": _OTHERS}
+        ),
         "kvm_inject_dabt": _injected("dabt"),
         "kvm_inject_pabt": _injected("pabt"),
         "kvm_inject_size_fault": Probe(Said.INJECTED, lambda recorded: {"what": "size_fault"}),
         "kvm_inject_vabt": Probe(Said.INJECTED, lambda recorded: {"what": "vabt"}),
-        "__kvm_set_memory_region": Probe(Said.SLOT, fields()),
-        "kvm_mmu_notifier_invalidate_range_start": Probe(Said.INVALIDATE, fields("start", "end")),
-        "kvm_mmu_notifier_invalidate_range_end": Probe(Said.INVALIDATED, fields("start", "end")),
+        "__kvm_set_memory_region": Probe(
+            Said.SLOT, fields(), taken={"kvm": _NAME, "slot flags gpa size hva": "user space asks"}
+        ),
+        "kvm_mmu_notifier_invalidate_range_start": Probe(Said.INVALIDATE, _SPAN, taken={"start end": _OTHERS}),
+        "kvm_mmu_notifier_invalidate_range_end": Probe(Said.INVALIDATED, _SPAN, taken={"start end": _OTHERS}),
     },
     returns={
-        "kvm_handle_guest_abort": Probe(Said.RETURNED, fields("ret")),
-        "__kvm_set_memory_region": Probe(Said.SLOT_DONE, fields("ret")),
-        "kvm_pgtable_stage2_map": Probe(Said.MAPPED, _ended),
+        "kvm_handle_guest_abort": Probe(Said.RETURNED, _RET, compared="ret"),
+        "__kvm_set_memory_region": Probe(
+            Said.SLOT_DONE, _RET, taken={"ret": "whether there is a slot is an input here"}
+        ),
+        "kvm_pgtable_stage2_map": Probe(Said.MAPPED, _ended, compared="ret"),
         "kvm_pgtable_stage2_relax_perms": Probe(Said.RELAXED, _ended),
     },
 )

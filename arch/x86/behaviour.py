@@ -10,6 +10,7 @@ from typing import Final
 from arch.x86 import encode, live, policy, saved
 from arch.x86.joints import EPT_JOINTS, NPT_JOINTS, SHADOW_JOINTS
 from arch.x86.probes import PROBES
+from arch.x86.registers import CR2, EXITINFO2, GUEST_PHYSICAL_ADDRESS
 from arch.x86.trace import EPT_TRACEPOINTS, NPT_TRACEPOINTS, SHADOW_TRACEPOINTS
 from kvmfault.contract.backend import Behaviour, Encode, Joints
 from kvmfault.contract.format import Stage2Format
@@ -64,6 +65,7 @@ def _of(
     tracepoints: Tracepoints,
     driven: Live,
     kept: Saved,
+    address: str,
     *,
     shadow: bool = False,
 ) -> Behaviour:
@@ -74,12 +76,12 @@ def _of(
         host=shadow_host if shadow else host,
         vm=replace(_VM, eager_split=False) if shadow else _VM,
         tracepoints=tracepoints,
-        probes=PROBES,
+        probes=replace(PROBES, address=address),
         saved=kept,
         live=driven,
     )
 
 
-EPT: Final = _of(encode.ept, EPT_JOINTS, EPT_TRACEPOINTS, live.EPT, saved.ept)
-NPT: Final = _of(encode.npt, NPT_JOINTS, NPT_TRACEPOINTS, live.NPT, saved.npt)
-SHADOW: Final = _of(encode.shadow, SHADOW_JOINTS, SHADOW_TRACEPOINTS, live.SHADOW, saved.shadow, shadow=True)
+EPT: Final = _of(encode.ept, EPT_JOINTS, EPT_TRACEPOINTS, live.EPT, saved.ept, GUEST_PHYSICAL_ADDRESS.name)
+NPT: Final = _of(encode.npt, NPT_JOINTS, NPT_TRACEPOINTS, live.NPT, saved.npt, EXITINFO2.name)
+SHADOW: Final = _of(encode.shadow, SHADOW_JOINTS, SHADOW_TRACEPOINTS, live.SHADOW, saved.shadow, CR2.name, shadow=True)

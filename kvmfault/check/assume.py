@@ -9,7 +9,7 @@ from errno import EFAULT
 from typing import Final
 
 from kvmfault.check.handled import Call, Handled
-from kvmfault.check.inferred import NO_SLOT, InferredVm
+from kvmfault.check.inferred import MEMORY_SHIFT, NO_SLOT, InferredVm
 from kvmfault.contract.format import Memory, W, X, block_sizes
 from kvmfault.contract.probes import RETRY, Said
 from kvmfault.contract.shapes import Raw
@@ -155,7 +155,7 @@ def _of_entry(vm: InferredVm, seen: Seen, call: Call, flags: int) -> list[Assump
         found.append(Assumption(Assumed.NOT_LOGGED, {"flags": flags & ~_LOG}))
     elif not flags & _LOG and size == seen.page:
         found.append(Assumption(Assumed.LOGGED, {"flags": flags | _LOG}))
-    if call.does is Said.MAPPING and call.kind != Memory.NORMAL.name:
+    if call.does is Said.MAPPING and call.kind != Memory.NORMAL.name and not vm.known.is_memory(seen.handled.hpa or 0):
         found.append(Assumption(Assumed.SPECIAL, {"special": call.kind}))
     if call.prot & X and not fault.is_exec and not vm.facts.coherent_icache:
         found.append(Assumption(Assumed.COHERENT, {"coherent": True}))
@@ -220,6 +220,8 @@ def remember(vm: InferredVm, seen: Seen, page_shift: int) -> None:
         return
     frame = seen.frame(page_shift)
     known.frames[seen.gfn] = frame
+    if call.kind == Memory.NORMAL.name:
+        known.memory.add((seen.handled.hpa or 0) >> MEMORY_SHIFT)
     if call.size > seen.page and call.size in block_sizes(vm.format):
         pages = call.size >> page_shift
         known.blocks[seen.gfn & -pages] = pages, frame - seen.gfn % pages

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from errno import EAGAIN, EFAULT, EINTR, ENOMEM
 from typing import Final
 
 from kvmfault.check.assume import Seen
@@ -10,6 +11,7 @@ from kvmfault.check.handled import Call
 from kvmfault.check.tally import Aspect, Disagreement, Tally
 from kvmfault.contract.format import PROTS, size_text
 from kvmfault.contract.probes import RETRY, Said
+from kvmfault.types import EHWPOISON
 
 __all__ = ["HOST", "INVALIDATION", "TABLE", "agree", "alike", "compare", "differ"]
 
@@ -26,6 +28,8 @@ _ADDRESS_OF: Final = {Said.DEVICE: Aspect.MMIO, Said.INJECTED: Aspect.INJECTION}
 INVALIDATION: Final = "an invalidation of host memory"
 TABLE: Final = "what else changed the entry"
 HOST: Final = "the host's answer to the request for the page"
+_OF_HOST: Final = frozenset({EAGAIN, EFAULT, EHWPOISON, EINTR, ENOMEM})
+"""Errors that it may be."""
 
 
 def alike(mine: Sequence[Call], theirs: Sequence[Call]) -> bool:
@@ -77,7 +81,7 @@ def _cause(aspect: Aspect, seen: Seen) -> str:
         return HOST
     if call is None and aspect is Aspect.CALL and ret == 1:
         return INVALIDATION
-    return HOST if call is None and aspect in (Aspect.CALL, Aspect.RETURN) and (ret or 0) < 0 else ""
+    return HOST if call is None and aspect in (Aspect.CALL, Aspect.RETURN) and -(ret or 0) in _OF_HOST else ""
 
 
 def _kind(call: Call | None) -> str:

@@ -51,7 +51,7 @@ class Episodes(Happenings):
         """Probes tell where a fault's handling begins and ends."""
         self._vcpus: dict[tuple[int, int], _Vcpu] = {}
         self._waiting: dict[int, deque[FaultEvent]] = {}
-        self._prefaults: dict[int, Told] = {}
+        self._prefaults: dict[int, tuple[Told, Flight | None]] = {}
         self._entered: dict[int, int] = {}
         self._paging: dict[int, bool] = {}
         self._handlers = {
@@ -63,6 +63,10 @@ class Episodes(Happenings):
             Said.REQUESTED: self._requested,
             Said.CHANGED: self._changed,
             Said.INSTALLED: self._installed,
+            Said.SETTING: self._setting,
+            Said.SET: self._set,
+            Said.UNSYNC: self._unsync,
+            Said.UNSYNCED: self._unsynced,
             Said.MAPPED: self._mapped,
             Said.DECIDED: self._decided,
             Said.RETURNED: self._returned,
@@ -141,13 +145,14 @@ class Episodes(Happenings):
         if not waiting:
             self.unpaired["faults that only the probes show"] += 1
         elif self.by_probes:
-            self._take_on(waiting.popleft(), self._vcpu(told.number("vcpu"), told.pid))
+            self._take_on(waiting.popleft(), self._vcpu(told.number("vcpu"), told.pid)).told[told.says] = told
 
-    def _take_on(self, event: FaultEvent, vcpu: _Vcpu) -> None:
+    def _take_on(self, event: FaultEvent, vcpu: _Vcpu) -> Flight:
         fault = self.target.decode(**event.registers)
         flight = self._begin_fault(event.line, int(event.vcpu), vcpu, fault, prefetch=False)
         flight.paging = self._paging.get(flight.pid) if self.virtual else None
         flight.until("translate", "repair")
+        return flight
 
     def _begin_fault(self, line: int, pid: int, vcpu: _Vcpu, fault: Raw, *, prefetch: bool) -> Flight:
         self.faults += 1
@@ -277,10 +282,31 @@ class Episodes(Happenings):
         if flight is None:
             return
         flight.installed.append(told)
+        if flight.leaves.setting is not None:
+            flight.leaves.made.append((flight.leaves.setting, told))
         if Said.PINNED not in self.probed:
             if Said.REQUESTED not in flight.told:
                 self._memory_after_all(flight, told.number("gpa") >> flight.vm.page_shift)
             self._installed_as(flight, told.number("size"), told.number("desc"))
+
+    def _setting(self, told: Told) -> None:
+        if (flight := self.flights.get(told.pid)) is not None:
+            flight.leaves.setting = told
+
+    def _set(self, told: Told) -> None:
+        flight = self.flights.get(told.pid)
+        if flight is not None and flight.leaves.setting is not None:
+            flight.leaves.sets.append((flight.leaves.setting, told))
+            flight.leaves.setting = None
+
+    def _unsync(self, told: Told) -> None:
+        if (flight := self.flights.get(told.pid)) is not None:
+            setting = flight.leaves.setting
+            flight.leaves.unsynced.append((told.number("gfn"), None if setting is None else setting.number("gfn")))
+
+    def _unsynced(self, told: Told) -> None:
+        if (flight := self.flights.get(told.pid)) is not None:
+            flight.leaves.withheld.append(told.number("ret"))
 
     def _installed_as(self, flight: Flight, size: int, desc: int) -> None:
         """Nothing but the entry tells what the host answered."""
@@ -312,7 +338,10 @@ class Episodes(Happenings):
 
     def _decided(self, told: Told) -> None:
         flight = self.flights.get(told.pid)
-        if flight is None or told.says in flight.told:
+        if flight is None:
+            return
+        if told.says in flight.told:
+            flight.leaves.again.append(told)
             return
         flight.told[told.says] = told
         flight.bound_by_guest(told.number("max_size"))
@@ -320,6 +349,11 @@ class Episodes(Happenings):
         if flight.prefetch:
             del self.flights[told.pid]
             self.judge.fault(flight)
+            asked, _ = self._prefaults.get(told.pid, (None, None))
+            if asked is not None:
+                self._prefaults[told.pid] = asked, flight
+                shift = flight.vm.page_shift
+                self.judge.step(told, "frame of a pre-fault", asked.number("gpa") >> shift, told.number("gfn"))
 
     def _returned(self, told: Told) -> None:
         flight = self.flights.pop(told.pid, None)
@@ -350,9 +384,9 @@ class Episodes(Happenings):
     # KVM_PRE_FAULT_MEMORY.
 
     def _prefault(self, told: Told) -> None:
-        self._prefaults[told.pid] = told
+        self._prefaults[told.pid] = told, None
 
     def _prefaulted(self, told: Told) -> None:
-        asked = self._prefaults.pop(told.pid, None)
+        asked, flight = self._prefaults.pop(told.pid, (None, None))
         if asked is not None:
-            self.judge.prefault(asked, told, self.target)
+            self.judge.prefault(asked, told, flight)

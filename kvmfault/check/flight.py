@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from kvmfault.contract.format import R, W, X
@@ -19,7 +19,7 @@ from kvmfault.types import Gpa
 if TYPE_CHECKING:
     from kvmfault.check.world import CheckedVm
 
-__all__ = ["Flight", "Seen"]
+__all__ = ["Flight", "Leaves", "Seen"]
 
 
 class Seen(NamedTuple):
@@ -28,6 +28,24 @@ class Seen(NamedTuple):
     shift: int
     desc: int
     linking: bool = False
+
+
+@dataclass(slots=True)
+class Leaves:
+    """What probes tell of the leaves that a fault makes, and of its decision once more."""
+
+    again: list[Told] = field(default_factory=list)
+    """The decision, as functions that call the one which made it tell it."""
+    setting: Told | None = None
+    """The leaf that is being set."""
+    made: list[tuple[Told, Told]] = field(default_factory=list)
+    """Each leaf as it was announced and as it then was."""
+    sets: list[tuple[Told, Told]] = field(default_factory=list)
+    """Each leaf as it was announced and how that ended."""
+    unsynced: list[tuple[int, int | None]] = field(default_factory=list)
+    """Frames of which it was asked whether they may be writable, and that of the leaf that was being set."""
+    withheld: list[int] = field(default_factory=list)
+    """What was answered."""
 
 
 class Flight:
@@ -48,6 +66,7 @@ class Flight:
         self.told: dict[Said, Told] = {}
         """The last of each kind that the recording said."""
         self.installed: list[Told] = []
+        self.leaves = Leaves()
         self.walked: list[tuple[int, int]] = []
         """Entries of the guest's own tables, (descriptor, level), that the walk for it read."""
         self.paging: bool | None = None

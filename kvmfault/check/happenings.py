@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from errno import EFAULT, ENXIO
+from typing import Final
 
 from kvmfault.check.flight import Flight
 from kvmfault.check.judge import Judge
@@ -19,12 +21,14 @@ from kvmfault.trace.truth import Told
 from kvmfault.types import Gfn, Gpa, Hva
 from kvmfault.vm.area import HvaRange
 from kvmfault.vm.dirty import INITIALLY_SET, MANUAL_PROTECT
-from kvmfault.vm.memslot import HvaHit
-from kvmfault.vm.memslot_request import MemslotRequest
+from kvmfault.vm.memslot import HvaHit, Memslot
+from kvmfault.vm.memslot_request import ChangeKind, MemslotRequest
 
 __all__ = ["Change", "Handler", "Happenings"]
 
 Handler = Callable[[Told], None]
+_OF_USER: Final = (EFAULT, ENXIO)
+"""Errors of a collection that come from user space: its buffer, and that it made rings."""
 
 
 @dataclass(slots=True)
@@ -37,6 +41,13 @@ class Change:
     watched: bool = False
     split: bool = False
     recovers: bool = False
+    errno: int = 0
+    """How the model ended it."""
+
+    @property
+    def name(self) -> str:
+        """For a message."""
+        return f"change of slot {self.event.slot:#x}"
 
     @property
     def request(self) -> MemslotRequest:
@@ -68,24 +79,35 @@ class Happenings:
         self._last: dict[int | None, str] = {}
         self._born: dict[str, int] = {}
         self._invalidating: dict[int, list[tuple[CheckedVm, bool]]] = {}
+        self._spans: dict[int, Told] = {}
+        """Invalidations that run, by task."""
+        self._unmaps: dict[int, bool] = {}
+        """Whether the range that a task takes away had anything mapped."""
+        self._logs: dict[int, Told] = {}
+        """Collections of dirty logs that run."""
 
     def handlers(self) -> Mapping[Said, Handler]:
         """What is done with each thing said."""
         return {
             Said.SLOT: self._slot,
             Said.SLOT_CHANGING: self._changing(self._begin),
-            Said.SLOT_FLUSH: self._changing(lambda change: change.vm.change_until_flush()),
+            Said.SLOT_FLUSH: self._changing(self._flush),
             Said.TABLE_RETIRED: self._retired,
-            Said.WRITES_WATCHED: self._changing(lambda change: setattr(change, "watched", True)),
-            Said.BLOCKS_SPLIT: self._changing(lambda change: setattr(change, "split", True)),
-            Said.BLOCKS_RECOVERED: self._changing(lambda change: setattr(change, "recovers", True)),
-            Said.SLOT_CHANGED: self._changing(self._finish),
+            Said.WRITES_WATCHED: self._changing(self._follows("watched")),
+            Said.BLOCKS_SPLIT: self._changing(self._follows("split")),
+            Said.BLOCKS_RECOVERED: self._changing(self._follows("recovers")),
+            Said.SLOT_CHANGED: self._changing(self._changed_slot),
             Said.SLOT_DONE: self._slot_done,
             Said.INVALIDATE: self._invalidate,
             Said.INVALIDATED: self._invalidated,
-            Said.UNMAP: self.judge.unmapped,
+            Said.UNMAP: self._unmap,
+            Said.UNMAPPED: self._unmapped,
             Said.AGE: self._age,
-            Said.LOG_PROTECT: self._on_vm(lambda vm, told: self.judge.log_protect(vm, told)),
+            Said.GET_LOG: self._ask_log,
+            Said.CLEAR_LOG: self._ask_log,
+            Said.GOT_LOG: self._got_log,
+            Said.CLEARED_LOG: self._got_log,
+            Said.LOG_PROTECT: self._on_vm(lambda vm, told: self.judge.log_protect(vm, told, self._logs.get(told.pid))),
             Said.WRITES: self._on_vm(lambda vm, told: vm.written(Gpa(told.number("gpa")))),
             Said.WALK_MARKED: self._marked,
             Said.SHADOWED: self._shadowed,
@@ -174,22 +196,49 @@ class Happenings:
         if change.begun:
             self._finish(change)
 
-    def _begin(self, change: Change) -> None:
+    def _begin(self, change: Change, told: Told | None = None) -> None:
         refused = change.vm.slots.begin(change.request)
         change.begun = refused is None
         self.judge.memslot(change.event, refused.errno if refused is not None else 0, 0)
+        if change.begun and told is not None and "kind" in told.values:
+            old, new = change.vm.slots.changing
+            self.judge.step(told, f"{change.name}: kind", _kind(old, new).value, told.values["kind"])
 
-    def _changing(self, act: Callable[[Change], None]) -> Handler:
+    def _flush(self, change: Change, told: Told) -> None:
+        old, _ = change.vm.slots.changing
+        if old is not None:
+            for name, mine in (("slot", old.id), ("gfn", old.base_gfn), ("pages", old.npages)):
+                if name in told.values:
+                    self.judge.step(told, f"{change.name}: flushed {name}", f"{mine:#x}", f"{told.number(name):#x}")
+        change.vm.change_until_flush()
+
+    def _follows(self, what: str) -> Callable[[Change, Told], None]:
+        def act(change: Change, told: Told) -> None:
+            setattr(change, what, True)
+            mine = {"slot": change.event.slot & 0xFFFF, "size": 1 << change.vm.page_shift}
+            for name, value in told.values.items():
+                self.judge.step(told, f"{change.name}: {what} {name}", mine.get(name, value), value)
+
+        return act
+
+    def _changed_slot(self, change: Change, told: Told) -> None:
+        self._finish(change)
+        self.judge.step(told, f"{change.name}: result", change.errno, -told.number("ret"))
+
+    def _changing(self, act: Callable[[Change, Told], None]) -> Handler:
         def handle(told: Told) -> None:
             change = self._changes.get(told.pid)
             if change is not None and (change.begun or told.says is Said.SLOT_CHANGING):
-                act(change)
+                act(change, told)
 
         return handle
 
     def _retired(self, told: Told) -> None:
         self.retired += 1
         change = self._changes.get(told.pid)
+        if change is not None and "vm" in told.values and change.event.vm.startswith("0x"):
+            mine = change.event.vm.partition("#")[0]
+            self.judge.step(told, f"{change.name}: VM", mine, f"{told.number('vm'):#x}")
         (change.vm if change is not None else self.vm_of(told.pid)).retire(self.retired)
 
     def _finish(self, change: Change) -> None:
@@ -201,19 +250,52 @@ class Happenings:
         if Said.BLOCKS_SPLIT in probed:
             vm.with_facts(eager_split=self.target.facts.eager_split and change.split)
         flush = SlotFlush.SLOT if Said.TABLE_RETIRED in probed or self.made_up else self.target.policy.slot_flush
-        vm.finish_change(flush)
+        done = vm.finish_change(flush)
+        change.errno = done.errno if done is not None else 0
         vm.recovered.clear()
 
     def _slot_done(self, told: Told) -> None:
         change = self._changes.pop(told.pid, None)
-        if change is None or change.begun or Said.SLOT_CHANGING not in self.probed:
+        if change is None or change.event.ret is None:
+            return
+        if change.begun:
+            self.judge.memslot(change.event, change.errno, -told.number("ret"))
             return
         found = change.vm.slots.fork().begin(change.request)
         self.judge.memslot(change.event, found.errno if found is not None else -1, -told.number("ret"))
 
     # What the host does to its memory.
 
+    def _unmap(self, told: Told) -> None:
+        self.judge.unmapped(told)
+        key = told.number("slot"), told.number("start"), told.number("end")
+        found = [vm.unmapped[key] for vm, _ in self._invalidating.get(told.pid, ()) if key in vm.unmapped]
+        if found:
+            self._unmaps[told.pid] = any(found)
+
+    def _unmapped(self, told: Told) -> None:
+        mapped = self._unmaps.pop(told.pid, None)
+        if mapped is not None and "flush" in told.values:
+            self.judge.step(told, "an invalidated range was mapped", int(mapped), told.number("flush") & 1)
+
+    def _ask_log(self, told: Told) -> None:
+        self._logs[told.pid] = told
+
+    def _got_log(self, told: Told) -> None:
+        asked, errno = self._logs.pop(told.pid, None), -told.number("ret")
+        if asked is None or errno in _OF_USER:
+            return
+        slot, first = asked.number("slot"), asked.number("first")
+        vm = self.vm_of(told.pid)
+        mine = (
+            vm.log_refused(slot)
+            if asked.says is Said.GET_LOG
+            else vm.clear_dirty_log(slot, first, asked.number("pages"), 0)
+        )
+        self.judge.step(told, "collection of a log: result", mine, errno)
+
     def _invalidate(self, told: Told) -> None:
+        self._spans[told.pid] = told
         self._past_the_walk(told.pid)
         span = HvaRange(Hva(told.number("start")), Hva(told.number("end")))
         hits: list[HvaHit] = []
@@ -224,6 +306,11 @@ class Happenings:
         self.judge.invalidation(hits)
 
     def _invalidated(self, told: Told) -> None:
+        began = self._spans.pop(told.pid, None)
+        for name in ("start", "end") if began is not None else ():
+            if began is not None and name in told.values:
+                mine, theirs = began.number(name), told.number(name)
+                self.judge.step(told, f"end of an invalidation: {name}", f"{mine:#x}", f"{theirs:#x}")
         for vm, begun in self._invalidating.pop(told.pid, ()):
             vm.invalidations.active -= 1
             if begun:
@@ -276,3 +363,11 @@ class Happenings:
         else:
             vm.take_entry(gpa, size, told.number("new"))
         vm.flush_stale()
+
+
+def _kind(old: Memslot | None, new: Memslot | None) -> ChangeKind:
+    if old is None:
+        return ChangeKind.CREATE
+    if new is None:
+        return ChangeKind.DELETE
+    return ChangeKind.FLAGS_ONLY if old.base_gfn == new.base_gfn else ChangeKind.MOVE

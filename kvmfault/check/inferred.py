@@ -25,7 +25,7 @@ from kvmfault.types import Gfn, Gpa, Hva, Pfn
 from kvmfault.vm.frames import FrameSet
 from kvmfault.vm.memslot import MemslotFlag, SlotSet
 
-__all__ = ["NO_SLOT", "InferredVm", "Known", "Trial", "returned"]
+__all__ = ["MEMORY_SHIFT", "NO_SLOT", "InferredVm", "Known", "Trial", "returned"]
 
 _AWAY: Final = 1 << 56
 """User address of guest address 0: congruent for every size of block."""
@@ -33,6 +33,8 @@ _SPAN: Final = 1 << 40
 """Bytes of the slot that stands for whichever there is: where it ends is not known, so it forbids no block."""
 _ANSWERS: Final = {MapResult.FIXED: FIXED, MapResult.UNCHANGED: RETRY, MapResult.LOST: RETRY}
 NO_SLOT: Final = -1
+MEMORY_SHIFT: Final = 21
+"""log2 of the bytes in which the host's memory and its devices do not mix."""
 _SLOTS: Final = 32
 """Former slots remembered, the latest."""
 
@@ -62,10 +64,17 @@ class Known:
     special: dict[int, str] = field(default_factory=dict)
     """Memory type of frames that are no host memory."""
 
+    memory: set[int] = field(default_factory=set)
+    """Stretches of ``1 << MEMORY_SHIFT`` bytes of the host in which something was mapped as memory."""
+
     slots: deque[range] = field(default_factory=lambda: deque(maxlen=_SLOTS))
     """Frames of slots that were there once: user space often makes the same again."""
     doubted: dict[range, int] = field(default_factory=dict)
     """Of these: the first frame of the host in it that could only be read."""
+
+    def is_memory(self, hpa: int) -> bool:
+        """A device would lie in the midst of what was mapped as memory."""
+        return hpa >> MEMORY_SHIFT in self.memory
 
     def flags(self, gfn: int) -> int:
         """Flags of the slot of a frame; NO_SLOT: there is none."""

@@ -4,17 +4,30 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from errno import EFAULT, ENOSYS, errorcode
+from errno import EFAULT, ENOENT, ENOSYS, EOPNOTSUPP, errorcode
 from typing import Final
 
 from kvmfault.check.causes import CAUSES, WALKS_MARKS
 from kvmfault.check.flight import Flight
+from kvmfault.check.repeated import repeated
 from kvmfault.check.tally import Aspect, Disagreement, Tally
 from kvmfault.check.world import CheckedVm
 from kvmfault.contract.access import kind
 from kvmfault.contract.accessors import Gap
 from kvmfault.contract.format import PROTS, Kind, R, W, X, size_text
-from kvmfault.contract.outcome import Done, Emulate, Error, Exit, Fixed, Inject, Outcome, Reason, Resume
+from kvmfault.contract.outcome import (
+    Done,
+    Emulate,
+    Error,
+    Exit,
+    Fixed,
+    Inject,
+    Outcome,
+    Reason,
+    Resume,
+    Spurious,
+    WriteProtected,
+)
 from kvmfault.contract.probes import (
     DEVICE_ACCESS,
     EMULATE,
@@ -72,6 +85,8 @@ class Judge:
             compare(Aspect.ANSWER, f"refuses: {flight.failed}", self._kernel_answer(flight) or "goes on")
             return
         run = flight.end()
+        for name, mine, theirs in repeated(flight, _answer(flight.walk.outcome, "")):
+            compare(Aspect.REPEATED, f"{name} {mine}", f"{name} {theirs}")
         kernel = self._kernel_answer(flight)
         if kernel:
             compare(Aspect.ANSWER, _answer(flight.walk.outcome, kernel), kernel)
@@ -243,6 +258,10 @@ class Judge:
         names = ["accepted" if n in (0, -1) else error_text(n) for n in (model, kernel)]
         self._plain(Aspect.MEMSLOT, event.line, f"slot {event.slot:#x}", *names)
 
+    def step(self, told: Told, what: str, model: object, kernel: object) -> None:
+        """A step of a memslot change, or of something else that user space or the host asked for."""
+        self._plain(Aspect.STEP, told.line, what, str(model), str(kernel))
+
     def invalidation(self, hits: Sequence[HvaHit]) -> None:
         """A host range begins to be invalidated; what it means to the model."""
         self._hits = Counter((hit.slot.id, hit.start, hit.end) for hit in hits)
@@ -254,20 +273,40 @@ class Judge:
         model = text if key in self._hits else ", ".join(f"slot {s} frames {a:#x} to {b:#x}" for s, a, b in self._hits)
         self._plain(Aspect.FRAMES, told.line, "invalidation", model or "none", text)
 
-    def log_protect(self, vm: CheckedVm, told: Told) -> None:
-        """Pages that the kernel found written; they are protected again."""
+    def log_protect(self, vm: CheckedVm, told: Told, asked: Told | None) -> None:
+        """Pages that the kernel found written; they are protected again. *asked*: what user space asked for."""
         number, first, mask = told.number("slot"), told.number("first"), told.number("mask")
         pages = vm.log.bitmap(number)
         if pages is not None:
             mine = sum(1 << n for n in range(64) if first + n in pages)
             cause = "" if self.marks_seen else WALKS_MARKS.missing
-            self._plain(Aspect.LOG, told.line, "collection", f"{mine & mask:#x}", f"{mask:#x}", cause)
+            if asked is None or asked.says is not Said.GET_LOG:  # else user space says which of them
+                mine &= mask
+            self._plain(Aspect.LOG, told.line, "collection", f"{mine:#x}", f"{mask:#x}", cause)
+        if asked is not None:
+            self.step(told, "slot of the collected log", asked.number("slot") & 0xFFFF, number & 0xFFFF)
         vm.protect_again(number, first, mask)
 
-    def prefault(self, asked: Told, ended: Told, target: Target) -> None:
-        """KVM_PRE_FAULT_MEMORY is done with one address."""
-        if target.policy.prefault is Prefault.REFUSED:
-            self._plain(Aspect.PREFAULT, asked.line, "pre-fault", _return_text(-95), _return_text(ended.number("ret")))
+    def prefault(self, asked: Told, ended: Told, flight: Flight | None) -> None:
+        """KVM_PRE_FAULT_MEMORY is done with one address; *flight*: the last fault that it made."""
+        ret = ended.number("ret")
+        if self.target.policy.prefault is Prefault.REFUSED:
+            self._plain(Aspect.PREFAULT, asked.line, "pre-fault", _return_text(-EOPNOTSUPP), _return_text(ret))
+        elif flight is not None and not flight.failed:
+            gpa, at = asked.number("gpa"), flight.walk.progress
+            mine: int | None = None
+            match flight.walk.outcome:
+                case Fixed() | Spurious() | WriteProtected():
+                    size = max(at.size, 1 << flight.vm.page_shift)
+                    mine = min(asked.number("size"), (gpa & -size) + size - gpa)
+                case Emulate():
+                    mine = -ENOENT
+                case Error(errno) | Exit(errno=errno) if errno:
+                    mine = -errno
+                case _:
+                    pass
+            if mine is not None:
+                self._plain(Aspect.PREFAULT, asked.line, "pre-fault", str(mine), str(ret))
 
 
 def _answer(outcome: Outcome | None, kernel: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -12,6 +12,7 @@ from kvmfault.check.calls import CallsCheck
 from kvmfault.check.episodes import Episodes
 from kvmfault.check.fitting import fitting
 from kvmfault.check.judge import Judge
+from kvmfault.check.pairs import Pairs
 from kvmfault.check.tally import MAIN, Tally
 from kvmfault.contract.probes import Probes, Said
 from kvmfault.contract.target import Target, backend, backends
@@ -19,7 +20,6 @@ from kvmfault.errors import UsageError
 from kvmfault.replay.run import Opened, seekable, survey
 from kvmfault.trace.assemble import Assembler
 from kvmfault.trace.assemble import opened as open_binary
-from kvmfault.trace.events import FaultEvent
 from kvmfault.trace.recording import ReadStats
 from kvmfault.trace.slotfile import read_slots, recorded_slots
 from kvmfault.trace.slots import SlotSource
@@ -27,7 +27,6 @@ from kvmfault.trace.source import source_name
 from kvmfault.trace.truth import (
     ProbeReader,
     ProbeSource,
-    Told,
     Truth,
     beside,
     functions_of,
@@ -35,7 +34,6 @@ from kvmfault.trace.truth import (
     read_truth,
     said_by,
 )
-from kvmfault.types import U64
 
 __all__ = ["CheckReport", "Progress", "check"]
 
@@ -170,9 +168,9 @@ def _check_on(own: Target, source: _Source, settings: Sequence[str], progress: P
     apart = source.probes if source.aux is not None else None
     told = read_truth(opened.path, opened.recording, apart, assembler, reader, stats=stats, aux_stats=aux_stats)
     told = _watched(told, stats, progress)
-    pairs = _Pairs()
-    if source.aux is not None and Said.FAULT in known:
-        told = pairs.watched(told, own, source.by_calls)
+    pairs = Pairs(own)
+    if Said.FAULT in known:
+        told = pairs.watched(told)
     elif source.aux is not None:
         others = (name for name, known in backends().items() if Said.FAULT in said_by(known.probes, source.seen))
         if (other := next(others, None)) is not None:
@@ -181,47 +179,10 @@ def _check_on(own: Target, source: _Source, settings: Sequence[str], progress: P
             )
     report = CheckReport(opened.name, source.aux, source.seen.total(), own, source.slots, Tally(), notes=notes)
     (_check_calls if source.by_calls else _check_episodes)(report, told, known)
-    pairs.judge(opened.name, source.aux or "", report.notes)
+    report.notes += pairs.judge(opened.name, source.aux, report.tally)
     report.damage = stats.damage or aux_stats.damage
     _remark(report, stats, aux_stats, reader)
     return report
-
-
-class _Pairs:
-    """Faults of a recording beside those of the probes in another one: by task, and by what both tell of them."""
-
-    def __init__(self) -> None:
-        self.faults = 0
-        self.probed = 0
-        self.left: Counter[tuple[int, ...]] = Counter()
-        """Faults that the other has not shown (yet): of the recording positive, of the probes negative."""
-
-    def watched(self, told: Iterator[Truth], own: Target, registers: bool) -> Iterator[Truth]:
-        names = tuple(register.name for register in own.backend.registers) if registers else ()
-        for event in told:
-            if isinstance(event, FaultEvent) and event.target == own.backend.name:
-                self.faults += 1
-                self._count(int(event.vcpu), event.registers, names, 1)
-            elif isinstance(event, Told) and event.says is Said.FAULT and event.aux:
-                self.probed += 1
-                self._count(event.pid, event.values, names, -1)
-            yield event
-
-    def _count(self, pid: int, values: Mapping[str, object], names: Sequence[str], by: int) -> None:
-        key = (pid, *(value & U64 >> 1 for name in names if isinstance(value := values.get(name), int)))
-        self.left[key] += by
-        if not self.left[key]:
-            del self.left[key]
-
-    def judge(self, name: str, aux: str, notes: list[str]) -> None:
-        """Note what only one of them has. Raises UsageError if nothing fits."""
-        alone = sum(n for n in self.left.values() if n > 0)
-        if self.faults and self.probed and alone == self.faults:
-            raise UsageError(f"{aux}: none of the {alone} faults of {name} is in it: give the probes of the same run")
-        if alone:
-            notes.append(f"{alone} of {self.faults} faults of {name} are not in {aux}: they were not checked")
-        if other := -sum(n for n in self.left.values() if n < 0):
-            notes.append(f"{other} of {self.probed} faults of {aux} are not in {name}")
 
 
 def _of_calls(named: Sequence[Target], seen: Counter[str]) -> Target | None:

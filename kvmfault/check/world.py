@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from errno import ENOENT
 from typing import NamedTuple
 
 from kvmfault.check.flight import Flight, Seen
@@ -67,10 +68,17 @@ class CheckedVm(Vm):
         self.mapped: dict[int, set[tuple[Gpa, int]]] = {}
         """Frame -> (address, size) of entries whose addresses the guest's own tables translate."""
         self.slots_made_up = False
+        self.unmapped: dict[tuple[int, int, int], bool] = {}
+        """(slot, first frame, end) of the ranges that the last invalidation meant -> whether anything was mapped."""
         self.recovered: list[tuple[Gpa, int]] = []
         """(address, size) of the table pages that the end of logging has given up so far."""
         self._tables = {(self._is_virtual, 0): self.own_table}
         """By whether addresses are virtual, and address space."""
+
+    @property
+    def virtual(self) -> bool:
+        """Faults report virtual addresses."""
+        return self._virtual
 
     @property
     def _is_virtual(self) -> bool:
@@ -275,6 +283,7 @@ class CheckedVm(Vm):
         """The host begins to invalidate a range. (kvm_mmu_notifier_invalidate_range_start)"""
         self.forget(span)
         hits = self.slots.in_hva_range(span.start, span.end)
+        self.unmapped = {(hit.slot.id, hit.start, hit.end): self._maps(hit.start, hit.end) for hit in hits}
         self.invalidations.active += 1
         if hits:
             self.invalidations.begin()
@@ -283,6 +292,19 @@ class CheckedVm(Vm):
                 self.drop(hit.start, hit.end)
             self.flush_stale()
         return hits
+
+    def _maps(self, start: int, end: int) -> bool:
+        kind = self.format.kind
+        return any(
+            kind(entry.desc, entry.shift) is Kind.LEAF
+            for table, first, last in self.tables_over(start, end)
+            for entry in table.in_range(first, last)
+        )
+
+    def log_refused(self, slot: int) -> int:
+        """The errno with which KVM_GET_DIRTY_LOG is refused; 0: it is not."""
+        refused, found = self._logged_slot(slot)
+        return refused if found is None else 0 if self.log.bitmap(slot) is not None else ENOENT
 
     def forget(self, span: HvaRange) -> None:
         """What the host had in the range is not known any more."""

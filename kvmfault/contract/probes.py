@@ -54,9 +54,9 @@ __all__ = [
 class Said(Enum):
     """What a probe says of the task that hit it, and the values that it may bring; what was not recorded is missing."""
 
-    FAULT = "the exit handler takes on a fault: address, code"
+    FAULT = "the exit handler takes on a fault: its registers, or address and the kernel's own accessors"
     RETURNED = "the exit handler is done with it: ret (1 guest runs on, 0 left to user space, -errno)"
-    DECIDED = "the fault machinery decided: answer, gfn, prefetch, max_size, wanted, size"
+    DECIDED = "the fault machinery decided: answer, gfn, prefetch, max_size, wanted, size, vetoed (code in blocks)"
     PINNED = (
         "the host was asked for the page: answer, gfn, slot (absent: none), pfn or error, hva, writable, and prot "
         "(what the guest's own tables allow)"
@@ -65,11 +65,12 @@ class Said(Enum):
     REPAIR_TRIED = "a repair without the slow path was tried: answer, gfn"
     REPAIRED = "what that repair saw and left: gpa, old, new (descriptors)"
     MAPPING = "a leaf is about to be installed: gpa, size, hpa, prot (R/W/X bits), memory"
-    MAPPED = "installing a leaf ended: answer, gfn, max_size, wanted, size"
+    MAPPED = "installing a leaf ended: answer, gfn, slot, flags, hva, pfn, writable, max_size, wanted, size, vetoed"
     RELAXING = "permissions are about to be added to a leaf: gpa, prot, memory"
     RELAXED = "permissions were added: answer"
     MAKING_YOUNG = "a leaf is about to be marked as used: gpa"
-    SETTING = "a leaf is about to be set: gfn, pfn, place (which entry of which table)"
+    SETTING = "a leaf is about to be set: slot, gfn, pfn, prot, place (which entry of which table)"
+    SET = "setting a leaf ended: answer, gfn"
     INSTALLED = "a leaf was installed: gpa (of the shadowed guest: its frame), size, desc, place"
     CHANGED = "an entry was changed, by whoever it was: as_id, gpa, size, old, new (descriptors)"
     MMIO_INSTALLED = "an entry that remembers MMIO was installed: gpa, generation"
@@ -85,16 +86,17 @@ class Said(Enum):
     DEFERRED = "the page is fetched in the background: gpa"
     SLOT = "user space asks for a change of a memslot (the request is read by trace.slotfile)"
     SLOT_DONE = "the request was answered: ret"
-    SLOT_CHANGING = "an accepted memslot request is carried out"
-    SLOT_FLUSH = "what a slot maps is taken away before it goes or moves: slot"
+    SLOT_CHANGING = "an accepted memslot request is carried out: kind (a ChangeKind)"
+    SLOT_FLUSH = "what a slot maps is taken away before it goes or moves: slot, gfn, pages"
     SLOT_CHANGED = "the memslot request was carried out: ret"
-    TABLE_RETIRED = "every table of the VM is thrown away"
+    TABLE_RETIRED = "every table of the VM is thrown away: vm"
     WRITES_WATCHED = "logging begins: every page of the slot is to be noticed: slot"
-    BLOCKS_SPLIT = "logging begins: blocks are split: slot"
+    BLOCKS_SPLIT = "logging begins: blocks are split: slot, size (down to)"
     BLOCKS_RECOVERED = "logging ended: blocks are looked for: slot"
     INVALIDATE = "a host range begins to be invalidated: start, end (user addresses)"
     INVALIDATED = "its invalidation is over: start, end"
     UNMAP = "frames of a slot are taken out of the tables: slot, start, end"
+    UNMAPPED = "they are: flush (something was mapped)"
     AGE = "frames of a slot are aged: slot, start, end"
     TEST_AGE = "frames of a slot are looked at for their use: slot, start, end"
     RANGE_UNMAPPED = "addresses are taken out of the table, whoever asked: gpa, size"
@@ -139,6 +141,10 @@ class Probe:
     read: Callable[[Values], Values | None]
     sizes: tuple[str, ...] = ()
     """Recorded fields of which *read* makes ``wanted`` and ``size``, once for each fault."""
+    compared: str = ""
+    """Recorded fields, between blanks, that a check compares with what the model decides or another event tells."""
+    taken: Mapping[str, str] = field(default_factory=dict)
+    """Recorded fields (several between blanks) that are inputs of the model, or of no meaning to it -> why."""
 
 
 GuestWalk: TypeAlias = Callable[[Sequence[tuple[int, int]], int, bool], GuestTranslation | GuestWalkFault | None]
@@ -155,8 +161,12 @@ class Probes:
     """By kernel function: what its return says."""
     names: Mapping[str, str] = field(default_factory=dict)
     """Kprobe event -> kernel function, where recordings name the event otherwise."""
+    address: str = ""
+    """The register that holds what probes call ``address``; "": none does."""
     walk: GuestWalk | None = None
     """What the entries that a walk of the guest's own tables read mean."""
+    unread: Mapping[str, str] = field(default_factory=dict)
+    """Kernel functions that recordings probe and of which nothing is read -> why."""
     settings: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Kernel function or trace event -> settings of the target that a recording of it shows."""
 
