@@ -32,7 +32,9 @@ LANGUAGES: Final = {
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Modules join the navigation, each package a group."""
+    """Modules join the navigation, each package a group; `extra: {reference: false}` leaves them out."""
+    if not config.extra.get("reference", True):
+        return config
     groups: dict[str, list[dict[str, str]]] = {}
     for name in modules():
         groups.setdefault(".".join(name.split(".")[:2]), []).append({name: f"reference/{name}.md"})
@@ -44,7 +46,7 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Pages of modules, and of files of the repository that pages link to."""
-    names = modules()
+    names = modules() if config.extra.get("reference", True) else []
     lines = "".join(f"- [`{name}`]({name}.md)\n" for name in names)
     files.append(
         File.generated(config, "reference/index.md", content=f"# Reference\n\nEvery public module.\n\n{lines}")

@@ -45,17 +45,24 @@ def recording(name: str) -> Path:
     return path
 
 
-def recordings(pattern: str, *, slow: str = "") -> list[pytest.ParameterSet]:
+LARGEST = ("vm2-linux_guest_thp_dirty", "b1-dirty_log_split")
+"""Folders of the two recordings with the most events of their architecture."""
+
+
+def recordings(pattern: str, *, largest: bool = True) -> list[pytest.ParameterSet]:
     """Parameters for every large recording that matches the glob ``pattern``, or one that is skipped.
 
-    *slow*: name of a folder whose recordings only `make long` reads here; other tests read them too.
+    Without *largest* those are left to `make long`: where another test reads them, too.
     """
     if not TRACES.is_dir():
         return [pytest.param(TRACES, id="absent", marks=pytest.mark.skip(reason=ABSENT))]
     found = sorted(TRACES.glob(pattern))
     assert found, f"no recording matches {pattern}"
-    long = {path: [pytest.mark.long] for path in found if slow and path.parent.name == slow}
-    return [pytest.param(path, id=str(path.relative_to(TRACES)), marks=long.get(path, [])) for path in found]
+    long = {path for path in found if not largest and path.parent.name in LARGEST}
+    return [
+        pytest.param(path, id=str(path.relative_to(TRACES)), marks=[pytest.mark.long] if path in long else [])
+        for path in found
+    ]
 
 
 class Cluster(NamedTuple):

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from kvmfault.algebra.columns import Columns
 from kvmfault.algebra.domain import cases, with_representatives
-from kvmfault.algebra.expr import Maybe, Pred, Word
+from kvmfault.algebra.expr import Maybe, Pred, Word, union
 from kvmfault.algebra.prove import combinations
 from kvmfault.contract.accessors import FACTS, VALUES, Gap, stand_in
 from kvmfault.contract.shapes import Shape
@@ -24,7 +24,7 @@ from kvmfault.emit.header import target_header
 from kvmfault.types import U64
 
 STRICT: Final = ("-std=c11", "-pedantic", "-Wall", "-Wextra", "-Werror")
-EVERY_BITS: Final = 22
+EVERY_BITS: Final = 18
 """Up to so many bits read, every combination is compared."""
 
 
@@ -83,7 +83,7 @@ class Compiled:
         (folder / "header.h").write_text(target_header(target, shape))
         (folder / "loops.c").write_text(loops(target))
         library = folder / "loops.so"
-        run_compiler(cc, *STRICT, "-O1", *options, "-shared", "-fPIC", "-o", library, folder / "loops.c")
+        run_compiler(cc, *STRICT, "-O0", *options, "-shared", "-fPIC", "-o", library, folder / "loops.c")
         self._library = ctypes.CDLL(str(library))
         self._order = target.order
 
@@ -103,13 +103,20 @@ def _complete(columns: Columns, order: Sequence[str]) -> Columns:
     return {name: columns.get(name, zeros) for name in order}
 
 
-def inputs(of: Pred | Word | Maybe, order: Sequence[str], seed: int = 1) -> Iterator[Columns]:
-    """Every combination of the bits read, all other bits 0 and then random.
+def _decisive(of: Pred | Word | Maybe) -> dict[str, int]:
+    # what comparisons and tables read; all else a word copies, bit by bit
+    word, valid = (of.word, of.valid) if isinstance(of, Maybe) else (of, of)
+    tables = [{t.register: t.mask} for t in word.terms if t.table is not None] if isinstance(word, Word) else []
+    return union(*tables, valid.reads if isinstance(valid, Pred) else {})
 
-    Where that is too many: of bits that are compared, one value of each kind; and none, each alone, and random ones.
+
+def inputs(of: Pred | Word | Maybe, order: Sequence[str], seed: int = 1) -> Iterator[Columns]:
+    """Every combination of the bits that decide, all other bits 0 and then random; of what is copied, each bit alone.
+
+    Where the combinations are too many: one value of each kind that the expression tells apart, and random ones.
     """
     rng = np.random.default_rng(seed)
-    reads = of.reads
+    reads = _decisive(of)
     if sum(mask.bit_count() for mask in reads.values()) <= EVERY_BITS:
         for columns in combinations(reads):
             rows = len(next(iter(columns.values())))
@@ -117,12 +124,13 @@ def inputs(of: Pred | Word | Maybe, order: Sequence[str], seed: int = 1) -> Iter
             noise = {r: rng.integers(0, U64, rows, np.uint64, endpoint=True) for r in order}
             unread = {r: noise[r] & np.uint64(U64 & ~reads.get(r, 0)) for r in order}
             yield {r: unread[r] | columns[r] if r in columns else unread[r] for r in order}
-        return
-    if not isinstance(of, Word):
+        if isinstance(of, Pred):
+            return
+    elif not isinstance(of, Word):
         kinds = cases(with_representatives({}, of.valid if isinstance(of, Maybe) else of))
         yield from (_complete(columns, order) for columns in kinds)
     one_hot = np.array([0, *(1 << bit for bit in range(64)), U64], np.uint64)
     noise = {r: rng.integers(0, U64, 20_000, np.uint64, endpoint=True) for r in order}
-    for hot in reads:
+    for hot in of.reads:
         quiet = {r: one_hot if r == hot else np.zeros_like(one_hot) for r in order}
         yield {r: np.concatenate([quiet[r], noise[r], quiet[r] | noise[r][: len(one_hot)]]) for r in order}

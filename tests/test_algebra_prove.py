@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvmfault.algebra import domain, prove
+from kvmfault.algebra.domain import branches
 from kvmfault.algebra.expr import ALWAYS, NEVER, Pred, Word, union
 from kvmfault.algebra.layout import Field, join, register
-from kvmfault.algebra.prove import MAX_BITS, bits_read, combinations, relate, words_differ
+from kvmfault.algebra.prove import MAX_BITS, bits_read, combinations, relate, where, words_differ
 from kvmfault.errors import UsageError
 from tests.expressions import SMALL, WIDE, Meant, preds
 
@@ -64,6 +65,36 @@ def test_representatives_prove_the_same(a: Meant, b: Meant, within: Meant) -> No
         full.equal, full.a_implies_b, full.b_implies_a, full.disjoint,
     )  # fmt: skip
     assert few.witnesses == full.witnesses
+
+
+@pytest.mark.parametrize("most", [1, 3, 64])
+@pytest.mark.parametrize("chunk", [1, 5, 1 << 18])
+@given(preds(FIELDS[:2]), preds(FIELDS[:2]), preds(FIELDS))
+def test_branches_prove_the_same(chunk: int, most: int, a: Meant, b: Meant, within: Meant) -> None:
+    full = relate(a.pred, b.pred, within.pred)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(domain, "FEW", 0)  # choices are few here, and all of them branch
+        patch.setattr(domain, "MAX_BRANCHES", most)
+        patch.setattr(domain, "CHUNK", chunk)
+        alternatives = branches(within.pred)
+        quick = relate(a.pred, b.pred, within.pred, by_kinds=True)
+        witness = where(a.pred & ~b.pred & within.pred)
+    assert len(alternatives) <= most
+    for row in SPACE[::31]:
+        assert any(all(part.on(row) for part in parts) for parts in alternatives) == within.holds(row)
+    assert quick.witnesses == full.witnesses
+    if witness is not None:  # it knows all registers; where one is not read, it is 0
+        assert {name: witness.get(name, 0) for name in full.reads} == full.witnesses["only_a"]
+    assert (witness is None) == full.a_implies_b
+
+
+def test_what_hardware_never_does_is_not_combined_with_the_rest() -> None:
+    # 64 bits that must be 0, and one of two choices of many bits: all at once they would be 2**32 kinds
+    single = [WIDE.field_at(bit, bit).is_(0) for bit in range(32)]
+    choice = (SMALL["A"].is_(1) & reduce(and_, single)) | SMALL["A"].is_(2)
+    top = reduce(and_, (WIDE.field_at(bit, bit).is_(0) for bit in range(32, 64)))
+    assert where(choice & top & WIDE.field_at(0, 0).is_set) == {"SMALL": 2 << 7, "WIDE": 1}
+    assert where(choice & SMALL["A"].is_(3)) is None
 
 
 def test_a_representative_is_the_smallest_of_its_kind() -> None:

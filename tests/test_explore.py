@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from re import fullmatch
 from typing import Final
 
 import pytest
@@ -32,7 +33,7 @@ from tests.conftest import ROOT
 
 FOLDER: Final = ROOT / "examples" / "explore"
 STANDING: Final = {path.stem: path for path in sorted(FOLDER.glob("*.toml"))}
-TARGETS: Final = ("arm64", "x86-ept", "x86-npt", "x86-shadow")
+TARGETS: Final = tuple(backends())
 SMALL: Final = ("log_clear", "log_ring", "log_block", "aging", "userfault", "walks", "punch_hole", "log_stop")
 """Scenarios that are explored to the end in well under a second, without the reduction, too."""
 
@@ -65,7 +66,7 @@ def test_nothing_is_found_and_the_reduction_changes_no_verdict(name: str) -> Non
         assert (reduced.violation, plain.violation) == (None, None)
         assert reduced.complete
         assert plain.complete
-        assert reduced.states < plain.states
+        assert reduced.states <= plain.states
 
 
 @pytest.mark.parametrize("name", ["migrate", "slot_create", "convert", "cow", "split"])
@@ -80,15 +81,22 @@ def test_larger_ones_on_one_target_of_each_kind(name: str) -> None:
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda m: m.name)
-def test_a_bug_of_the_past_is_found_the_same_with_and_without_the_reduction(mutant: Mutant) -> None:
+def test_a_bug_of_the_past_is_found_on_every_backend_that_could_have_it(mutant: Mutant) -> None:
     where = [t for t in targets(mutant.scenario) if mutant.applies(backend(t))]
     assert where, "it applies to no target of its scenario"
     for target in where:
         found = caught(mutant.name, target).found
         assert found.violation is not None, target
         assert found.violation.name in NAMES
-    plain = explore(Task(scenario(mutant.scenario), where[0], mutant=mutant.name, limits=Limits(reduce=False))).found
-    assert len(plain.schedule) == len(caught(mutant.name, where[0]).found.schedule)
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda m: m.name)
+@pytest.mark.long
+def test_the_way_to_a_bug_is_as_short_without_the_reduction(mutant: Mutant) -> None:
+    for target in (t for t in targets(mutant.scenario) if mutant.applies(backend(t))):
+        limits = Limits(reduce=False)
+        plain = explore(Task(scenario(mutant.scenario), target, mutant=mutant.name, limits=limits)).found
+        assert len(plain.schedule) == len(caught(mutant.name, target).found.schedule)
 
 
 @pytest.mark.parametrize(("mutant", "target"), [pair for pair in caught_on() if pair[1] in ("arm64", "x86-ept")])
@@ -111,6 +119,7 @@ def test_mutants_have_names_scenarios_and_sources() -> None:
     for mutant in MUTANTS:
         assert mutant.scenario in STANDING
         assert mutant.fix.lower().startswith("kvm: ")
+        assert fullmatch("[0-9a-f]{12}|CVE-[0-9]{4}-[0-9]{4,6}", mutant.commit)
         assert mutant.about
 
 
@@ -289,7 +298,21 @@ def test_the_command_line_refuses(cli: Cli) -> None:
     cli("explore", migrate, "--bound", "0").refused("--bound")
 
 
-def test_what_is_open_is_still_found() -> None:
+OPEN: Final = {
+    ("slot_create_same_page", "x86-ept"): "warning",
+    ("slot_create_same_page", "x86-npt"): "warning",
+    ("slot_create_same_page", "x86-ept@6.12"): "refused",
+    ("slot_create_same_page", "x86-npt@6.12"): "refused",
+    ("log_migrate", "s390"): "lost-write",
+}
+"""What is found in the kernels as they are modelled, each with its evidence in docs/concurrency.md."""
+
+
+def test_what_is_open_is_still_found_and_nothing_else() -> None:
+    found = {}
     for path in (FOLDER / "open").glob("*.toml"):
         read = read_scenario(str(path)).scenario
-        assert all(explore(Task(read, target)).found.violation is not None for target in read.targets)
+        for target in read.targets:
+            violation = explore(Task(read, target)).found.violation
+            found[path.stem, target] = violation.name if violation else ""
+    assert found == OPEN

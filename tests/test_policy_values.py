@@ -440,14 +440,18 @@ READABLE: Final = Leaf(4, 4 * K, Pfn(GPA >> 12))
 @shows(
     "present_leaf",
     {
-        (*ARM, *(name for name in X86 if name.endswith("@6.12"))): ["Fixed", "Fixed", "Fixed"],
-        ("x86-ept@7.4", "x86-npt@7.4"): ["Fixed", "Spurious", "Spurious"],
-        ("x86-shadow@7.4",): ["Fixed", "Fixed", "Spurious"],
+        ARM: ["Fixed", "Fixed", "Fixed"],
+        tuple(name for name in X86 if name.endswith("@6.12")): ["Fixed", "Fixed", "Fixed", "map_mmio"],
+        ("x86-ept@7.4", "x86-npt@7.4"): ["Fixed", "Spurious", "Spurious", "warn"],
+        ("x86-shadow@7.4",): ["Fixed", "Fixed", "Spurious", "map_mmio"],
     },
 )
 def leaf_is_there(on: Target) -> object:
     faults = fault(on, WRITE), fault(on, READ), fault(on, READ, prefetch=True)
-    return [kind(resolve(on, Script(on, present=READABLE), f)) for f in faults]
+    seen = [kind(resolve(on, Script(on, present=READABLE), f)) for f in faults]
+    lost = Script(on, present=READABLE, slot=False)  # mapped by another vCPU, which found a slot there
+    resolve(on, lost, fault(on, READ))
+    return seen + lost.used("map_mmio", "warn")
 
 
 @shows("userfault", {ARM + X86: EINVAL})
@@ -469,6 +473,15 @@ def begin_of_logging(on: Target) -> object:
     vm.resolve(fault(on, WRITE))
     change(vm, slot=0, flags=LOGGED, gpa=Gpa(GPA), size=G, hva=HVA)
     return leaf(vm, GPA) is not None
+
+
+@shows("unmap_marks", {X86: ()})
+def pages_marked_as_they_go(on: Target) -> object:
+    vm = world(on, log_dirty=True)
+    vm.resolve(fault(on, WRITE))
+    vm.get_dirty_log(0)
+    vm.drop(GPA >> 12, (GPA >> 12) + 1)
+    return vm.get_dirty_log(0).pages
 
 
 @shows("age_flushes", {ARM + X86: True})
@@ -594,6 +607,7 @@ NOT_ASKED: Final[Mapping[str, Mapping[tuple[str, ...], str]]] = {
     "injected_target": {X86: "a fault is reflected to the hypervisor by other rules"},
     "register_page": {X86: "no such page"},
     "marks_rewritten": {ARM: "no entry says whether it was written"},
+    "unmap_marks": {ARM: "no entry says whether it was written"},
 }
 """Member -> targets whose path never asks it, and why."""
 SITUATIONS.extend(_arm64_situations())

@@ -17,7 +17,7 @@ from kvmfault.contract.outcome import Done, Error, Exit, Inject, MmioAccess, Out
 from kvmfault.contract.ports import GuestTranslation, GuestWalkFault, PinError, WalkEnd
 from kvmfault.contract.shapes import Raw
 from kvmfault.contract.target import backend
-from kvmfault.types import Gfn, Gpa, Hpa
+from kvmfault.types import Gfn, Gpa, Hpa, Hva
 from tests.worlds import HVA, Watched, fault, leaf, world
 
 PPC: Final = "powerpc:4k"
@@ -242,19 +242,47 @@ def test_logging_drops_what_is_mapped_at_both_ends_and_collects_change_bits() ->
     assert leaf(vm, GPA) == (GPA, M2, "rwx")
 
 
+@pytest.mark.parametrize(("target", "told"), [("powerpc", (3,)), ("s390", ())])
+def test_what_an_entry_knows_of_writes_is_in_the_log_before_it_goes(target: str, told: tuple[int, ...]) -> None:
+    # kvmppc_unmap_pte marks; _gmap_unmap_pte leaves an empty entry, and its soft dirty bit is gone
+    vm = world(target, log_dirty=True)
+    at = GPA + (3 << vm.page_shift)
+    assert vm.access(at, write=True).ended.name == "DONE"
+    vm.invalidate(vm.host.migrate(Hva(HVA + (3 << vm.page_shift))))
+    assert leaf(vm, at) is None
+    assert vm.get_dirty_log(0).pages == told
+
+
+STORE: Final = NOHPTE | ISSTORE
+MISSING: Final = GuestWalkFault(end=WalkEnd.MISSING)
+READ_ONLY: Final = GuestTranslation(Gpa(GPA), K, writable=False)
+NO_SLOT: Final = GuestTranslation(Gpa(DEVICE), K)
 NESTED: Final[dict[str, tuple[int, GuestTranslation | GuestWalkFault, int, Outcome]]] = {
-    "not mapped": (NOHPTE, GuestWalkFault(end=WalkEnd.MISSING), 0xE00, Inject("hdsi", EA | GPA, NOHPTE)),
+    "not mapped": (NOHPTE, MISSING, 0xE00, Inject("hdsi", EA | GPA, NOHPTE)),
+    "a store to what is not mapped": (STORE, MISSING, 0xE00, Inject("hdsi", EA | GPA, STORE)),
+    "a fetch of what is not mapped": (NOHPTE, MISSING, 0xE20, Inject("hisi", EA | GPA, NOHPTE)),
     "unreadable": (NOHPTE, GuestWalkFault(end=WalkEnd.UNREADABLE), 0xE00, Inject("hdsi", EA | GPA, PRTABLE)),
     "malformed": (NOHPTE, GuestWalkFault(end=WalkEnd.RESERVED), 0xE00, Inject("hdsi", EA | GPA, UNSUPP_MMU)),
-    "read-only": (
-        NOHPTE | ISSTORE, GuestTranslation(Gpa(GPA), K, writable=False), 0xE00, Inject("hdsi", EA | GPA, PROTFAULT),
-    ),
+    "read-only": (STORE, READ_ONLY, 0xE00, Inject("hdsi", EA | GPA, ISSTORE | PROTFAULT)),
     "not executable": (
-        NOHPTE, GuestTranslation(Gpa(GPA), K, executable=False), 0xE20, Inject("hdsi", EA | GPA, NOEXEC),
+        NOHPTE, GuestTranslation(Gpa(GPA), K, executable=False), 0xE20, Inject("hisi", EA | GPA, NOEXEC),
     ),
-    "mapped": (NOHPTE, GuestTranslation(Gpa(GPA), K, writable=False), 0xE00, fixed(K, R | X)),
-    "no slot": (PRTABLE, GuestTranslation(Gpa(DEVICE), K), 0xE00, Inject("hdsi", EA | GPA, PRTABLE)),
+    "mapped": (NOHPTE, READ_ONLY, 0xE00, fixed(K, R | X)),
+    "hardware found more": (PROTFAULT | ISSTORE, READ_ONLY, 0xE00, Retry()),
+    "hardware found an entry that is gone": (PROTFAULT, MISSING, 0xE00, Retry()),
+    "hardware found an entry for no fetch": (NOEXEC, MISSING, 0xE20, Retry()),
+    "hardware refused the kind of access": (BADACCESS, MISSING, 0xE00, Retry()),
+    "no slot": (PRTABLE, NO_SLOT, 0xE00, Inject("dsi", EA | GPA, PRTABLE)),
+    "no slot, and never allowed": (BADACCESS, NO_SLOT, 0xE00, Inject("dsi", EA | GPA, BADACCESS)),
+    "no slot, and no reference bit": (SET_RC, NO_SLOT, 0xE00, Retry()),
+    "malformed, of the hardware": (UNSUPP_MMU, READ_ONLY, 0xE00, fixed(K, R | X)),
 }  # fmt: skip
+
+
+def test_a_nested_guest_gets_the_interrupt_for_a_read_only_slot_itself() -> None:
+    vm = ram(readonly=True).with_facts(nested=True)
+    vm.answers["walk_guest"] = GuestTranslation(Gpa(GPA), K)
+    assert vm.resolve(interrupt(STORE)) == Inject("dsi", EA | GPA, ISSTORE | PROTFAULT)
 
 
 @pytest.mark.parametrize(("dsisr", "walked", "trap", "outcome"), NESTED.values(), ids=NESTED)

@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -32,24 +33,38 @@ CASES: Final = 40
 """Random faults for each target."""
 
 
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The site, built by what `make site` runs; every warning is an error."""
-    folder = tmp_path_factory.mktemp("site")
+def build(folder: Path, config: Path) -> Path:
+    """What `make site` runs, without a network; every warning is an error."""
     nowhere = {"http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9", "NO_MKDOCS_2_WARNING": "1"}
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "-f", str(config), "-d", str(folder)]
     done = subprocess.run(command, cwd=ROOT, env=os.environ | nowhere, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     return folder
 
 
-def test_no_page_fetches_from_elsewhere(site: Path) -> None:
-    pages = list(site.rglob("*.html"))
+def test_the_site(tmp_path: Path) -> None:
+    """No page fetches from elsewhere; an id is of one element."""
+    pages = list(build(tmp_path, ROOT / "mkdocs.yml").rglob("*.html"))
     assert len(pages) > 100
     for page in pages:
         text = page.read_text()
         fetched = re.findall(r"<(?:script|img|iframe|link)\b[^>]*?\b(?:src|href)=\"?(https?:[^\"\s>]+)", text)
         assert not [f for f in fetched if not re.search(r"rel=\"?canonical", text)], page
+        ids = Counter(re.findall(r"<\w+\b[^>]*?\sid=\"?([^\"\s>]+)", text))
+        assert [name for name, count in ids.items() if count > 1] == [], page
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The decoder's page alone: building all takes long, and each process that runs tests here needs its own."""
+    folder = tmp_path_factory.mktemp("site")
+    alone = {
+        "INHERIT": str(ROOT / "mkdocs.yml"), "docs_dir": str(ROOT / "docs"), "hooks": [str(ROOT / "docs" / "site.py")],
+        "nav": ["decoder.md"], "exclude_docs": "*.py\n*.md\n*.json\n!decoder.md\n", "extra": {"reference": False},
+    }  # fmt: skip
+    config = folder / "mkdocs.yml"
+    config.write_text(json.dumps(alone))
+    return build(folder / "pages", config)
 
 
 class Case(NamedTuple):
@@ -118,6 +133,9 @@ def test_the_page_shows_a_fault_that_its_address_names(site: Path) -> None:
     assert dom.count("<table>") >= 4
     assert "0x40012000" in dom
     assert "S1PTW (bit 7) = 1" in dom
+    heading = dom.partition("<h1")[2].partition("</h1>")[0]
+    assert "<select" not in heading
+    assert "<select" in dom.partition('<div id="fault-decoder">')[2]
 
 
 def browsed(site: Path, page: str) -> str:

@@ -23,7 +23,8 @@ from kvmfault.types import Gpa, Pfn
 _ISSTORE, _PROTFAULT, _BADACCESS = (HDSISR[name].mask for name in ("ISSTORE", "PROTFAULT", "BADACCESS"))
 _NOHPTE, _NOEXEC, _SET_RC = (HDSISR[name].mask for name in ("NOHPTE", "NOEXEC_OR_G", "SET_RC"))
 _UNSUPP_MMU, _PRTABLE = (HDSISR[name].mask for name in ("UNSUPP_MMU", "PRTABLE"))
-_BAD_ACCESS: Final = _PRTABLE | _BADACCESS | _SET_RC
+_FOUND: Final = _PROTFAULT | _BADACCESS | _NOEXEC | HDSISR["BAD_COPYPASTE"].mask
+"""Hardware found an entry, which refuses the access."""
 _OTHER_CAUSES: Final = (
     _NOHPTE
     | _PROTFAULT
@@ -57,11 +58,14 @@ def dsi(fault: MmioFault, dsisr: int, why: str) -> Inject:
 def unusual_errors(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
     """What is no fault to be handled: HDSISR was not written, the tree is malformed, the access is never allowed.
 
-    Kernel: the canary in kvmppc_handle_exit_hv; head of kvmppc_book3s_radix_page_fault.
+    Kernel: the canary in kvmppc_handle_exit_hv; head of kvmppc_book3s_radix_page_fault. For a nested guest nobody looks
+    at the last two before its tables are walked.
     """
     dsisr = _dsisr(fault)
     if dsisr == CANARY and not fault.is_exec:
         return Retry("the CPU did not write HDSISR: the guest faults again")
+    if vm.facts.nested:
+        return None
     if dsisr & _UNSUPP_MMU:
         return Error(EFAULT, "the tree's configuration is one that the MMU does not support")
     if dsisr & _BADACCESS:
@@ -73,7 +77,12 @@ def unusual_errors(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
 
 
 def walk_nested(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
-    """Through the partition-scoped tree of a nested guest's own hypervisor. (kvmhv_translate_addr_nested)"""
+    """Through the partition-scoped tree of a nested guest's own hypervisor. (kvmhv_translate_addr_nested)
+
+    That hypervisor gets the same interrupt, with the direction of the access. Where hardware found an entry, only a
+    stale one can be at fault: it goes, and the guest tries again. The model's trees have no reference and change bits:
+    that these are missing is never the hypervisor's business here (kvmhv_handle_nested_set_rc).
+    """
     gpa = fault.kvm_get_fault_gpa()
     if not vm.facts.nested or gpa is None:
         return None
@@ -81,8 +90,7 @@ def walk_nested(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
     if walked is None:
         return None
     if isinstance(walked, GuestWalkFault):
-        flags = _WALK_FLAGS.get(walked.end, _NOHPTE)
-        return Inject("hdsi", fault.gva or 0, flags, why="the nested guest's own tree does not translate")
+        return _to_hypervisor(fault, _WALK_FLAGS.get(walked.end, _NOHPTE), "does not translate")
     if fault.is_write:
         missing = 0 if walked.writable else _PROTFAULT
     elif fault.is_exec:
@@ -90,10 +98,17 @@ def walk_nested(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
     else:
         missing = 0 if walked.readable or walked.writable else _PROTFAULT
     if missing:
-        return Inject("hdsi", fault.gva or 0, missing, why="the nested guest's own tree forbids the access")
+        return _to_hypervisor(fault, missing, "forbids the access")
     at.guest = walked
     at.at = gpa
     return None
+
+
+def _to_hypervisor(fault: MmioFault, flags: int, why: str) -> Outcome:
+    if _dsisr(fault) & _FOUND:
+        return Retry(f"hardware found an entry, but the nested guest's own tree {why}: the entry goes")
+    kind = "hisi" if fault.is_exec else "hdsi"
+    return Inject(kind, fault.gva or 0, _dsisr(fault) & _ISSTORE | flags, why=f"the nested guest's own tree {why}")
 
 
 _WALK_FLAGS: Final = {WalkEnd.UNREADABLE: _PRTABLE, WalkEnd.RESERVED: _UNSUPP_MMU}
@@ -124,14 +139,17 @@ def set_reference_and_change(vm: Ports, fault: MmioFault, at: Progress) -> Outco
 
 
 def reject_unbacked(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
-    """The guest's own tables where no memory is, and stores to a read-only slot. (kvmppc_book3s_radix_page_fault)"""
+    """The guest's own tables where no memory is, and stores to a read-only slot. (kvmppc_book3s_radix_page_fault)
+
+    A nested guest gets its interrupts itself, its hypervisor none. (__kvmhv_nested_page_fault)
+    """
     dsisr = _dsisr(fault)
-    what = "hdsi" if vm.facts.nested else "dsi"
+    if vm.facts.nested and dsisr & _SET_RC:
+        return Retry("there is no entry to set reference and change bits in: the nested guest's goes")
     if at.slot is not None:
-        flags = _PROTFAULT if vm.facts.nested else _ISSTORE | _PROTFAULT
-        return Inject(what, fault.gva or 0, flags, why="a store to a read-only slot")
-    if dsisr & _BAD_ACCESS:
-        return Inject(what, fault.gva or 0, dsisr, why="a bad address in the guest's own tables")
+        return dsi(fault, _ISSTORE | _PROTFAULT, "a store to a read-only slot")
+    if dsisr & (_PRTABLE | _BADACCESS | _SET_RC):
+        return dsi(fault, dsisr, "a bad address in the guest's own tables")
     return None
 
 

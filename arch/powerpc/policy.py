@@ -69,6 +69,7 @@ _POLICY: Final = Policy(
     recovers_blocks=False,
     mmio_sign_extension=SignExtension.KEPT,
     logging_drops=True,
+    unmap_marks=True,
 )
 
 

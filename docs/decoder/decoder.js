@@ -83,7 +83,7 @@ const kvmfault = (() => {
 })();
 
 (() => {
-  const place = document.getElementById("decoder");
+  const place = document.getElementById("fault-decoder");
   if (!place) return;
   const definitions = window.KVMFAULT;
   const make = (tag, text, ...children) => {

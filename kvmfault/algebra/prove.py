@@ -13,7 +13,7 @@ from typing import TypeAlias
 import numpy as np
 
 from kvmfault.algebra.columns import BoolCol, U64Col, pred_column, word_column
-from kvmfault.algebra.domain import MAX_BITS, cases, every_value, with_representatives
+from kvmfault.algebra.domain import MAX_BITS, branches, cases, conjuncts, every_value, with_representatives
 from kvmfault.algebra.expr import ALWAYS, Pred, Word, union
 
 FEW_BITS = 20
@@ -34,6 +34,7 @@ __all__ = [
     "combinations",
     "relate",
     "smallest",
+    "where",
     "words_differ",
 ]
 
@@ -86,23 +87,30 @@ def relate(a: Pred, b: Pred, within: Pred = ALWAYS, *, by_kinds: bool = False) -
     reads = union(asked, within.reads)
     few = bits_read(reads) <= FEW_BITS and not by_kinds
     kinds = by_kinds or bits_read(asked) > MAX_BITS
-    digits = every_value(reads) if few else with_representatives({} if kinds else asked, a, b, within)
     counts = {"both": 0, "only_a": 0, "only_b": 0, "neither": 0}
     best: dict[str, tuple[Rank, Witness]] = {}
     count = 0
-    for columns in cases(digits):
-        inside = pred_column(within, columns)
-        count += int(inside.sum())
-        va, vb = pred_column(a, columns), pred_column(b, columns)
-        cells = {"both": va & vb, "only_a": va & ~vb, "only_b": vb & ~va, "neither": ~va & ~vb}
-        for name, hit in cells.items():
-            hit &= inside
-            found = int(hit.sum())
-            counts[name] += found
-            if found:
-                candidate = smallest(columns, hit)
-                best[name] = min(best.get(name, candidate), candidate, key=lambda c: c[0])
+    for parts in branches(within) if kinds else [conjuncts(within)]:
+        digits = every_value(reads) if few else with_representatives({} if kinds else asked, a, b, *parts)
+        for columns in cases(digits, parts):
+            rows = len(next(iter(columns.values())))
+            if reads:
+                columns = {name: columns[name] if name in columns else np.zeros(rows, np.uint64) for name in reads}
+            count += rows
+            va, vb = pred_column(a, columns), pred_column(b, columns)
+            cells = {"both": va & vb, "only_a": va & ~vb, "only_b": vb & ~va, "neither": ~va & ~vb}
+            for name, hit in cells.items():
+                found = int(hit.sum())
+                counts[name] += found
+                if found:
+                    candidate = smallest(columns, hit)
+                    best[name] = min(best.get(name, candidate), candidate, key=lambda c: c[0])
     return Relation(reads, count, **counts, kinds=not few, witnesses={name: w for name, (_, w) in best.items()})
+
+
+def where(pred: Pred) -> Witness | None:
+    """The smallest registers on which *pred* holds, or None: there are none."""
+    return relate(ALWAYS, ALWAYS, pred, by_kinds=True).witnesses.get("both")
 
 
 def words_differ(a: Word, b: Word) -> Witness | None:

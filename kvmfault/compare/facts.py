@@ -12,7 +12,7 @@ from itertools import combinations
 from typing import Final
 
 from kvmfault.algebra.explain import spell
-from kvmfault.algebra.expr import ALWAYS, AllOf, AnyOf, Pred, Word, union
+from kvmfault.algebra.expr import ALWAYS, AnyOf, Pred, Word
 from kvmfault.algebra.prove import Relation, Witness, relate
 from kvmfault.contract.accessors import FACTS, VALUES, Accessors, Gap
 from kvmfault.contract.described import bits_text, documented, spell_word
@@ -145,18 +145,14 @@ def _asked() -> Iterator[tuple[str, tuple[str, ...]]]:
 
 def _of_target(target: Target) -> dict[str, Verdict]:
     # every law that is asked, by name
-    reachable = target.backend.reachable
-
-    def domains(*preds: Pred) -> tuple[Pred, Pred]:
-        return _concerning(reachable, *preds), ALWAYS
-
+    domains = (target.backend.reachable, ALWAYS)
     facts: dict[str, Pred | Gap] = {name: getattr(target.definition, name) for name in SORTS}
     known = {name: fact for name, fact in facts.items() if not isinstance(fact, Gap)}
-    fixed = {name: _fixed(fact, domains(fact)[0]) for name, fact in known.items()}
+    fixed = {name: _fixed(fact, domains[0]) for name, fact in known.items()}
     verdicts: dict[str, Verdict] = {}
     for law, members in _GROUPS.items():
         some = AnyOf(tuple(known[name] for name in members if name in known))
-        within, anywhere = (relate(some, ALWAYS, domain, by_kinds=True) for domain in domains(some))
+        within, anywhere = (relate(some, ALWAYS, domain, by_kinds=True) for domain in domains)
         verdicts[law] = _verdict(within, anywhere, "only_b")
     for pair in combinations(SORTS, 2):
         a, b = pair
@@ -165,21 +161,9 @@ def _of_target(target: Target) -> dict[str, Verdict]:
         if why:
             verdicts |= dict.fromkeys((law.format(a, b) for law in _PAIR), Verdict(None, ", ".join(why)))
             continue
-        within, anywhere = (relate(known[a], known[b], domain, by_kinds=True) for domain in domains(known[a], known[b]))
+        within, anywhere = (relate(known[a], known[b], domain, by_kinds=True) for domain in domains)
         verdicts |= {law.format(a, b): _verdict(within, anywhere, broken) for law, broken in _PAIR.items()}
     return verdicts
-
-
-def _concerning(within: Pred, *preds: Pred) -> Pred:
-    # of what must hold together, the parts that share a bit with *preds*, or with such a part; where the others hold
-    # with all their bits 0, the smallest witness has these so
-    parts = list(within.parts) if isinstance(within, AllOf) else [within]
-    bits, near = union(*(pred.reads for pred in preds)), []
-    while found := [p for p in parts if any(bits.get(r, 0) & mask for r, mask in p.reads.items())]:
-        near += found
-        bits = union(bits, *(p.reads for p in found))
-        parts = [p for p in parts if p not in found]
-    return AllOf(tuple(near if all(p.on(dict.fromkeys(p.reads, 0)) for p in parts) else [*near, *parts]))
 
 
 def _fixed(fact: Pred, reachable: Pred) -> str:

@@ -194,6 +194,9 @@ class Policy:
     logging_drops: bool = False
     """DirtyLogging.slot_changed: when logging begins or ends, what maps the slot is dropped.
     (arm64: protects or splits instead; x86: as arm64; powerpc: kvmppc_core_commit_memory_region_hv)"""
+    unmap_marks: bool = False
+    """DirtyLogging.drop: pages that entries know to be written are marked before these entries go.
+    (arm64: marked when it was mapped; x86: as arm64; powerpc: kvmppc_unmap_pte; s390: not, see _gmap_unmap_pte)"""
     age_flushes: bool = False
     """Vm.age: what was made old is flushed from the TLBs.
     (arm64: kvm_age_gfn flushes nothing; x86: as arm64; s390: gmap_age_gfn, with the entry)"""

@@ -38,7 +38,8 @@ from kvmfault.scenario import events
 __all__ = ["EVENTS", "HostActor", "Where"]
 
 _TABLES: Final = frozenset(("own_table", "reverse"))
-_NOTIFIER: Final = frozenset(("writer", "invalidations", "host", "buffers")) | _TABLES
+_UNMAPS: Final = _TABLES | {"log"}
+_NOTIFIER: Final = frozenset(("writer", "invalidations", "host", "buffers")) | _UNMAPS
 _NOTIFY: Final = (range_start, zap, flush_and_unlock, change, range_end)
 _SLOT: Final = (ask, stage, slot_flush, stage, slot_flush)
 _CHANGE: Final = (begin_change, flush_and_unlock, store, end_change)
@@ -53,10 +54,10 @@ EVENTS: Final[Mapping[type, tuple[tuple[Action, ...], frozenset[str]]]] = {
     events.ClearLog: ((clear_bits, report), _LOGS),
     events.HarvestRing: ((harvest,), frozenset()),
     events.ResetRings: ((reset, report), _LOGS),
-    events.Convert: (_CHANGE, frozenset(("writer", "invalidations", "private", "mixing")) | _TABLES),
+    events.Convert: (_CHANGE, frozenset(("writer", "invalidations", "private", "mixing")) | _UNMAPS),
     events.PunchHole: (
         _CHANGE,
-        frozenset(("writer", "invalidations", "memfds", "memfd_pages", "memfd_next")) | _TABLES,
+        frozenset(("writer", "invalidations", "memfds", "memfd_pages", "memfd_next")) | _UNMAPS,
     ),
     events.Prefault: (
         (prefault,),

@@ -5,23 +5,29 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping
 from typing import Final, cast
 
-from kvmfault.contract.access import Access, Cause
-from kvmfault.contract.accessors import Gap
+from kvmfault.contract.access import Access
 from kvmfault.contract.fault import MmioFault
 from kvmfault.contract.format import Memory, W
 from kvmfault.contract.outcome import Completion, Exit, Outcome
 from kvmfault.contract.ports import MapResult, Memslot, Ports
 from kvmfault.contract.progress import Progress
-from kvmfault.contract.target import Target
-from kvmfault.contract.values import ExecGrant, InvalidSlot, MemfdSource, Prefault, Unbacked
+from kvmfault.contract.values import (
+    DirtyMark,
+    ExecGrant,
+    InvalidSlot,
+    LoggedSize,
+    Prefault,
+    Unbacked,
+)
 from kvmfault.explore import actions
+from kvmfault.explore.applies import has_private, merges, remembers_mmio, shadows, walk_reads, walk_writes
 from kvmfault.explore.barriers import WITHOUT_BARRIERS, area_only, sample
 from kvmfault.explore.mutant import Mutant, after, instead, without
 from kvmfault.explore.world import Explored, SeenVcpu
 from kvmfault.path import lookup
 from kvmfault.path.run import BoundPath, Step
 from kvmfault.scenario import events
-from kvmfault.types import Gfn, Gpa, Gva, Pfn
+from kvmfault.types import Gfn, Gpa, Pfn
 from kvmfault.vm.frames import FrameSet
 from kvmfault.vm.memslots import UPDATING
 
@@ -184,10 +190,6 @@ def make_pages(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
     return None
 
 
-def _shadows(target: Target) -> bool:
-    return isinstance(target.definition.gpa_valid, Gap)
-
-
 def _by_registers(vm: Explored, bound: BoundPath, left: Exit) -> Completion | None:
     # decode what the fault registers hold now
     now = cast(Access, vm.of_vcpu("fault", cast(SeenVcpu, vm.vcpu).number))
@@ -207,33 +209,12 @@ def _walk_is_write(fault: MmioFault) -> bool:
     return fault.is_write or fault.is_table_walk
 
 
-def _walk_reads(target: Target) -> bool:
-    fault = target.encode(_walk(write=False, cause=Cause.MISSING)).fault
-    return fault.is_table_walk and not fault.is_write
-
-
-def _walk_writes(target: Target) -> bool:
-    fault = target.encode(_walk(write=True, cause=Cause.PERMISSION)).fault
-    return fault.is_table_walk and fault.is_permission and fault.is_write
-
-
-def _walk(*, write: bool, cause: Cause) -> Access:
-    return Access(
-        gpa=Gpa(1 << 30), offset=0, gva=Gva(1 << 30), read=not write, write=write, exec=False, on_walk=True,
-        final=False, cause=cause, granule=4096,
-    )  # fmt: skip
-
-
 def _write_unless_walk(fault: MmioFault) -> bool:
     return fault.is_write and not (fault.is_table_walk and fault.is_permission)
 
 
 def _fetch_or_walk(fault: MmioFault) -> bool:
     return fault.is_exec or (fault.is_table_walk and fault.is_permission)
-
-
-def _remembers_mmio(target: Target) -> bool:
-    return target.policy.unbacked is Unbacked.REMEMBER
 
 
 MUTANTS: Final[tuple[Mutant, ...]] = (
@@ -272,7 +253,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         name="invalid-slot-as-none",
         about="a slot that is being deleted was no slot: an entry of MMIO took the place of a present one",
         scenario="slot_delete",
-        applies=lambda target: target.policy.invalid_slot is InvalidSlot.RETRY and not _shadows(target),
+        applies=lambda target: target.policy.invalid_slot is InvalidSlot.RETRY and not shadows(target),
         changes=(instead("lookup", _invalid_is_none),),
     ),
     Mutant(
@@ -285,7 +266,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         name="mmio-generation-once",
         about="one generation number for new slots and for readers of the old: a decision was tagged with the next one",
         scenario="slot_create",
-        applies=_remembers_mmio,
+        applies=remembers_mmio,
         ports={"note_mmio": _note_at_once},
     ),
     Mutant(
@@ -299,20 +280,21 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         name="block-stays",
         about="a read-only block stayed where dirty logging wants pages: the write faulted for ever",
         scenario="log_block",
+        applies=lambda target: merges(target) and target.policy.logged_size is LoggedSize.PAGE,
         ports={"map": _keep_blocks},
     ),
     Mutant(
         name="walk-is-write",
         about="every fault on a walk of the guest's tables was a write, also where they are in read-only memory",
         scenario="walks",
-        applies=lambda target: target.policy.unbacked is Unbacked.LEAVE and _walk_reads(target),
+        applies=lambda target: target.policy.unbacked is Unbacked.LEAVE and walk_reads(target),
         misread={"is_write": _walk_is_write},
     ),
     Mutant(
         name="walk-is-fetch",
         about="the walk of a fetch was taken for the fetch: the table was made executable, not writable",
         scenario="walks",
-        applies=lambda target: target.policy.exec_grant is ExecGrant.ON_FETCH and _walk_writes(target),
+        applies=lambda target: target.policy.exec_grant is ExecGrant.ON_FETCH and walk_writes(target),
         misread={"is_write": _write_unless_walk, "is_exec": _fetch_or_walk},
     ),
     Mutant(
@@ -325,41 +307,42 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         name="protect-before-swap",
         about="pages were protected before the bitmap was swapped: a write between the two was forgotten",
         scenario="log_get",
+        applies=lambda target: target.policy.dirty_mark is not DirtyMark.ON_HARVEST,  # there nothing is swapped
         actions={events.GetLog: (_protect_first, actions.flush, _take_bits)},
     ),
     Mutant(
         name="sequence-refreshed",
         about="the sequence was sampled again after the attribute was checked: its change in between went unnoticed",
         scenario="convert",
-        applies=lambda target: target.policy.memfd_source is MemfdSource.PRIVATE_ACCESS,
+        applies=has_private,
         changes=(after("check_private", Step("sample", sample)),),
     ),
     Mutant(
         name="track-skips-protected",
         about="a page that was protected for the dirty log already was not protected for good as a guest's table",
         scenario="track_logged",
-        applies=lambda target: target.policy.write_tracking and not _shadows(target),
+        applies=lambda target: target.policy.write_tracking and not shadows(target),
         ports={"track_writes": _track_writable},
     ),
     Mutant(
         name="mmio-over-present",
         about="user space had changed a guest's table: an entry of MMIO took the place of one that stayed in TLBs",
         scenario="guest_map",
-        applies=_shadows,
+        applies=shadows,
         ports={"map_mmio": _put_unflushed},
     ),
     Mutant(
         name="stale-before-reclaim",
         about="making table pages available retired the very table that the fault then mapped into",
         scenario="migrate",
-        applies=_shadows,
+        applies=shadows,
         changes=(after("stale", Step("make_pages", make_pages)),),
     ),
     Mutant(
         name="mmio-generation-of-first-space",
         about="what a vCPU in another address space remembered as MMIO had the generation of the first one's slots",
         scenario="slot_create_smm",
-        applies=lambda target: _remembers_mmio(target) and target.backend.host(target.format).nr_address_spaces > 1,
+        applies=lambda target: remembers_mmio(target) and target.backend.host(target.format).nr_address_spaces > 1,
         ports={"mmio_space": lambda self: 0},
     ),
     Mutant(
@@ -373,14 +356,14 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         name="block-while-mixing",
         about="a fault beside pages that are being converted mapped a block over them",
         scenario="convert_block",
-        applies=lambda target: target.policy.memfd_source is MemfdSource.PRIVATE_ACCESS,
+        applies=has_private,
         ports={"block_allowed": _any_block},
     ),
     Mutant(
         name="merge-without-break",
         about="pages were merged into a block, and TLBs that held a page met the block",
         scenario="log_stop",
-        applies=lambda target: target.format.break_before_make,
+        applies=lambda target: target.format.break_before_make and bool(target.policy.fit_sizes),
         ports={"map": _map_unflushed},
     ),
     *WITHOUT_BARRIERS,

@@ -50,15 +50,29 @@ class DirtyLogging(Surroundings):
             self.flush_stale()
         return answer
 
+    def drop(self, start: int, end: int) -> None:
+        """See State."""
+        if self.target.policy.unmap_marks:
+            spaces = self.slots.active
+            for slot in (slot for space in spaces for slot in space.overlapping(Gfn(start), Gfn(end))):
+                pages = self.log.bitmap(slot.number)
+                if pages is not None:
+                    self._mark_written(slot, pages, max(start, slot.base_gfn), min(end, slot.end_gfn))
+        super().drop(start, end)
+
     def _collect(self, slot: Memslot, pages: FrameSet) -> None:
-        # what the entries say of writes goes into the bitmap, and a block counts whole
-        table, fmt = self.own_table, self.format
+        # what the entries say of writes goes into the bitmap
+        self._mark_written(slot, pages, slot.base_gfn, slot.end_gfn)
+        self.own_table.watch_writes(*self.bytes_of(slot.base_gfn, slot.end_gfn), hardware_log=True)
+
+    def _mark_written(self, slot: Memslot, pages: FrameSet, start: int, end: int) -> None:
+        # what entries over these frames say of writes; a block counts whole
+        fmt = self.format
         first, last = self.bytes_of(slot.base_gfn, slot.end_gfn)
-        for leaf in table.in_range(first, last):
+        for leaf in self.own_table.in_range(*self.bytes_of(start, end)):
             if fmt.kind(leaf.desc, leaf.shift) is Kind.LEAF and fmt.is_dirty(leaf.desc):
-                start, end = max(first, leaf.gpa), min(last, leaf.gpa + (1 << leaf.shift))
-                pages.add(start - first >> self.page_shift, end - first >> self.page_shift)
-        table.watch_writes(first, last, hardware_log=True)
+                begin, stop = max(first, leaf.gpa), min(last, leaf.gpa + (1 << leaf.shift))
+                pages.add(begin - first >> self.page_shift, stop - first >> self.page_shift)
 
     def clear_dirty_log(self, slot: int, first_page: int, num_pages: int, bitmap: int) -> int:
         """KVM_CLEAR_DIRTY_LOG: bit n of *bitmap* is page ``first_page + n``. 0 or an errno.
@@ -134,7 +148,7 @@ class DirtyLogging(Surroundings):
         was, now = old is not None and old.logs_dirty, new is not None and new.logs_dirty
         policy = self.target.policy
         if old is not None and new is not None and was is not now and policy.logging_drops:
-            self.drop(old.base_gfn, old.end_gfn)
+            super().drop(old.base_gfn, old.end_gfn)  # by the slot of before, which has no bitmap, or one that goes
             self.flush_stale()
         if old is not None and was and not now:
             self.log.stop(old.number)

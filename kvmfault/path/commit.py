@@ -84,9 +84,12 @@ def _take_block(vm: Ports, fault: MmioFault, at: Progress, size: int, page: int)
 
 
 def keep_present(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
-    """A leaf of the same size is there: it may stay as it is. Kernel: tdp_mmu_map_handle_target_level, mmu_set_spte."""
+    """A leaf of the same size is there: it may stay as it is, also where this fault found no slot.
+
+    Kernel: tdp_mmu_map_handle_target_level, mmu_set_spte.
+    """
     leaf = vm.find_leaf(at.at)
-    if leaf is None or leaf.size != at.size:
+    if leaf is None or leaf.size != (at.size or 1 << vm.page_shift):  # without a slot no size was looked for
         return None
     wanted = X if fault.is_exec else W if fault.is_write else R
     if fault.is_prefetch:
@@ -95,7 +98,7 @@ def keep_present(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
         why = "the entry already allows the access"
     else:
         return None
-    if leaf.pfn != at.pfn:
+    if at.slot is None or leaf.pfn != at.pfn:
         vm.warn("a leaf of another frame stays")
     return Spurious(why)
 

@@ -6,10 +6,8 @@ from collections.abc import Iterator, Mapping
 from itertools import combinations
 from typing import Final, NamedTuple
 
-from kvmfault.algebra.columns import pred_column
-from kvmfault.algebra.domain import cases, with_representatives
 from kvmfault.algebra.expr import NEVER, Maybe, Pred, Word
-from kvmfault.algebra.prove import Rank, Witness, smallest
+from kvmfault.algebra.prove import where
 from kvmfault.contract.accessors import FACTS, VALUES, Gap
 from kvmfault.contract.backend import Backend
 from kvmfault.contract.shapes import Raw
@@ -17,7 +15,7 @@ from kvmfault.contract.target import Target
 from kvmfault.testing.declared import reads_undeclared
 from kvmfault.testing.samples import any_rows, predicates, reachable_rows
 
-__all__ = ["CAUSES", "LAWS", "Law", "expressions", "laws", "spelled", "text", "totality", "values", "where"]
+__all__ = ["CAUSES", "LAWS", "Law", "expressions", "laws", "spelled", "text", "totality", "values"]
 
 CAUSES: Final = (
     "is_translation",
@@ -115,17 +113,6 @@ def _captured(target: Target, known: Mapping[str, Pred]) -> Iterator[str]:
             mark = synthetic[target.backend.given[register]].is_set
             if valid in known and where(known[valid] & ~mark & target.backend.reachable) is not None:
                 yield f"{valid} holds where {register} was not captured"
-
-
-def where(pred: Pred) -> Witness | None:
-    """The smallest registers on which *pred* holds, or None: there are none. Exact, by one value of each kind that the
-    predicate tells apart."""
-    found: list[tuple[Rank, Witness]] = []
-    for columns in cases(with_representatives({}, pred)):
-        hit = pred_column(pred, columns)
-        if hit.any():
-            found.append(smallest(columns, hit))
-    return min(found, key=lambda candidate: candidate[0])[1] if found else None
 
 
 def values(target: Target) -> Iterator[str]:

@@ -1,0 +1,50 @@
+"""Which targets could have a bug: facts of a target that mutants ask for."""
+
+from __future__ import annotations
+
+from kvmfault.contract.access import Access, Cause
+from kvmfault.contract.accessors import Gap
+from kvmfault.contract.target import Target
+from kvmfault.contract.values import MemfdSource, Unbacked
+from kvmfault.types import Gpa, Gva
+
+__all__ = ["has_private", "merges", "remembers_mmio", "shadows", "walk_reads", "walk_writes"]
+
+
+def shadows(target: Target) -> bool:
+    """The guest's paging is shadowed: faults report virtual addresses."""
+    return isinstance(target.definition.gpa_valid, Gap)
+
+
+def merges(target: Target) -> bool:
+    """Blocks are found in the host's page table, and those of before stay when logging begins."""
+    return bool(target.policy.fit_sizes) and not target.policy.logging_drops
+
+
+def has_private(target: Target) -> bool:
+    """Memory can be private. A VM whose paging is shadowed has none (kvm_arch_init_vm)."""
+    return target.policy.memfd_source is MemfdSource.PRIVATE_ACCESS and not shadows(target)
+
+
+def remembers_mmio(target: Target) -> bool:
+    """Decisions that memory is a device are kept in the table."""
+    return target.policy.unbacked is Unbacked.REMEMBER
+
+
+def walk_reads(target: Target) -> bool:
+    """A missing page of the guest's own tables is read."""
+    fault = target.encode(_walk(write=False, cause=Cause.MISSING)).fault
+    return fault.is_table_walk and not fault.is_write
+
+
+def walk_writes(target: Target) -> bool:
+    """A page of the guest's own tables that lacks a permission is written."""
+    fault = target.encode(_walk(write=True, cause=Cause.PERMISSION)).fault
+    return fault.is_table_walk and fault.is_permission and fault.is_write
+
+
+def _walk(*, write: bool, cause: Cause) -> Access:
+    return Access(
+        gpa=Gpa(1 << 30), offset=0, gva=Gva(1 << 30), read=not write, write=write, exec=False, on_walk=True,
+        final=False, cause=cause, granule=4096,
+    )  # fmt: skip
