@@ -138,9 +138,18 @@ def test_a_recording_is_compared_with_itself_as_recorded() -> None:
     assert thp.figures.faults < recorded.figures.faults
     assert 2 << 20 in thp.entries().keys() - recorded.entries().keys()
     assert replay(trace, [], slots).variants == []
-    text = render(report.variants)
+    faults = report.kinds.total()
+    text = render(report.variants, faults)
+    head, names = text.splitlines()[:2]
+    assert head.split() == ["what", "if", "recorded", "model", "of", "model", "on", "model", "on"]
+    assert names.split() == ["x86-npt", *(v.name for v in report.variants)]
+    taken = next(line for line in text.splitlines() if line.startswith("faults taken"))
+    assert taken.split()[2:] == [str(n) for n in (faults, *(v.figures.faults for v in report.variants))]
     assert f"{(thp.figures.faults - recorded.figures.faults) / recorded.figures.faults:+.1%}" in text
-    assert [d["faults"] for d in as_data(report.variants)] == [v.figures.faults for v in report.variants]
+    data = as_data(report.variants, faults)
+    assert [d["faults"] for d in data] == [v.figures.faults for v in report.variants]
+    assert [d["recorded_faults"] for d in data] == [421] * 3
+    assert [d["models_recorded_machine"] for d in data] == [True, False, False]
 
 
 @pytest.mark.parametrize("path", recordings("arm64/c-16k-dirty_log_dirty") + recordings("arm64/a-kvm_page_table"))

@@ -259,7 +259,7 @@ class Happenings:
         if change is None or change.event.ret is None:
             return
         if change.begun:
-            self.judge.memslot(change.event, change.errno, -told.number("ret"))
+            self.judge.step(told, f"{change.name}: answer", change.errno, -told.number("ret"))
             return
         found = change.vm.slots.fork().begin(change.request)
         self.judge.memslot(change.event, found.errno if found is not None else -1, -told.number("ret"))

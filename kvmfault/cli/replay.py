@@ -61,7 +61,7 @@ def render(report: Report) -> str:
     rows.append(("unexplained", *(str(r.unexplained_count) if r.is_own else "n/a" for r in report.results)))
     parts.append(columns(rows, right=frozenset(range(1, len(head)))))
     if report.variants:
-        parts.append(whatif.render(report.variants))
+        parts.append(whatif.render(report.variants, report.kinds.total()))
     for result in report.results:
         if result.lost:
             told = ", ".join(f"{name} ({count})" for name, count in result.lost.most_common())
@@ -104,7 +104,7 @@ def as_data(report: Report) -> dict[str, object]:
             }
             for r in report.results
         ],
-        "what_if": whatif.as_data(report.variants),
+        "what_if": whatif.as_data(report.variants, report.kinds.total()),
         "inference": report.inference,
         "notes": report.notes,
     }

@@ -41,6 +41,7 @@ from kvmfault.trace.recording import ReadStats, Recording
 from kvmfault.trace.slots import SlotComparison, SlotSource, compare_slots, infer_slots
 from kvmfault.trace.source import ByteStream, no_device, source_name
 from kvmfault.trace.text import looks_recorded
+from kvmfault.trace.truth import beside
 
 __all__ = ["Opened", "Progress", "Report", "replay", "seekable", "survey"]
 
@@ -96,7 +97,8 @@ def replay(
     """Replay the recording *source* ("-" for standard input) on *targets*; its own backend always comes first.
     *where* works on the machines, one task each; the report is the same wherever that is.
 
-    Without *slots* the inferred ones are used; with them, the report says what inference would have missed or invented.
+    Without *slots* those that probes beside the recording tell are used, or else inferred ones; with them, the report
+    says what inference would have missed or invented.
     *settings*: ``KEY=VALUE`` for every target, the recording's own included; with them, or with targets, the report
     also compares what the recorded accesses cost there and on the recorded machine. Raises UsageError, TraceError.
     """
@@ -109,7 +111,8 @@ def replay(
         if own not in named:
             own = own.with_settings(settings)
         chosen = [own, *(t for t in named if t is not own)]
-        report = Report(found.name, own, found.unit, slots=slots or inferred, no_memory=no_memory)
+        known = slots or _slots_beside(source) or inferred
+        report = Report(found.name, own, found.unit, slots=known, no_memory=no_memory)
         if slots is not None:
             report.inference = compare_slots(inferred, slots, page_size=1 << own.format.page_shift)
         report.results = [ReplayTarget(t, own) for t in chosen]
@@ -128,6 +131,19 @@ def replay(
             0, f"assumed: kernel {own.kernel}, format {own.format.name} ({page} pages); --backend says otherwise"
         )
     return report
+
+
+def _slots_beside(source: str) -> SlotSource | None:
+    # what a recording of probes beside this one tells of memslots
+    from kvmfault.trace.slotfile import read_slots
+
+    near = beside(source) if source != "-" else None
+    if near is None:
+        return None
+    try:
+        return read_slots(str(near))
+    except (TraceError, UsageError):  # it tells of other things
+        return None
 
 
 class Opened:
