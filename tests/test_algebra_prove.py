@@ -159,6 +159,15 @@ def test_a_wide_field_is_tried_with_one_value_of_each_kind() -> None:
     assert not relate(WIDE.field_at(5, 0).is_(0), ALWAYS).kinds
 
 
+def test_a_domain_of_many_bits_is_divided() -> None:
+    # a choice of two, one of which fixes each of 32 bits: all combinations of them would be refused
+    many = reduce(and_, (WIDE.field_at(bit, bit).is_(0) for bit in range(32)))
+    within = SMALL["A"].is_(1) & many | SMALL["A"].is_(2)
+    found = relate(SMALL["A"].is_(1), WIDE.field_at(3, 3).is_set, within)
+    assert found.kinds
+    assert (found.both, found.witnesses["only_b"]) == (0, {"SMALL": 2 << 7, "WIDE": 8})
+
+
 def test_too_many_bits_are_refused() -> None:
     many = reduce(and_, (WIDE.field_at(i, i).is_set for i in range(MAX_BITS + 1)))
     with pytest.raises(UsageError, match=rf"^29 bits are read, at most {MAX_BITS} can be enumerated: narrow"):

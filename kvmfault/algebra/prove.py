@@ -13,8 +13,9 @@ from typing import TypeAlias
 import numpy as np
 
 from kvmfault.algebra.columns import BoolCol, U64Col, pred_column, word_column
-from kvmfault.algebra.domain import MAX_BITS, branches, cases, conjuncts, every_value, with_representatives
+from kvmfault.algebra.domain import MAX_BITS, Digit, branches, cases, conjuncts, every_value, with_representatives
 from kvmfault.algebra.expr import ALWAYS, Pred, Word, union
+from kvmfault.errors import UsageError
 
 FEW_BITS = 20
 """Up to so many bits every combination is tried, even of those that only narrow the question."""
@@ -79,33 +80,44 @@ def relate(a: Pred, b: Pred, within: Pred = ALWAYS, *, by_kinds: bool = False) -
     """Compare two predicates on every combination of the bits read, where *within* holds.
 
     Bits that only *within* reads are enumerated in full while they are few, else by representatives
-    (``domain.with_representatives``), and so are all bits where the two read too many, or *by_kinds* asks for it: that
-    decides the same and finds the same witnesses, quicker, but its counts mean little. Raises UsageError if there
-    are more than 2**MAX_BITS cases even so.
+    (``domain.with_representatives``), and so are all bits where there would be too many cases, or *by_kinds* asks for
+    it: that decides the same and finds the same witnesses, quicker, but its counts mean little. Raises UsageError if
+    there are more than 2**MAX_BITS cases even so.
     """
     asked = union(a.reads, b.reads)
     reads = union(asked, within.reads)
-    few = bits_read(reads) <= FEW_BITS and not by_kinds
-    kinds = by_kinds or bits_read(asked) > MAX_BITS
+    if by_kinds or bits_read(asked) > MAX_BITS:
+        spaces = [(with_representatives({}, a, b, *parts), parts) for parts in branches(within)]
+        return _relation(a, b, spaces, reads, kinds=True)
+    parts = conjuncts(within)
+    few = bits_read(reads) <= FEW_BITS
+    digits = every_value(reads) if few else with_representatives(asked, a, b, within)
+    try:
+        return _relation(a, b, [(digits, parts)], reads, kinds=not few)
+    except UsageError:
+        return relate(a, b, within, by_kinds=True)
+
+
+def _relation(
+    a: Pred, b: Pred, spaces: list[tuple[list[Digit], list[Pred]]], reads: dict[str, int], *, kinds: bool
+) -> Relation:
     counts = {"both": 0, "only_a": 0, "only_b": 0, "neither": 0}
     best: dict[str, tuple[Rank, Witness]] = {}
     count = 0
-    for parts in branches(within) if kinds else [conjuncts(within)]:
-        digits = every_value(reads) if few else with_representatives({} if kinds else asked, a, b, *parts)
-        for columns in cases(digits, parts):
-            rows = len(next(iter(columns.values())))
-            if reads:
-                columns = {name: columns[name] if name in columns else np.zeros(rows, np.uint64) for name in reads}
-            count += rows
-            va, vb = pred_column(a, columns), pred_column(b, columns)
-            cells = {"both": va & vb, "only_a": va & ~vb, "only_b": vb & ~va, "neither": ~va & ~vb}
-            for name, hit in cells.items():
-                found = int(hit.sum())
-                counts[name] += found
-                if found:
-                    candidate = smallest(columns, hit)
-                    best[name] = min(best.get(name, candidate), candidate, key=lambda c: c[0])
-    return Relation(reads, count, **counts, kinds=not few, witnesses={name: w for name, (_, w) in best.items()})
+    for columns in (columns for digits, parts in spaces for columns in cases(digits, parts)):
+        rows = len(next(iter(columns.values())))
+        if reads:
+            columns = {name: columns[name] if name in columns else np.zeros(rows, np.uint64) for name in reads}
+        count += rows
+        va, vb = pred_column(a, columns), pred_column(b, columns)
+        cells = {"both": va & vb, "only_a": va & ~vb, "only_b": vb & ~va, "neither": ~va & ~vb}
+        for name, hit in cells.items():
+            found = int(hit.sum())
+            counts[name] += found
+            if found:
+                candidate = smallest(columns, hit)
+                best[name] = min(best.get(name, candidate), candidate, key=lambda c: c[0])
+    return Relation(reads, count, **counts, kinds=kinds, witnesses={name: w for name, (_, w) in best.items()})
 
 
 def where(pred: Pred) -> Witness | None:
