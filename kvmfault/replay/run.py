@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import sys
 import tempfile
+import zlib
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -49,6 +51,7 @@ Progress = Callable[[str, int], None]
 """Called now and then with the name of the pass and the bytes read so far."""
 
 _PIECE: Final = 1 << 18
+_ROOM: Final = 1 << 28  # bytes that a pipe leaves free where it is kept
 _HOPELESS: Final = 1 << 26  # bytes of a pipe that does not begin as a recording does
 
 
@@ -125,6 +128,7 @@ def replay(
         else:
             _run(found, report, _assembler(named), strict=strict, progress=progress)
     _remark(report)
+    report.notes[:0] = found.stands_for(own.kernel)
     if own not in named:
         page = size_text(1 << own.format.page_shift)
         report.notes.insert(
@@ -156,6 +160,14 @@ class Opened:
         self.unit = "line" if self.recording is None else "record"
         self.page_size: int | None = self.recording.meta.page_size if self.recording is not None else None
         self.release: str | None = self.recording.meta.release if self.recording is not None else None
+
+    def stands_for(self, kernel: str) -> list[str]:
+        """A note, where the kernel that recorded is another one than *kernel*, the one it is taken for."""
+        if self.release is None or _version(self.release) == _version(kernel):
+            return []
+        newer = _version(self.release) > _version(kernel)
+        why = "the newest modelled that is not newer" if newer else "the oldest that is modelled"
+        return [f"recorded by kernel {self.release}, taken as {kernel}: {why}; what changed between them may differ"]
 
     def kernel(self, target: Target) -> str | None:
         """The newest kernel modelled that is not newer than the recorded one; None: that is not known."""
@@ -381,14 +393,32 @@ def _watched(events: Iterable[Event], stats: ReadStats, progress: Progress | Non
 
 
 def _keep(pipe: ByteStream, kept: IO[bytes], name: str) -> None:
-    first, size = b"", 0
+    first, size, checked, limit = b"", 0, 0, _HOPELESS
     while piece := pipe.read(_PIECE):
-        first = first or piece
+        if not first:
+            first = _begins(piece)
+            limit >>= 6 * (first is not piece)  # of what is compressed much less is much
         size += len(piece)
-        if size > _HOPELESS and not (first.startswith(b"\x1f\x8b") or looks_recorded(first)):
-            what = "not a recording: nothing where it begins reads as an event"
-            raise TraceError(f"{what}, and it does not end in {size} bytes", path=name)
+        if size - checked > limit:
+            checked = size
+            if not looks_recorded(first):
+                what = "not a recording: nothing where it begins reads as an event"
+                raise TraceError(f"{what}, and it does not end in {size} bytes", path=name)
+            if shutil.disk_usage(tempfile.gettempdir()).free < _ROOM:
+                raise UsageError(
+                    f"{name}: no room in {tempfile.gettempdir()} for more than {size} bytes of it: give a file"
+                )
         kept.write(piece)
+
+
+def _begins(piece: bytes) -> bytes:
+    # what a stream begins with, once it is decompressed
+    if not piece.startswith(b"\x1f\x8b"):
+        return piece
+    try:
+        return zlib.decompressobj(31).decompress(piece, _PIECE)
+    except zlib.error:
+        return piece
 
 
 @contextmanager
