@@ -17,7 +17,8 @@ from kvmfault.check.tally import MAIN, Tally
 from kvmfault.contract.probes import Probes, Said
 from kvmfault.contract.target import Target, backend, backends
 from kvmfault.errors import UsageError
-from kvmfault.replay.run import Opened, seekable, survey
+from kvmfault.replay.kept import seekable
+from kvmfault.replay.run import Opened, survey
 from kvmfault.trace.assemble import Assembler
 from kvmfault.trace.assemble import opened as open_binary
 from kvmfault.trace.recording import ReadStats
