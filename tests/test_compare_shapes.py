@@ -19,6 +19,7 @@ from kvmfault.contract.shapes import SHAPES, STORED, Hybrid
 from kvmfault.contract.target import Target, backend
 from kvmfault.errors import UsageError
 from tests.cli import Cli
+from tests.conftest import ROOT
 from tests.targets import newest
 
 ARM, NPT = backend("arm64"), backend("x86-npt")
@@ -157,6 +158,23 @@ def test_the_command(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert "Hazard: two syndromes that a snapshot cannot tell apart" in text.out
     assert "Not measured here" in text.out
     cli("compare", "shapes", "arm65").refused("no backend 'arm65'")
+    monkeypatch.setattr("kvmfault.cli.shapes.compare", None)  # not reached: measuring takes long
+    cli("compare", "shapes", "x86-npt", "--html", str(tmp_path)).refused("Is a directory")
+
+
+COUNTED = [ARM, *(pytest.param(t, marks=pytest.mark.long) for t in newest() if t.name != ARM.name)]
+
+
+@pytest.mark.parametrize("target", COUNTED, ids=lambda t: t.backend.name)
+def test_the_page_has_the_counts_of_this_compiler(target: Target) -> None:
+    if cost.missing_tools():
+        pytest.skip(f"not installed: {', '.join(cost.missing_tools())}")
+    page = (ROOT / "docs" / "shapes.md").read_text()
+    counted = [instructions(target, shape) for shape in SHAPES.values()]
+    if f"({counted[0].compiler}," not in page.replace(", -O2", " -O2"):
+        pytest.skip(f"the page was measured with another compiler than {counted[0].compiler}")
+    row = " | ".join(f"{c.make}, {c.access:.1f}, {c.fault}" for c in counted)
+    assert f"| `{target.backend.name}` | {row} |" in page
 
 
 def test_a_difference_is_a_finding(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -81,7 +81,7 @@ def test_a_behaviour_that_cannot_be_loaded() -> None:
         ("gone", "no backend 'gone' is installed (there is: arm64, "),
         ("gone:B", "gone:B cannot be loaded: ModuleNotFoundError: No module named 'gone'"),
         ("kvmfault_toy:B", "kvmfault_toy:B cannot be loaded: AttributeError"),
-        ("kvmfault_toy:Backend.name", "is a member_descriptor, not a Backend"),
+        ("kvmfault_toy:Backend.name", "is of type member_descriptor, not a Backend"),
         ("kvmfault_toy:", "kvmfault_toy: cannot be loaded"),
         (":B", "cannot be loaded: ValueError: Empty module name"),
     ],
@@ -90,6 +90,13 @@ def test_what_is_no_backend(spelled: str, says: str) -> None:
     with pytest.raises(UsageError) as refused:
         load_backend(spelled)
     assert says in str(refused.value)
+
+
+def test_a_module_that_ends_the_process_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "leaves.py").write_text("raise SystemExit(0)\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match="leaves:B cannot be loaded: SystemExit: 0"):
+        load_backend("leaves:B")
 
 
 # The command.

@@ -14,6 +14,8 @@ from kvmfault.machine.guest import TRIES, AccessRun, Ended
 from kvmfault.machine.vm import Vm
 from kvmfault.types import Gfn, Gpa, Hva
 from kvmfault.vm.area import HvaRange
+from kvmfault.vm.memslot import MemslotFlag
+from kvmfault.vm.memslot_request import MemslotRequest
 from tests.worlds import GPA, HVA, fault, leaf
 
 K, M2 = 4096, 2 << 20
@@ -111,6 +113,21 @@ def test_the_emulator_marks_what_it_writes_and_a_read_only_slot_is_a_device() ->
     run = vm.access(GPA + 4 * K - 1, 2, write=True, data=0x2211)
     assert devices(run) == [(GPA + 4 * K, 1, b"\x22")]
     assert (vm.log.pages(0), vm.log.pages(1)) == ((3,), ())
+
+
+@pytest.mark.parametrize("target", X86)
+def test_what_the_vcpu_remembers_as_a_device_is_one_to_the_emulator_too(target: str) -> None:
+    # vcpu_is_mmio_gpa; what is remembered has the generation of the first address space (see State.mmio_space)
+    vm = vm_on(target)
+    vm.vcpu.as_id = 1
+    hole = GPA + (1 << 30)
+    for _ in range(2):
+        assert [gpa for gpa, _, _ in devices(vm.access(hole, 4))] == [hole]
+    made = MemslotRequest(slot=1 | 1 << 16, flags=MemslotFlag(0), gpa=Gpa(hole), size=M2, hva=Hva(HVA))
+    assert vm.set_region(made).errno == 0
+    assert [gpa for gpa, _, _ in devices(vm.access(hole, 4))] == [hole]
+    vm.add_memslot(2, gpa=GPA + (2 << 30), size=M2, hva=HVA + M2)
+    assert devices(vm.access(hole, 4)) == []
 
 
 def test_a_device_inside_the_kernel() -> None:

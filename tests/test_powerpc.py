@@ -223,6 +223,19 @@ def test_a_block_may_reach_out_of_its_slot() -> None:
     assert vm.resolve(fault("powerpc", "read", GPA)) == fixed(M2, R | W | X)
 
 
+def test_a_fetch_may_write() -> None:
+    target = backend(PPC)
+    fetch = interrupt(NOHPTE | ISSTORE, trap=0xE20)
+    assert target.backend.reachable.on(target.named(fetch) | {"INST": 0})
+    assert target.backend.fetch_writes.on(target.named(fetch))
+    assert ram().resolve(fetch) == fixed(K, R | W | X)
+    assert ram(readonly=True).resolve(fetch) == Inject("dsi", EA | GPA, ISSTORE | PROTFAULT)
+    access = target.access(fetch)
+    assert (access.write, access.exec, access.read) == (True, True, False)
+    again = target.encode(access)
+    assert target.access(again.fault) == access
+
+
 def test_logging_drops_what_is_mapped_at_both_ends_and_collects_change_bits() -> None:
     vm = world("powerpc", "thp")
     hva = HVA

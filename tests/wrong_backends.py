@@ -268,6 +268,7 @@ _BITS: Final = NPT_4K.bits
 _BLOCKS_LOGGED: Final = with_policy(read_maps_writable=ReadMaps.ALWAYS, logged_size=LoggedSize.PAGE_ON_WRITE)
 _elsewhere: Final = register("ELSEWHERE", 64, "declared, and not listed", BIT=0)
 
+_BOTH: Final = CAUSE["WRITE"].is_set & CAUSE["FETCH"].is_set
 WRONG: Final = (
     Wrong("layout", "a lone code is no register", replace(TOY, code="CUASE")),
     Wrong("layout", "a mark that the synthetic register has not", replace(TOY, given={"ADDR": "GIVEN"})),
@@ -297,8 +298,9 @@ WRONG: Final = (
     Wrong("totality", "a layout of another register", replace(TOY, layouts={"CAUSE": _other_register})),
     Wrong("laws", "a fetch is a read, too", with_facts(is_read=~CAUSE["WRITE"].is_set)),
     Wrong("laws", "two causes at once", with_facts(is_reserved=CAUSE["PRESENT"].is_set)),
-    Wrong("laws", "a fact that never holds", with_facts(is_cache_op=CAUSE["WRITE"].is_set & CAUSE["FETCH"].is_set)),
+    Wrong("laws", "a fact that never holds", with_facts(is_cache_op=_BOTH)),
     Wrong("laws", "no fault is possible", replace(TOY, reachable=NEVER)),
+    Wrong("laws", "a fetch that writes is not excluded", replace(TOY, fetch_writes=_BOTH)),
     Wrong("laws", "an address that nobody captured", with_facts(gpa_valid=ALWAYS)),
     Wrong("values", "the page address has bits below 12", with_facts(gpa_page=ADDR["PAGE"] << 11)),
     Wrong("values", "a size that no entry maps", with_facts(granule_valid=ALWAYS, granule_bytes=Word((), 3))),

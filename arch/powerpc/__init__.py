@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from arch.powerpc.facts import FACTS, REACHABLE
+from arch.powerpc.facts import FACTS, FETCH_WRITES, REACHABLE
 from arch.powerpc.radix import FORMATS
 from arch.powerpc.registers import HDSI, NO_ZERO_REGISTER, REGISTERS, inst_layout
 from arch.powerpc.unusual import unusual
@@ -46,6 +46,7 @@ BACKEND: Final = Backend(
     behaviour=_behaviour,
     formats=FORMATS,
     reachable=REACHABLE,
+    fetch_writes=FETCH_WRITES,
     layouts={"INST": inst_layout},
     unusual=unusual,
     paste=_paste,

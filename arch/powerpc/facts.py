@@ -79,7 +79,7 @@ def _reachable() -> Pred:
     data = TRAP["VECTOR"].is_(HDSI)
     instruction = fetch & _zero(not_of_fetch) & INST.field_at(31, 0).is_(0)
     one_cause = ~(_s["NOHPTE"].is_set & _s["PROTFAULT"].is_set)
-    return (data | (instruction & ~store)) & _zero(silent) & one_cause & KVM.field_at(63, 4).is_(0)
+    return (data | instruction) & _zero(silent) & one_cause & KVM.field_at(63, 4).is_(0)
 
 
 def _zero(bits: list[int]) -> Pred:
@@ -94,6 +94,7 @@ def _zero(bits: list[int]) -> Pred:
 
 REACHABLE: Final = _reachable()
 """What hardware gives: one of the two interrupts, reserved bits 0, for a fetch only the bits that HSRR1 has, and not
-both a missing entry and a forbidden access. One thing that it gives is left out: a fetch for which the reference bit
-could not be set says ISSTORE too. It is a fetch and a write, which no other architecture has; neutral code relies on
-there being none."""
+both a missing entry and a forbidden access."""
+FETCH_WRITES: Final = fetch & store
+"""HSRR1 says that an entry could not be updated for a fetch, and KVM makes ISSTORE of it (kvmppc_handle_exit_hv,
+HSRR1_HISI_WRITE): the page is mapped for writing. No other architecture has such an access."""

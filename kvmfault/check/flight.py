@@ -66,7 +66,7 @@ class Flight:
         self.told: dict[Said, Told] = {}
         """The last of each kind that the recording said."""
         self.installed: list[Told] = []
-        self.leaves = Leaves()
+        self.leaves: Leaves = Leaves()
         self.walked: list[tuple[int, int]] = []
         """Entries of the guest's own tables, (descriptor, level), that the walk for it read."""
         self.paging: bool | None = None

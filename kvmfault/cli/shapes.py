@@ -40,12 +40,14 @@ def run(targets: Sequence[str], html: str | None, *, json: bool) -> int:
 
 
 def _writer(path: str | None) -> Callable[[Sequence[Target], Report], object]:
-    # before anything is measured: what is missing to draw with is told at once
+    # before anything is measured: what is missing to draw with, or cannot be written to, is told at once
     if path is None:
         return lambda on, report: None
     with needs("report", "--html"):
         from kvmfault.summary.charts import PALETTE, bars
         from kvmfault.summary.page import tables
+    with Path(path).open("ab"):
+        pass
 
     def write(on: Sequence[Target], report: Report) -> None:
         plots = [

@@ -90,11 +90,11 @@ def _equality(targets: Sequence[Target]) -> tuple[Section, bool]:
         first = found[NAMES[0]]
         verdict = "all" if len(same) == len(NAMES) else f"only {', '.join(same) or 'none'}: {', '.join(differing)}"
         rows.append((target.name, len(ASKED), first.tried, first.combinations, verdict))
-    columns = (Column("target", "text"), Column("asked"), Column("syndromes tried"), Column("of combinations"))
+    columns = (Column("target", "text"), Column("asked"), Column("syndromes tried"), Column("combinations there are"))
     notes = (
         "Tried: for a truth every combination of the bits it reads, or of more than 14 bits one value of each kind "
         "that its comparisons tell apart; for a value, nothing and each bit that it copies.",
-        "Of combinations: how many the bits that truths read have; the tests compare the generated C on all of them.",
+        "Combinations there are: of the bits that truths read; the tests compare the generated C on all of them.",
     )
     title = "Equivalence: shapes that answer as the definitions do"
     return Section("equivalence", title, (*columns, Column("equal", "text")), tuple(rows), notes=notes), equal

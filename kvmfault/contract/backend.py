@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
-from kvmfault.algebra.expr import ALWAYS, Maybe, Pred, Word
+from kvmfault.algebra.expr import ALWAYS, NEVER, Maybe, Pred, Word
 from kvmfault.algebra.layout import Register
 from kvmfault.contract.accessors import Definition
 from kvmfault.contract.format import Stage2Format
@@ -166,6 +166,9 @@ class Backend:
     """The rest, loaded by whoever runs a fault."""
     reachable: Pred = ALWAYS
     """Register values that hardware can produce, as far as facts depend on it."""
+    fetch_writes: Pred = NEVER
+    """Where hardware reports a fetch that needs write permission, as for the reference bit of an entry that it walks.
+    Everywhere else ``is_write`` and ``is_exec`` exclude each other."""
     layouts: Mapping[str, Callable[[Mapping[str, int]], Register]] = field(default_factory=dict)
     """Register -> which of several layouts of it applies, by all registers' values."""
     unusual: Callable[[Mapping[str, int]], tuple[str, ...]] | None = None

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from textwrap import wrap
 from typing import Final
 
-from kvmfault.algebra.layout import Register
+from kvmfault.algebra.layout import Field, Register
 
 __all__ = [
     "COMMENT_WIDTH",
@@ -20,6 +20,7 @@ __all__ = [
     "folded",
     "kernel_doc",
     "kernel_struct",
+    "mask",
     "paragraphs",
     "plain",
     "variable",
@@ -52,11 +53,16 @@ def bits(mask: int) -> str:
     return f"GENMASK_ULL({high}, {low})" if mask >> low == (1 << high - low + 1) - 1 else f"{mask:#x}ULL"
 
 
+def mask(field: Field) -> str:
+    """The macro of a field; its prefix keeps it apart from the kernel's own (asm/sysreg.h: HPFAR_EL2_NS)."""
+    return f"KVM_FAULT_{field.register}_{field.name}"
+
+
 class Masks:
     """Names for the bits of *registers*: a whole field by its own, other bits by number."""
 
     def __init__(self, registers: Sequence[Register]) -> None:
-        self._names = {(f.register, f.mask): f"{f.register}_{f.name}" for r in registers for f in r}
+        self._names = {(f.register, f.mask): mask(f) for r in registers for f in r}
 
     def __call__(self, register: str, mask: int) -> str:
         """How C spells *mask*."""
@@ -107,7 +113,7 @@ def folded(statement: str, tabs: int = 1) -> str:
     if len(statement) <= room:
         return "\t" * tabs + statement
     held = _WHOLE.sub(lambda text: text[0].replace(" ", "\0"), statement)
-    for operator in ("|", "&", "<<", ">>", "="):
+    for operator in ("|", "&", "+", "<<", ">>", "="):
         held = held.replace(f" {operator} ", f"\0{operator} ")
     first, *others = wrap(held, room - 8, break_long_words=False, break_on_hyphens=False)
     indent = "\n" + "\t" * (tabs + 1)

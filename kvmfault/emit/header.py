@@ -17,7 +17,7 @@ from kvmfault.contract.accessors import FACTS, VALUES, Accessors, Gap, stand_in
 from kvmfault.contract.described import documented, spell_word
 from kvmfault.contract.shapes import Shape
 from kvmfault.contract.target import Target
-from kvmfault.emit.clines import Masks, bare, bits, comment, define, folded, kernel_doc, kernel_struct, variable
+from kvmfault.emit.clines import Masks, bare, bits, comment, define, folded, kernel_doc, kernel_struct, mask, variable
 
 __all__ = ["FAULT", "HEADER", "PROTOTYPES", "REGS", "fault_bytes", "getter", "parts", "prototypes", "target_header"]
 
@@ -48,8 +48,8 @@ _MASKS: Final = """#ifndef BIT_ULL
 _Static_assert(sizeof(u64) == 8, "a register has 64 bits");
 """
 _LINKAGE: Final = """/*
- * Functions are inline. A file that defines KVM_FAULT_FN as nothing before it
- * includes this header has them as functions for other files to call.
+ * Functions are inline. A file that defines KVM_FAULT_FN as nothing, and then
+ * includes the prototypes and this header, has them for other files to call.
  */
 #ifndef KVM_FAULT_FN
 #define KVM_FAULT_FN static inline
@@ -116,7 +116,7 @@ def _registers(target: Target) -> Iterator[str]:
 
 def _fields(register: Register) -> Iterator[str]:
     fields = list(register)
-    names = [f"{register.name}_{f.name}" for f in fields]
+    names = [mask(f) for f in fields]
     yield comment(f"{register.name}: {register.source}")
     yield from (define(name, bits(f.mask)) for name, f in zip(names, fields, strict=True))
     yield ""
@@ -145,7 +145,8 @@ def _fact(target: Target, name: str) -> str:
     c = c_expression(of, variables, f"{name}_", style)
     lines = [f"\tconst u64 {v} = regs->{v};" for v in variables.values()]
     lines += [folded(table) for table in c.tables]
-    lines += ["\t(void)regs;"] * (not variables) + [""] * bool(variables) + [folded(f"return {bare(c.text)};")]
+    text = c.text if isinstance(of, Word) else {"0": "false", "1": "true"}.get(c.text, c.text)
+    lines += ["\t(void)regs;"] * (not variables) + [""] * bool(variables) + [folded(f"return {bare(text)};")]
     head = f"static inline {_result(name)} kvm_regs_{name}({REGS})"
     return "\n".join([comment(_meaning(target, name)), head, "{", *lines, "}\n"])
 
@@ -207,12 +208,14 @@ def fault_bytes(target: Target, shape: Shape) -> int:
 
 def _init(shape: Shape) -> Iterator[str]:
     keeps = "kept, and have to last as long as the fault" if shape.through_table else "read now, and not kept"
+    head = f"KVM_FAULT_FN void kvm_fault_init(struct kvm_fault *fault, {REGS})"
+    yield f"{head};\n"  # no neutral prototype declares it
     yield kernel_doc(
         "kvm_fault_init",
         "Make a fault of what hardware reported",
         parameters=(("fault", "to be filled"), ("regs", f"the registers; {keeps}")),
     )
-    yield f"KVM_FAULT_FN void kvm_fault_init(struct kvm_fault *fault, {REGS})\n{{"
+    yield f"{head}\n{{"
     if shape.through_table:
         yield "\tfault->ops = &kvm_fault_ops;\n\tfault->regs = regs;"
     elif shape.keeps_registers:

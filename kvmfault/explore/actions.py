@@ -7,9 +7,9 @@ from typing import Final, NamedTuple, TypeAlias, cast
 
 from kvmfault.contract.access import Access, Cause
 from kvmfault.contract.values import SlotFlush
-from kvmfault.errors import ModelError
 from kvmfault.explore.world import Blocked, Explored
 from kvmfault.scenario import events
+from kvmfault.scenario.fields import error_name
 from kvmfault.scenario.meaning import bits_to_clear, change_guest_map, change_host, place, slot_request
 from kvmfault.types import Gfn, Gpa, Gva, Hva
 from kvmfault.vm.area import HvaRange
@@ -53,6 +53,8 @@ class Done(NamedTuple):
     data: Hashable = None
     again: bool = False
     note: str = ""
+    refused: str = ""
+    """The ioctl's error, which ends the event."""
 
 
 Action: TypeAlias = Callable[[Explored, events.Event, str, Hashable], Done]
@@ -140,7 +142,7 @@ def ask(vm: Explored, event: events.Event, who: str, data: Hashable) -> Done:
     assert isinstance(event, events.SetSlot | events.DeleteSlot)
     ended = vm.slots.begin(slot_request(vm, event))
     if ended is not None and ended.errno:
-        raise ModelError(f"KVM refuses: {ended}")
+        return Done("request", refused=str(ended))
     old, new = vm.slots.changing
     if old is not None and not (new is not None and new.logs_dirty):  # user space does not want to know any more
         logging, unreported = vm.written.logging - {old.number}, vm.written.unreported
@@ -217,7 +219,7 @@ def collect(vm: Explored, event: events.Event, who: str, data: Hashable) -> Done
     vm.late = True
     answer = vm.get_dirty_log(event.slot)
     if answer.errno:
-        raise ModelError(f"KVM_GET_DIRTY_LOG gives errno {answer.errno}")
+        return Done("take bits", refused=error_name(answer.errno))
     pages = () if vm.log.manual else tuple((event.slot, page) for page in answer.pages)
     vm.telling(pages)
     return Done("take bits", pages, note=f"pages {list(answer.pages)}")
@@ -231,7 +233,7 @@ def clear_bits(vm: Explored, event: events.Event, who: str, data: Hashable) -> D
     before = vm.log.pages(event.slot)
     errno = vm.clear_dirty_log(event.slot, event.first, event.count, bits_to_clear(event))
     if errno:
-        raise ModelError(f"KVM_CLEAR_DIRTY_LOG gives errno {errno}")
+        return Done("clear bits", refused=error_name(errno))
     cleared = tuple((event.slot, page) for page in before if page not in vm.log.pages(event.slot))
     vm.telling(cleared)
     return Done("clear bits", cleared)

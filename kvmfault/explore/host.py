@@ -8,6 +8,7 @@ from typing import Final, NamedTuple, cast
 from kvmfault.errors import ModelError
 from kvmfault.explore.actions import (
     Action,
+    Done,
     age,
     ask,
     begin_change,
@@ -32,8 +33,9 @@ from kvmfault.explore.actions import (
     zap,
 )
 from kvmfault.explore.actor import Actor, Did, Rest
-from kvmfault.explore.world import Explored
+from kvmfault.explore.world import Blocked, Explored
 from kvmfault.scenario import events
+from kvmfault.scenario.world import Misuse
 
 __all__ = ["EVENTS", "HostActor", "Where"]
 
@@ -68,6 +70,15 @@ EVENTS: Final[Mapping[type, tuple[tuple[Action, ...], frozenset[str]]]] = {
     events.Track: ((track, flush), frozenset(("tracked",)) | _TABLES),
 }
 """What may be explored beside accesses: the actions of each kind of event, and what they may change."""
+_UNDER_SLOTS_LOCK: Final = (
+    events.SetSlot,
+    events.DeleteSlot,
+    events.GetLog,
+    events.ClearLog,
+    events.ResetRings,
+    events.Convert,
+)
+"""Ioctls that hold slots_lock from begin to end: of these one runs at a time."""
 _DIGITS: Final = "0123456789"
 _OF_VCPUS: Final = ("tlb", "ring", "inside")
 """Parts of vCPUs that others may change."""
@@ -85,9 +96,18 @@ class HostActor(Actor):
     """The host, or a thread of user space: events one after the other."""
 
     def __init__(
-        self, name: str, does: Sequence[events.Event], actions: Mapping[type, tuple[Action, ...]] | None = None
+        self,
+        name: str,
+        does: Sequence[events.Event],
+        actions: Mapping[type, tuple[Action, ...]] | None = None,
+        *,
+        place: int = 0,
     ) -> None:
+        """*place*: among the scenario's actors."""
         self.name = name
+        self._place = place
+        self._refused: dict[int, str] = {}
+        self._accepted: set[int] = set()
         self._events = tuple(does)
         for event in self._events:
             if type(event) not in EVENTS:
@@ -113,19 +133,43 @@ class HostActor(Actor):
             foreign.discard("inside")
         if any(isinstance(event, events.Prefault) for event in left):  # done as the vCPU
             foreign.clear()
+        if any(isinstance(event, _UNDER_SLOTS_LOCK) for event in left):
+            writes |= {"slots_lock"}
+        else:
+            foreign.add("slots_lock")
         changes = frozenset(p for p in parts if p.rstrip(_DIGITS) in {*_OF_VCPUS, *writes} - foreign)
         return Rest(frozenset(p for p in parts if p.rstrip(_DIGITS) not in foreign), changes)
 
     def act(self, vm: Explored, local: Hashable) -> Did:
-        """See Actor."""
+        """See Actor. Raises Misuse for what no host could do in this state."""
         at = cast(Where, local)
         vm.vcpu = vm.vcpus[0]
         event, actions = self._events[at.event], self._actions[at.event]
-        done = actions[at.action](vm, event, self.name, at.data)
+        locks = isinstance(event, _UNDER_SLOTS_LOCK)
+        if locks and vm.slots_lock not in (None, self.name):
+            raise Blocked
+        try:
+            done = actions[at.action](vm, event, self.name, at.data)
+        except ModelError as e:
+            raise Misuse(f"{e}, in some order", "actor", self._place, "event", at.event) from e
+        following = self._following(at, done)
+        if locks:
+            vm.slots_lock = self.name if following.event == at.event else None
+        return Did(done.name, following, done.note or (f"refused: {done.refused}" if done.refused else ""))
+
+    def _following(self, at: Where, done: Done) -> Where:
+        if done.refused:
+            self._refused[at.event] = done.refused
+            return Where(at.event + 1)
+        self._accepted.add(at.event)
         if done.again:
-            following = at._replace(data=done.data)
-        elif done.name == "return" or at.action + 1 == len(actions):
-            following = Where(at.event + 1)
-        else:
-            following = Where(at.event, at.action + 1, done.data)
-        return Did(done.name, following, done.note)
+            return at._replace(data=done.data)
+        if done.name == "return" or at.action + 1 == len(self._actions[at.event]):
+            return Where(at.event + 1)
+        return Where(at.event, at.action + 1, done.data)
+
+    def check(self) -> None:
+        """After everything was searched: Misuse for an ioctl that was never accepted."""
+        for event, why in self._refused.items():
+            if event not in self._accepted:
+                raise Misuse(f"refused in every order: {why}", "actor", self._place, "event", event)

@@ -85,6 +85,7 @@ OF_VM: Final = {
     "mixing": _VALUE,
     "spare": _VALUE,
     "writer": _VALUE,
+    "slots_lock": _VALUE,
     "written": _VALUE,
     "buffers": _VALUE,
 }

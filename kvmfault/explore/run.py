@@ -9,6 +9,7 @@ from typing import Final
 
 from kvmfault.contract.target import Target, backend, backends
 from kvmfault.errors import UsageError
+from kvmfault.explore.host import HostActor
 from kvmfault.explore.mutant import NONE, Mutant
 from kvmfault.explore.mutants import BY_NAME
 from kvmfault.explore.search import DEFAULT_BOUND, Found, Tell, breadth_first, random_walks, straightened, taken
@@ -100,6 +101,10 @@ def explore(task: Task, tell: Tell | None = None) -> Explored:
     else:
         found = breadth_first(space, bound=limits.bound, reduce=limits.reduce, tell=tell)
         found = straightened(space, _shortest(space, found, limits))
+    if found.complete:
+        for actor in space.actors:
+            if isinstance(actor, HostActor):
+                actor.check()
     seconds = perf_counter() - start
     names = tuple(actor.name for actor in space.actors)
     return Explored(task.scenario.title, task.target, task.mutant, names, found, seconds, limits)

@@ -39,6 +39,7 @@ class Setting:
         for place, event in enumerate(scenario.event):
             runner.step(place, event)
         vcpus = [_vcpu_of(actor, number) for number, actor in enumerate(scenario.actor)]
+        _check(scenario, world, vcpus)
         vm, parts = self.mutant.explored(Explored).of(world, 1 + max((v for v in vcpus if v is not None), default=0))
         vm.watched = _watched(scenario, vm)
         may = _vcpus_may(scenario, vm, exclusive=vm.shadows or not self.mutant.guards)
@@ -50,7 +51,8 @@ class Setting:
                 accesses = [event for event in actor.event if isinstance(event, events.Access)]
                 actors.append(VcpuActor(conduct, number, accesses, may, noted=noted))
             else:
-                actors.append(HostActor(actor.name or _called(actor.event[0]), actor.event, self.mutant.actions))
+                name = actor.name or _called(actor.event[0])
+                actors.append(HostActor(name, actor.event, self.mutant.actions, place=len(actors)))
         actors = _distinct(actors)
         return Space(vm, parts, [*actors, *self.mutant.more(actors)], INVARIANTS, guards=self.mutant.guards)
 
@@ -63,6 +65,15 @@ def _vcpu_of(actor: model.Actor, number: int) -> int | None:
     if len(accesses) < len(actor.event) or len({event.vcpu for event in accesses}) > 1:
         raise Misuse("accesses of one vCPU, or no accesses, are what one actor does", "actor", number)
     return accesses[0].vcpu
+
+
+def _check(scenario: model.Scenario, world: World, vcpus: Sequence[int | None]) -> None:
+    for n, actor in enumerate(scenario.actor):
+        if vcpus[n] is not None and vcpus[n] in vcpus[:n]:
+            raise Misuse(f"vCPU {vcpus[n]} is what another actor does", "actor", n)
+        for at, event in enumerate(actor.event):
+            if isinstance(event, events.Access) and event.as_id >= world.caps.nr_address_spaces:
+                raise Misuse(f"there is no address space {event.as_id} on {world.target.name}", "actor", n, "event", at)
 
 
 def _called(event: events.Event) -> str:
@@ -104,6 +115,7 @@ def _vcpus_may(scenario: model.Scenario, vm: Explored, *, exclusive: bool) -> Re
     does = {event.do for event in happens}
     writes = {"own_table", "reverse", "log", "written", "warnings", "signals", "buffers"}
     foreign = {"vcpu", "inside", "marks", "idle", "fault"}
+    mine = set(vm.names) - {"slots_lock"}
     if does & set(_BRINGS_IN):
         writes |= {"host", "invalidations"}
     else:
@@ -122,4 +134,4 @@ def _vcpus_may(scenario: model.Scenario, vm: Explored, *, exclusive: bool) -> Re
     of_others = {part(name, n) for name in foreign for n in range(64)}
     assert of_others.isdisjoint(OF_VM)
     assert foreign <= set(OF_VCPU)
-    return Rest(frozenset(p for p in vm.names if p not in of_others), frozenset(writes))
+    return Rest(frozenset(mine - of_others), frozenset(writes))

@@ -15,6 +15,7 @@ from kvmfault.errors import KvmfaultError, ModelError
 from kvmfault.explore.actor import Actor, Rest
 from kvmfault.explore.parts import GUARDED
 from kvmfault.explore.world import Blocked, Broken, Explored
+from kvmfault.scenario.world import Misuse
 
 __all__ = ["UNSEEN", "Invariant", "Move", "Space", "State", "Violation"]
 
@@ -47,7 +48,7 @@ class Move(NamedTuple):
 
 
 _NOTHING: Final = object()
-UNSEEN: Final = frozenset(("vcpu", "reads", "inside", "retired", "idle", "fault", "signals", "spare"))
+UNSEEN: Final = frozenset(("vcpu", "reads", "inside", "retired", "idle", "fault", "signals", "spare", "slots_lock"))
 """Parts that no invariant looks at, so that nothing has to be looked for after a change of only these."""
 
 
@@ -173,6 +174,8 @@ class Space:
         self.ran += 1
         try:
             did = who.act(vm, local)
+        except Misuse:
+            raise
         except Blocked:
             return None, self._touched(vm)
         except (Broken, ModelError) as e:

@@ -24,7 +24,6 @@ from kvmfault.contract.outcome import (
 )
 from kvmfault.contract.progress import Progress
 from kvmfault.contract.target import Target
-from kvmfault.errors import UsageError
 from kvmfault.explore.actor import Actor, Did, Rest
 from kvmfault.explore.parts import OF_VCPU, part
 from kvmfault.explore.world import Broken, Explored
@@ -177,8 +176,6 @@ class VcpuActor(Actor):
 
     def _access(self, vm: Explored, at: At) -> Did:
         gpa, event, wanted = self._accesses[at.access]
-        if event.as_id >= vm.caps.nr_address_spaces:
-            raise UsageError(f"there is no address space {event.as_id} on {vm.target.name}")
         if vm.vcpu.as_id != event.as_id:
             vm.vcpu.as_id = event.as_id
         if vm.table_retired():

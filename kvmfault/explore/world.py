@@ -11,8 +11,7 @@ from typing import Self, cast
 
 from kvmfault.contract.fault import MmioFault
 from kvmfault.contract.format import Memory, W
-from kvmfault.contract.ports import MapResult, Memslot, MmioNote, PinError
-from kvmfault.contract.values import Unbacked
+from kvmfault.contract.ports import MapResult, Memslot, PinError
 from kvmfault.errors import ModelError
 from kvmfault.explore.parts import OF_VCPU, OF_VM, Buffers, Part, Written, part
 from kvmfault.machine.vcpu import Vcpu
@@ -50,6 +49,8 @@ class Explored(World):
 
     writer: str | None
     """Who holds mmu_lock for write."""
+    slots_lock: str | None
+    """Who holds slots_lock."""
     mixing: tuple[tuple[Gfn, Gfn], ...]
     """Frames whose attributes are being changed: no block may reach out of such a range."""
     spare: int
@@ -252,9 +253,6 @@ class Explored(World):
         return cast(frozenset[tuple[int, int]], self.of_vcpu("marks", vcpu))
 
     def _in_memory(self, gpa: Gpa, write: bool) -> PinError | None:
-        remembers = self.target.policy.unbacked is Unbacked.REMEMBER
-        if remembers and self.find_mmio(gpa) is MmioNote.CACHED:
-            return PinError.NO_SLOT  # what the vCPU remembers goes before what is there (vcpu_is_mmio_gpa)
         error = super()._in_memory(gpa, write)
         if write and error is None:
             self.guest_wrote(gpa)

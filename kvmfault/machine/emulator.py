@@ -39,7 +39,7 @@ class Emulator(DirtyLogging):
         while at < end:
             part = min(end, (at & -page) + page)
             physical = self.canonical(Gpa(at))
-            error = self._in_memory(physical, write)
+            error = PinError.NO_SLOT if self._remembered(physical) else self._in_memory(physical, write)
             if error is PinError.WAITS:
                 return None
             if error is not None:
@@ -48,6 +48,11 @@ class Emulator(DirtyLogging):
                     exits += self._device(where, min(8, part - piece), write, rest)
             at = part
         return exits
+
+    def _remembered(self, gpa: Gpa) -> bool:
+        # what the vCPU remembers goes before what is there (vcpu_is_mmio_gpa, vcpu_match_mmio_gpa)
+        noted = self.slots.generation(self.mmio_space())
+        return self.vcpu.mmio.hits(gpa, noted, self.page_shift, direct=True, nested=False)
 
     def canonical(self, address: Gpa) -> Gpa:
         """The guest-physical address that the emulator finds for an address of the guest; its tables translate it."""

@@ -188,10 +188,10 @@ def load_backend(spelled: str) -> Backend:
             found = getattr(found, part)
     except KvmfaultError as e:
         raise UsageError(f"{spelled}: {e}") from e
-    except Exception as e:  # what somebody else's module raises when it is imported
+    except (Exception, SystemExit) as e:  # what somebody else's module raises when it is imported
         raise UsageError(f"{spelled} cannot be loaded: {type(e).__name__}: {e}") from e
     finally:
         sys.path.remove(here)
     if not isinstance(found, Backend):
-        raise UsageError(f"{spelled} is a {type(found).__name__}, not a Backend")
+        raise UsageError(f"{spelled} is of type {type(found).__name__}, not a Backend")
     return found

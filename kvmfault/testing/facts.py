@@ -36,7 +36,7 @@ class Law(NamedTuple):
 
 
 LAWS: Final = (
-    Law("is_write", "is_exec", "a fetch writes nothing"),
+    Law("is_write", "is_exec", "a fetch writes nothing"),  # but where Backend.fetch_writes says that it does
     Law("is_read", "is_exec", "a fetch is told as such"),
     Law("is_table_walk", "is_final", "an access is to a table or to the final address"),
     *(Law(a, b, "there is one cause") for a, b in combinations(CAUSES, 2)),
@@ -92,10 +92,14 @@ def laws(target: Target) -> Iterator[str]:
     if where(reachable) is None:
         yield "reachable is empty: no fault is one of this backend"
         return
+    fetch_writes = target.backend.fetch_writes
+    if fetch_writes is not NEVER and where(fetch_writes & reachable) is None:
+        yield "fetch_writes never holds where hardware can get: declare NEVER, or widen reachable"
     known = {n: f for n in FACTS if isinstance(f := getattr(target.definition, n), Pred)}
     for law in LAWS:
         if law.a in known and law.b in known:
-            witness = where(known[law.a] & known[law.b] & reachable)
+            excepted = fetch_writes if law is LAWS[0] else NEVER
+            witness = where(known[law.a] & known[law.b] & reachable & ~excepted)
             if witness is not None:
                 yield f"{law.a} and {law.b} hold together where {_spelled(witness)}; but {law.because}"
     for name, fact in known.items():
