@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
+from kvmfault.trace.formats import Formats, FormatText
 from tests.cli import Cli
 from tests.conftest import recording
 from tests.perffile import Event, in_file, lost, sample
@@ -114,3 +116,20 @@ def test_one_garbled_format_leaves_the_others(cli: Cli, tmp_path: Path, garbled:
     assert "emulate_insn" in said.json["damage"]
     assert said.json["faults"] == whole["faults"]
     assert said.json["events"]["kvm_mmu_set_spte"] == whole["events"]["kvm_mmu_set_spte"] > 0
+
+
+def test_a_pipe_says_what_to_do(cli: Cli, tmp_path: Path) -> None:
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    cli("trace", "info", str(path)).refused("a pipe, of which a binary recording cannot be read")
+
+
+def test_a_garbled_field_is_told() -> None:
+    head = b"name: kvm_exit\nID: 7\nformat:\n\tfield:unsigned short common_type;\toffset:0;\tsize:2;\tsigned:0;\n"
+    head += b"\tfield:int common_pid;\toffset:4;\tsize:4;\tsigned:1;\n\n"
+    text = head + b'\tfield:u64 info1;\toffset:8;\tsize:8;\tsigned:0;\n\nprint fmt: "%d", REC->info1\n'
+    for garbled, wrong in ((text, 0), (text.replace(b"\tfield:u64", b"\tfiexd:u64"), 1)):
+        found, damage = Formats("x", [FormatText("kvm", garbled)]).chosen(None)
+        assert list(found) == [7]
+        assert len(damage) == wrong
+        assert all("expected 'field:...', found" in str(d) for d in damage)

@@ -17,7 +17,8 @@ from kvmfault.check.tally import MAIN, Tally
 from kvmfault.contract.probes import Probes, Said
 from kvmfault.contract.target import Target, backend, backends
 from kvmfault.errors import UsageError
-from kvmfault.replay.run import Opened, seekable, survey
+from kvmfault.replay.kept import seekable
+from kvmfault.replay.run import Opened, survey
 from kvmfault.trace.assemble import Assembler
 from kvmfault.trace.assemble import opened as open_binary
 from kvmfault.trace.recording import ReadStats
@@ -118,6 +119,7 @@ def check(
         kernels = [backend(_other_kernel(own, k)) for k in ([only] if only else reversed(own.backend.kernels))]
         reports = [_check_on(kernel, source, settings, progress) for kernel in kernels]
     best = min(reports, key=lambda r: (r.unexplained, r.tally.differing(MAIN), len(r.tally.disagreements)))
+    best.notes[:0] = opened.stands_for(best.target.kernel)
     others = ", ".join(f"{r.target.kernel}: {len(r.tally.disagreements)}" for r in reports if r is not best)
     if others:
         mine = len(best.tally.disagreements)

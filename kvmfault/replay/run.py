@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-import sys
-import tempfile
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from errno import EFAULT
 from functools import partial
 from pathlib import Path
-from typing import IO, Final, NamedTuple
+from typing import NamedTuple
 
 from kvmfault.contract.access import kind
 from kvmfault.contract.format import size_text
@@ -21,6 +18,7 @@ from kvmfault.contract.shapes import Raw
 from kvmfault.contract.target import Target, backend, backends
 from kvmfault.errors import TraceError, UsageError
 from kvmfault.parallel import ALONE, Workers
+from kvmfault.replay.kept import seekable
 from kvmfault.replay.machine import ReplayTarget
 from kvmfault.replay.settings import AS_RECORDED, HostSettings, split_settings
 from kvmfault.replay.whatif import Variant
@@ -39,17 +37,13 @@ from kvmfault.trace.events import (
 )
 from kvmfault.trace.recording import ReadStats, Recording
 from kvmfault.trace.slots import SlotComparison, SlotSource, compare_slots, infer_slots
-from kvmfault.trace.source import ByteStream, no_device, source_name
-from kvmfault.trace.text import looks_recorded
+from kvmfault.trace.source import source_name
 from kvmfault.trace.truth import beside
 
 __all__ = ["Opened", "Progress", "Report", "replay", "seekable", "survey"]
 
 Progress = Callable[[str, int], None]
 """Called now and then with the name of the pass and the bytes read so far."""
-
-_PIECE: Final = 1 << 18
-_HOPELESS: Final = 1 << 26  # bytes of a pipe that does not begin as a recording does
 
 
 @dataclass(slots=True)
@@ -125,6 +119,7 @@ def replay(
         else:
             _run(found, report, _assembler(named), strict=strict, progress=progress)
     _remark(report)
+    report.notes[:0] = found.stands_for(own.kernel)
     if own not in named:
         page = size_text(1 << own.format.page_shift)
         report.notes.insert(
@@ -156,6 +151,14 @@ class Opened:
         self.unit = "line" if self.recording is None else "record"
         self.page_size: int | None = self.recording.meta.page_size if self.recording is not None else None
         self.release: str | None = self.recording.meta.release if self.recording is not None else None
+
+    def stands_for(self, kernel: str) -> list[str]:
+        """A note, where the kernel that recorded is another one than *kernel*, the one it is taken for."""
+        if self.release is None or _version(self.release) == _version(kernel):
+            return []
+        newer = _version(self.release) > _version(kernel)
+        why = "the newest modelled that is not newer" if newer else "the oldest that is modelled"
+        return [f"recorded by kernel {self.release}, taken as {kernel}: {why}; what changed between them may differ"]
 
     def kernel(self, target: Target) -> str | None:
         """The newest kernel modelled that is not newer than the recorded one; None: that is not known."""
@@ -378,35 +381,3 @@ def _watched(events: Iterable[Event], stats: ReadStats, progress: Progress | Non
         yield event
     if progress is not None:
         progress(name, stats.bytes)
-
-
-def _keep(pipe: ByteStream, kept: IO[bytes], name: str) -> None:
-    first, size = b"", 0
-    while piece := pipe.read(_PIECE):
-        first = first or piece
-        size += len(piece)
-        if size > _HOPELESS and not (first.startswith(b"\x1f\x8b") or looks_recorded(first)):
-            what = "not a recording: nothing where it begins reads as an event"
-            raise TraceError(f"{what}, and it does not end in {size} bytes", path=name)
-        kept.write(piece)
-
-
-@contextmanager
-def seekable(source: str) -> Generator[str]:
-    """A path that can be read several times: standard input and pipes are kept in a temporary file."""
-    if source != "-" and not Path(source).exists():
-        raise UsageError(f"{source}: no such file")
-    if source != "-" and (Path(source).is_file() or Path(source).is_dir()):
-        yield source
-        return
-    no_device(source)
-    with tempfile.NamedTemporaryFile(prefix="kvmfault-") as kept:
-        with nullcontext(sys.stdin.buffer) if source == "-" else Path(source).open("rb") as pipe:
-            _keep(pipe, kept, source_name(source))
-        kept.flush()
-        try:
-            yield kept.name
-        except TraceError as e:
-            raise TraceError(
-                e.message, path=source_name(source), line=e.line, column=e.column, offset=e.offset
-            ) from None

@@ -24,8 +24,10 @@ def fault_sections(given: Given) -> Iterator[Section]:
     parts = [(*kind.rpartition(", ")[::2], n) for _, kind, _, n in kinds]
     yield shares("causes", "Faults by cause", Column("cause", "text"), ((cause, n) for _, cause, n in parts))
     yield shares("accesses", "Faults by access", Column("access", "text"), ((access, n) for access, _, n in parts))
-    note = "what one entry maps at the level where translation ended; - where the fault does not tell it"
-    yield shares("levels", "Faults by level", Column("entry", "bytes"), ((g, n) for _, _, g, n in kinds), note)
+    # where no fault tells its level (a fault of the CPU's own does on some architectures only) there is no table
+    if any(g for _, _, g, _ in kinds):
+        note = "what one entry maps at the level where translation ended; - where the fault does not tell it"
+        yield shares("levels", "Faults by level", Column("entry", "bytes"), ((g, n) for _, _, g, n in kinds), note)
     pairs = ((s, n) for s, _, n in given.rows("slots"))
     origin = [f"memslots: {given.source.slots}"] * (given.source.slots is not None)
     yield shares("slots", "Faults by memslot", Column("slot", "text"), pairs, *origin)

@@ -39,6 +39,8 @@ class File:
         self._window = b""
         try:
             self.size: int = Path(path).stat().st_size
+            if Path(path).is_fifo():
+                raise UsageError(f"{path}: a pipe, of which a binary recording cannot be read: save it as a file first")
             self._read(0, 1)
         except OSError as e:
             raise UsageError(f"{path}: {e.strerror or e}") from e
@@ -119,7 +121,8 @@ class Cursor:
     def take(self, size: int) -> bytes:
         """The next *size* bytes."""
         if self.at + size > self.end:
-            raise self.wrong(f"{size} bytes should be here, but {max(self.end - self.at, 0)} are left")
+            where = f"the file ends at {self.end:#x}" if self.at > self.end else f"{self.end - self.at} are left"
+            raise self.wrong(f"{size} bytes should be here, but {where}")
         data = self._data.read(self.at, size)
         if len(data) < size:
             raise self.wrong(f"{size} bytes should be here, {len(data)} could be read")

@@ -46,6 +46,7 @@ __all__ = [
 KVM_SYSTEMS: Final = ("kvm", "kvmmmu")
 PAGE_SIZES: Final = tuple(1 << n for n in range(9, 27))
 """Sizes that a page, or a sub-buffer, may have."""
+_LINE: Final = re.compile(rb"[^\n]*\S[^\n]*")
 _PROBES: Final = (b"__probe_ip", b"__probe_func", b"__probe_ret_ip")
 _LARGEST: Final = 1 << 16
 """Bytes of an event: the length in a __data_loc has 16 bits."""
@@ -165,11 +166,13 @@ class Formats(Mapping[str, EventFormat]):
     def chosen(self, wanted: Collection[str] | None) -> tuple[dict[int, EventFormat], list[TraceError]]:
         """Of the events in *wanted*, or all: those that can be read, by number, and what is wrong with the others.
         Raises TraceError if none can be read."""
-        found, wrong = {}, []
+        found: dict[int, EventFormat] = {}
+        wrong: list[TraceError] = []
         for number, name in self.names.items():
             if wanted is None or name in wanted:
                 try:
                     found[number] = self[name]
+                    wrong += self._strays(name, self._texts[name])
                 except TraceError as e:
                     wrong.append(e)
         if wrong and not found:
@@ -196,6 +199,15 @@ class Formats(Mapping[str, EventFormat]):
         groups = {t.system for t in self._texts.values() if any(mark in t.text for mark in _PROBES)}
         groups |= {*KVM_SYSTEMS, ""}  # without a system: someone chose these formats
         return frozenset(name for name, t in self._texts.items() if t.system in groups)
+
+    def _strays(self, name: str, text: FormatText) -> Iterator[TraceError]:
+        # a line that describes something, and not as a field does
+        head = text.text.partition(b"print fmt:")[0]
+        body = head.find(b"format:")
+        for line in _LINE.finditer(head, body + len(b"format:") if body >= 0 else 0):
+            if not line[0].startswith(b"\tfield:"):
+                shown = line[0][:40].decode(errors="replace")
+                yield self._wrong(text, line.start(), f"{name}: expected 'field:...', found {shown!r}: left out")
 
     def _parse(self, name: str, text: FormatText) -> EventFormat:
         head, sep, print_format = text.text.partition(b"print fmt:")
