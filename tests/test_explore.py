@@ -380,6 +380,20 @@ def test_the_command_line(cli: Cli, tmp_path: Path) -> None:
     assert cli("explore", good, *bound, "--random", "5", "--seed", "3", "--json").json[0]["random_walks"] == 5
 
 
+@pytest.mark.parametrize(
+    ("options", "shortest", "says"),
+    [((), True, ""), (("--bound", "320"), False, "the bound of 320"), (("--random", "2000"), False, "random walk")],
+)
+def test_a_way_that_may_not_be_the_shortest_says_so(
+    cli: Cli, options: tuple[str, ...], shortest: bool, says: str
+) -> None:
+    command = ("explore", str(STANDING["log_get"]), "--backend", "x86-ept", "--mutant", "protect-before-swap", *options)
+    assert cli(*command, "--json").json[0]["shortest"] is shortest
+    said = cli(*command).out
+    assert ("a shorter way may exist" in said) is not shortest
+    assert says in said
+
+
 def test_the_command_line_refuses(cli: Cli) -> None:
     migrate = str(STANDING["migrate"])
     cli("explore").refused("explore takes scenario files")

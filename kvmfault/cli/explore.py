@@ -133,6 +133,14 @@ def _shown(source: Source, done: Explored) -> Iterator[str]:
     if found.violation is not None:
         yield from (f"  {line}".rstrip() for line in timeline(done.actors, found.schedule, _width() - 2))
         yield from (f"  {line}" for line in _verdict(done))
+        if not found.shortest:
+            yield f"  a shorter way may exist: {_not_shortest(done)}"
+
+
+def _not_shortest(done: Explored) -> str:
+    if done.limits.walks:
+        return "this is how a random walk went"
+    return f"the search for it came to the bound of {done.limits.bound} states (--bound)"
 
 
 def _word(done: Explored) -> str:
@@ -172,6 +180,7 @@ def as_data(source: Source, done: Explored) -> dict[str, object]:
         "random_walks": done.limits.walks,
         "seed": done.limits.seed if done.limits.walks else None,
         "violation": None if found.violation is None else found.violation._asdict(),
+        "shortest": None if found.violation is None else found.shortest,
         "schedule": [{"actor": done.actors[s.actor], "action": s.name, "note": s.note} for s in found.schedule],
     }
 

@@ -117,7 +117,7 @@ def _shortest(space: Space, found: Found, limits: Limits) -> Found:
     plain = breadth_first(space, bound=limits.bound, reduce=False)
     if plain.violation is None:
         return found
-    return replace(found, violation=plain.violation, schedule=plain.schedule)
+    return replace(found, violation=plain.violation, schedule=plain.schedule, shortest=True)
 
 
 def explore_all(tasks: Sequence[Task], where: Workers, tell: Callable[[Task, int, int], None]) -> Iterator[Explored]:

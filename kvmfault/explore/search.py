@@ -40,7 +40,9 @@ class Found:
     """Everything within reach was seen. False: the bound ended it, a violation did, or it was a random walk."""
     violation: Violation | None = None
     schedule: tuple[Taken, ...] = ()
-    """The shortest way to the violation (of a random walk: the way it took)."""
+    """A way to the violation (of a random walk: the way it took)."""
+    shortest: bool = False
+    """No way is shorter."""
 
 
 Tell = Callable[[int, int], None]
@@ -163,7 +165,7 @@ class _Search:
                 ways.append(way)
                 came = self.came.get(state) if state is not space.start else None
             schedule = taken(space, [actor for way in reversed(ways) for actor in way])
-        return Found(len(self.came), self.moves, space.ran, complete, violation, schedule)
+        return Found(len(self.came), self.moves, space.ran, complete, violation, schedule, shortest=not self.reduce)
 
 
 def taken(space: Space, order: list[int]) -> tuple[Taken, ...]:
