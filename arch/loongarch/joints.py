@@ -80,7 +80,7 @@ def treat_as_mmio(vm: Ports, fault: MmioFault, at: Progress, outcome: Outcome) -
     write = fault.is_write
     if fault.is_exec:
         if fault.gva is None:
-            return Emulate(why="a fetch from where no memory is: whether KVM sees that it is one needs PC, not captured")
+            return Emulate(why="a fetch from where no memory is: that KVM sees it is one needs PC, not captured")
         if int(fault.gva) == gpa:
             return inject.fetch_error(gpa, "a fetch from where no memory is")
     decoded = decode(instruction(fault), write=write)
