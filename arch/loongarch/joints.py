@@ -12,7 +12,7 @@ from arch.loongarch.syndrome import holds, instruction
 from kvmfault.contract.backend import Joints
 from kvmfault.contract.fault import MmioFault
 from kvmfault.contract.format import PROTS, R
-from kvmfault.contract.outcome import Error, Exit, Fixed, Outcome, Reason, Spurious
+from kvmfault.contract.outcome import Emulate, Error, Exit, Fixed, Outcome, Reason, Spurious
 from kvmfault.contract.ports import MapResult, Ports, Repair
 from kvmfault.contract.progress import Progress
 from kvmfault.types import Gpa, Pfn
@@ -72,14 +72,17 @@ def treat_as_mmio(vm: Ports, fault: MmioFault, at: Progress, outcome: Outcome) -
     memory for tables. (kvm_handle_rdwr_fault)
 
     A fetch is told by its address: PC, which is virtual, against BADV, which is physical. Where the two differ, BADI is
-    decoded as if it were a load.
+    decoded as if it were a load; where PC was not captured, nobody can say which of the two it is.
     """
     gpa = _address(fault)
     if not isinstance(outcome, Error) or gpa is None:
         return outcome
     write = fault.is_write
-    if fault.is_exec and (fault.gva is None or int(fault.gva) == gpa):
-        return inject.fetch_error(fault.gva or gpa, "a fetch from where no memory is")
+    if fault.is_exec:
+        if fault.gva is None:
+            return Emulate(why="a fetch from where no memory is: that KVM sees it is one needs PC, not captured")
+        if int(fault.gva) == gpa:
+            return inject.fetch_error(gpa, "a fetch from where no memory is")
     decoded = decode(instruction(fault), write=write)
     if decoded is None:
         return inject.access_error(gpa, "no memory there, and KVM does not emulate the instruction")
