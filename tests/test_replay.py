@@ -5,15 +5,20 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import zlib
 from collections import Counter
+from contextlib import nullcontext
+from io import BytesIO
 from pathlib import Path
 from threading import Thread
+from types import SimpleNamespace
 
 import pytest
 
 from kvmfault.contract.outcome import Emulate, Error, Exit, Fixed, MmioAccess, Outcome, Reason, Retry
 from kvmfault.contract.target import backend, backends
 from kvmfault.errors import TraceError, UsageError
+from kvmfault.replay import kept
 from kvmfault.replay.run import replay
 from kvmfault.replay.verdict import Evidence, judge
 from kvmfault.trace.assemble import Assembler, assemble
@@ -180,6 +185,38 @@ def test_a_pipe_is_read_twice_and_keeps_its_name(tmp_path: Path) -> None:
             assert replay(str(pipe)).results[0].faults == replay(str(recording)).results[0].faults
         writer.join()
         pipe.unlink()
+
+
+def test_a_pipe_is_kept_only_where_it_leaves_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = gzip.decompress(next(BUNDLED.glob("x86-ept*.gz")).read_bytes())
+    monkeypatch.setattr(kept, "_HOPELESS", len(content) // 4)
+    monkeypatch.setattr(kept, "_PIECE", len(content) // 16)
+    for free, fits in ((kept._ROOM, True), (kept._ROOM - 1, False)):
+        monkeypatch.setattr("shutil.disk_usage", lambda _, free=free: SimpleNamespace(free=free))
+        monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=BytesIO(content)))
+        fails = nullcontext() if fits else pytest.raises(UsageError, match=r"^<stdin>: no room in .* give a file$")
+        with fails, kept.seekable("-") as path:
+            assert Path(path).read_bytes() == content
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["plain", "gzip"])
+def test_a_pipe_that_never_ends_is_given_up(packed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    squeeze = zlib.compressobj(wbits=31)
+
+    class Endless(BytesIO):
+        given = 0
+
+        def read(self, n: int | None = -1) -> bytes:
+            assert self.given < 1 << 25, "it is read for ever"
+            while not (piece := squeeze.compress(b"y\n" * (n or 0) * 8) if packed else b"y\n" * ((n or 0) // 2)):
+                pass
+            self.given += len(piece)
+            return piece
+
+    monkeypatch.setattr(kept, "_HOPELESS", 1 << 22)
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=Endless()))
+    with pytest.raises(TraceError, match=r"^<stdin>: not a recording.* does not end in"):
+        replay("-")
 
 
 # -- verdicts ------------------------------------------------------------------------------------------

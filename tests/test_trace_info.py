@@ -102,6 +102,13 @@ def test_of_a_trace_dat_that_was_cut_before_its_events(cli: Cli, tmp_path: Path)
     cli("trace", "info", str(path)).refused("at byte 0x9a315: the file was cut short", "after 631,573 bytes")
 
 
+def test_of_a_perf_data_that_was_cut_before_its_formats(cli: Cli, tmp_path: Path) -> None:
+    whole = recording("x86/p1-perf-longmode2-cpl3/perf.data").read_bytes()
+    path = tmp_path / "cut.data"
+    path.write_bytes(whole[:0x26B10])
+    cli("trace", "info", str(path)).refused("at byte 0x26b10: the file was cut short", "formats", "at 0x49198")
+
+
 @pytest.mark.parametrize("garbled", [b"name: kvm_emulate_insn\n", b"offset:"])
 def test_one_garbled_format_leaves_the_others(cli: Cli, tmp_path: Path, garbled: bytes) -> None:
     source = recording("x86/p1-perf-longmode2-cpl3/perf.data")

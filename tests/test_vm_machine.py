@@ -22,7 +22,7 @@ from kvmfault.types import Hva
 from kvmfault.vm.area import HvaRange
 from tests.naive_vm import BLOCKS, MEMFD, VCPUS, Mode, NaiveVm, Slot
 
-TARGETS: Final = ("arm64", "arm64:16k", "arm64@6.12", "x86-ept", "x86-npt", "x86-shadow", "riscv", "loongarch")
+TARGETS: Final = ("arm64", "arm64:16k", "arm64@6.12", "x86-ept", "x86-npt", "x86-shadow", "loongarch")
 ALL_STEPS: Final = 12_000
 """Of all targets together, at least."""
 LONG: Final = os.environ.get("HYPOTHESIS_PROFILE") == "long"

@@ -90,7 +90,7 @@ def walk_nested(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
     if walked is None:
         return None
     if isinstance(walked, GuestWalkFault):
-        return _to_hypervisor(fault, _WALK_FLAGS.get(walked.end, _NOHPTE), "does not translate")
+        return _to_hypervisor(vm, fault, gpa, _WALK_FLAGS.get(walked.end, _NOHPTE), "does not translate")
     if fault.is_write:
         missing = 0 if walked.writable else _PROTFAULT
     elif fault.is_exec:
@@ -98,14 +98,15 @@ def walk_nested(vm: Ports, fault: MmioFault, at: Progress) -> Outcome | None:
     else:
         missing = 0 if walked.readable or walked.writable else _PROTFAULT
     if missing:
-        return _to_hypervisor(fault, missing, "forbids the access")
+        return _to_hypervisor(vm, fault, gpa, missing, "forbids the access")
     at.guest = walked
     at.at = gpa
     return None
 
 
-def _to_hypervisor(fault: MmioFault, flags: int, why: str) -> Outcome:
+def _to_hypervisor(vm: Ports, fault: MmioFault, gpa: Gpa, flags: int, why: str) -> Outcome:
     if _dsisr(fault) & _FOUND:
+        vm.drop_leaf(gpa)
         return Retry(f"hardware found an entry, but the nested guest's own tree {why}: the entry goes")
     kind = "hisi" if fault.is_exec else "hdsi"
     return Inject(kind, fault.gva or 0, _dsisr(fault) & _ISSTORE | flags, why=f"the nested guest's own tree {why}")

@@ -252,6 +252,10 @@ class Ports(VmView, Protocol):
         """Set the access flag of the leaf over *gpa*, if there is one."""
         ...
 
+    def drop_leaf(self, gpa: Gpa) -> None:
+        """Remove the leaf over *gpa*, if there is one, and what TLBs hold of it. (kvmhv_invalidate_shadow_pte)"""
+        ...
+
     def repair_fast(self, gpa: Gpa, *, write: bool, execute: bool) -> Repair | MapResult:
         """Fix the leaf over *gpa* by compare-and-swap, or say why not; a MapResult ends the fault as one of ``map``
         would. (fast_page_fault)"""

@@ -141,6 +141,11 @@ class Surroundings(State):
         """See Ports."""
         self.table.make_young(gpa)
 
+    def drop_leaf(self, gpa: Gpa) -> None:
+        """See Ports."""
+        self.table.unmap(gpa, Gpa(gpa + 1))
+        self.flush_stale()
+
     def repair_fast(self, gpa: Gpa, *, write: bool, execute: bool) -> Repair:
         """See Ports."""
         gfn = Gfn(gpa >> self.page_shift)

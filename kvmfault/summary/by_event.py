@@ -140,6 +140,8 @@ def unsaid(given: Given) -> Iterator[str]:
         yield f"{source.unplaced:,} faults: no event tells the address of the exits that they are"
     if without := given.faults - given.placed:
         yield f"where in guest memory: {without:,} faults have no guest-physical address"
+    if given.faults and not any(granule for _, _, granule, _ in given.kinds):
+        yield "levels: no fault here tells the level where its translation ended"
     for role, what in (
         (Role.EXIT, "times and reasons of exits"),
         (Role.ENTRY, "times from exit to entry"),

@@ -252,6 +252,9 @@ def _file_head(head: _Head, data: Cursor) -> None:
         head.notes["end"] = "perf did not finish this file"
     table = Cursor(file, head.at + size, file.size)
     have = [n for n in range(256) if bits[n // 8] >> n % 8 & 1]
+    if size and head.end + 16 * len(have) > file.size:
+        lacks = f"it ends here, and the table that leads to the formats of its events should be at {head.end:#x}"
+        raise file.wrong(f"the file was cut short: {lacks}; without formats no sample can be read", file.size)
     features = {n: (table.u64(), table.u64()) for n in have}
     for number, (at, count) in sorted(features.items()):
         if number in _FEATURES:

@@ -176,7 +176,8 @@ def _version7(box: _Container, start: Cursor) -> None:
             box.damage = box.file.wrong(f"{what}, and the index that it should have is at {first:#x}", box.file.size)
         sections = _salvage7(box, start.at)
         if box.damage is not e and not box.buffers:
-            raise box.file.wrong(f"{box.damage.message}; no pages of a CPU could be found in it", box.file.size) from e
+            lacks = "which pages are of which CPU was in what is missing, and only compressed pages tell it themselves"
+            raise box.file.wrong(f"{box.damage.message}; {lacks}", box.file.size) from e
     for number, data in box.options:
         if number in (_HEADER, _FTRACE, _EVENTS, _CMDLINES):
             sections[number] = data.u64()

@@ -56,6 +56,9 @@ class ScriptedPorts:
     def repair_young(self, gpa: Gpa) -> None:
         pass
 
+    def drop_leaf(self, gpa: Gpa) -> None:
+        pass
+
     def repair_fast(self, gpa: Gpa, *, write: bool, execute: bool) -> Repair | MapResult:
         return Repair.NOT_HERE
 
