@@ -13,7 +13,7 @@ import pytest
 
 from kvmfault.contract.target import backend, backends
 from kvmfault.path.run import PATH, Locked, bind
-from kvmfault.replay import run
+from kvmfault.replay import kept
 from tests.cli import Cli
 from tests.conftest import ROOT
 
@@ -238,7 +238,7 @@ def test_a_device_is_no_recording(cli: Cli, command: tuple[str, ...], device: st
 
 @pytest.mark.parametrize("first", [b"", b"\0" * 300])
 def test_a_pipe_without_end_is_given_up(cli: Cli, first: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run, "_HOPELESS", 1 << 20)
+    monkeypatch.setattr(kept, "_HOPELESS", 1 << 20)
     cli("replay", "-", stdin=(first + b"no event\n") * 300_000).refused("<stdin>: not a recording", "does not end")
 
 
