@@ -266,7 +266,7 @@ def test_every_truncation(tmp_path: Path, version: int, codec: str) -> None:
     assert told == len(range(0, len(data), 397)) + 1
 
 
-@pytest.mark.parametrize(("codec", "cpus"), [("none", 1), ("zlib", 2), ("zstd", 2)])
+@pytest.mark.parametrize(("codec", "cpus"), [("none", 1), ("none", 2), ("zlib", 2), ("zstd", 2)])
 def test_what_a_cut_file_still_holds(tmp_path: Path, codec: str, cpus: int) -> None:
     # Written in the order of trace-cmd: the options that say where pages are come last.
     ring = {n: PAGES[3 * n] for n in range(cpus)}

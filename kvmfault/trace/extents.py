@@ -22,6 +22,7 @@ __all__ = [
     "Stream",
     "codec",
     "counts_ns",
+    "first_pages",
     "pages",
     "read_extent",
 ]
@@ -197,6 +198,23 @@ class PageRange:
                 raise self.file.wrong(f"a chunk of {stored} bytes, {full} decompressed, cannot be right", at)
             yield Part(head.at, stored, full)
             head.skip(stored)
+
+
+def first_pages(file: File, at: int, page: int, most: int) -> list[int]:
+    """Where the pages of each CPU begin in *file*, and where those of the last end, if pages of *page* bytes follow each
+    other from *at*: there time goes back, for each CPU began with the recording. After *most* CPUs there are no pages."""
+    starts: list[int] = []
+    before = -1
+    for offset in range(at, file.size, step := page << 6):
+        data = file.upto(offset, step)
+        for start in range(0, len(data) - 7, page):
+            stamp = int.from_bytes(data[start : start + 8], "little")
+            if not starts or stamp < before:
+                starts.append(offset + start)
+                if len(starts) > most:
+                    return starts
+            before = stamp
+    return [*starts, file.size]
 
 
 Inflate = Callable[[bytes, int], tuple[bytes, str | None]]

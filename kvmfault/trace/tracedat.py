@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Final
 
 from kvmfault.errors import TraceError, UsageError
 from kvmfault.trace.binary import Cursor, File, Memory
-from kvmfault.trace.extents import Clock, PageRange, codec, counts_ns
+from kvmfault.trace.extents import Clock, PageRange, codec, counts_ns, first_pages
 from kvmfault.trace.formats import PAGE_SIZES, Formats, FormatText, PageHeader, header_page, task_names
 from kvmfault.trace.merge import RingRecording
 from kvmfault.trace.recording import Meta
@@ -171,13 +172,12 @@ def _version7(box: _Container, start: Cursor) -> None:
         _options7(box, first)
     except TraceError as e:
         box.damage = e
-        if first >= box.file.size:
-            what = f"the file was cut short: it ends here, after {box.file.size:,} bytes"
-            box.damage = box.file.wrong(f"{what}, and the index that it should have is at {first:#x}", box.file.size)
         sections = _salvage7(box, start.at)
-        if box.damage is not e and not box.buffers:
-            lacks = "which pages are of which CPU was in what is missing, and only compressed pages tell it themselves"
-            raise box.file.wrong(f"{box.damage.message}; {lacks}", box.file.size) from e
+        if first >= box.file.size:
+            lacks = f"the index that it should have is at {first:#x}{'' if box.buffers else ', and no page of events before'}"
+            box.damage = box.file.wrong(f"the file was cut short: it ends here, {lacks}", box.file.size)
+            if not box.buffers:
+                raise box.damage from e
     for number, data in box.options:
         if number in (_HEADER, _FTRACE, _EVENTS, _CMDLINES):
             sections[number] = data.u64()
@@ -209,16 +209,25 @@ def _salvage7(box: _Container, at: int) -> dict[int, int]:
         count = next((Cursor(box.file, data.at, data.end).u32() for n, data in box.options if n == _CPUCOUNT), 0)
     except TraceError:
         return sections
-    ranges, at = [], at + 16
-    for cpu in range(count if box.codec != "none" else count == 1):
-        at += -at % box.page
-        if at < box.file.size:
-            ranges.append(PageRange(box.file, cpu, box.codec, at, max(box.file.size - at, box.page), box.page))
-            at = ranges[-1].ends()
-    if ranges:
+    at += 16
+    if ranges := _pages_from(box, at + -at % box.page, count):
         box.buffers.append(_Buffer("", None, box.page, ranges))
-        box.notes["salvaged"] = "the file ends before it says whose pages are whose: CPUs are counted from 0"
+        found = f"{len(ranges)} of {count} CPUs were found, and are counted from 0"
+        box.notes["salvaged"] = f"the file ends before it says whose pages are whose: {found}"
     return sections
+
+
+def _pages_from(box: _Container, at: int, count: int) -> list[PageRange]:
+    # The pages of *count* CPUs: compressed ones say how many they are; others begin where time goes back.
+    ranges: list[PageRange] = []
+    if box.codec == "none":
+        bounds = pairwise(first_pages(box.file, at, box.page, count))
+        return [PageRange(box.file, cpu, "none", a, b - a, box.page) for cpu, (a, b) in enumerate(bounds)]
+    while len(ranges) < count and at < box.file.size:
+        ranges.append(PageRange(box.file, len(ranges), box.codec, at, max(box.file.size - at, box.page), box.page))
+        at = ranges[-1].ends()
+        at += -at % box.page
+    return ranges
 
 
 def _options7(box: _Container, at: int) -> None:
