@@ -11,35 +11,18 @@ import shutil
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import IntEnum
 from importlib import import_module
 from importlib.util import find_spec
 from io import SEEK_END
 from struct import pack
 from typing import BinaryIO, Final
 
-__all__ = ["CHUNK", "PLAIN", "ZLIB", "Compression", "Described", "Option", "Spool", "write", "zstd"]
+from kvmfault.trace.datparts import Option
+
+__all__ = ["CHUNK", "PLAIN", "ZLIB", "Compression", "Described", "Spool", "write", "zstd"]
 
 CHUNK: Final = 256 << 10
 """Bytes of pages that are compressed at once, about."""
-
-
-class Option(IntEnum):
-    """Ids of sections and options, as far as they are written. (man 5 trace-cmd.dat.v7)"""
-
-    DONE = 0
-    CPUSTAT = 2
-    BUFFER = 3
-    TRACECLOCK = 4
-    UNAME = 5
-    CPUCOUNT = 8
-    TRACEID = 11
-    HEADER_INFO = 16
-    FTRACE_EVENTS = 17
-    EVENT_FORMATS = 18
-    KALLSYMS = 19
-    PRINTK = 20
-    CMDLINES = 21
 
 
 @dataclass(frozen=True, slots=True)

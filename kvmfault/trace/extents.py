@@ -201,8 +201,8 @@ class PageRange:
 
 
 def first_pages(file: File, at: int, page: int, most: int) -> list[int]:
-    """Where the pages of each CPU begin in *file*, and where those of the last end, if pages of *page* bytes follow each
-    other from *at*: there time goes back, for each CPU began with the recording. After *most* CPUs there are no pages."""
+    """Where the pages of each CPU begin in *file*, and where those of the last end, if pages of *page* bytes follow
+    each other from *at*: there time goes back, as each CPU began with the recording. *most* CPUs have pages."""
     starts: list[int] = []
     before = -1
     for offset in range(at, file.size, step := page << 6):
