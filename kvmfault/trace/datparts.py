@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from kvmfault.errors import TraceError
 from kvmfault.trace.binary import Cursor, File
-from kvmfault.trace.extents import PageRange
 from kvmfault.trace.formats import PAGE_SIZES, FormatText, PageHeader, header_page, task_names
+
+if TYPE_CHECKING:  # what records, and needs the numbers alone, loads without numpy and polars
+    from kvmfault.trace.extents import PageRange
 
 __all__ = [
     "LARGEST_OPTION",
