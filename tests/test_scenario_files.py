@@ -255,3 +255,9 @@ def test_the_schema_is_published_and_current(cli: Cli) -> None:
         if key != "do" and not value.get("description")
     ]
     assert undescribed == []
+
+
+@pytest.mark.parametrize("target", ["arm64", "x86-shadow", "riscv"])
+def test_private_memory_where_no_vm_has_any(target: str, cli: Cli) -> None:
+    done = cli("run", str(ROOT / "examples/scenarios/private_mismatch.toml"), "--backend", target)
+    done.refused("private_mismatch.toml:7: ", "no VM of " + target, "can have private memory")

@@ -63,6 +63,18 @@ class Target:
         """What a usual VM on this target is."""
         return self.backend.vm
 
+    @property
+    def shadows(self) -> bool:
+        """The guest's own paging is shadowed: faults report virtual addresses."""
+        return isinstance(self.definition.gpa_valid, Gap)
+
+    @property
+    def has_private(self) -> bool:
+        """A VM can have private memory. One whose paging is shadowed cannot. (kvm_is_vm_type_supported)"""
+        from kvmfault.contract.values import MemfdSource
+
+        return self.policy.memfd_source is MemfdSource.PRIVATE_ACCESS and not self.shadows
+
     def with_policy(self, **values: object) -> Target:
         """This target with other decisions; its name says which. A mapping by name changes only what it names.
 

@@ -3,27 +3,16 @@
 from __future__ import annotations
 
 from kvmfault.contract.access import Access, Cause
-from kvmfault.contract.accessors import Gap
 from kvmfault.contract.target import Target
-from kvmfault.contract.values import MemfdSource, Unbacked
+from kvmfault.contract.values import Unbacked
 from kvmfault.types import Gpa, Gva
 
-__all__ = ["has_private", "merges", "remembers_mmio", "shadows", "walk_reads", "walk_writes"]
-
-
-def shadows(target: Target) -> bool:
-    """The guest's paging is shadowed: faults report virtual addresses."""
-    return isinstance(target.definition.gpa_valid, Gap)
+__all__ = ["merges", "remembers_mmio", "walk_reads", "walk_writes"]
 
 
 def merges(target: Target) -> bool:
     """Blocks are found in the host's page table, and those of before stay when logging begins."""
     return bool(target.policy.fit_sizes) and not target.policy.logging_drops
-
-
-def has_private(target: Target) -> bool:
-    """Memory can be private. A VM whose paging is shadowed has none (kvm_arch_init_vm)."""
-    return target.policy.memfd_source is MemfdSource.PRIVATE_ACCESS and not shadows(target)
 
 
 def remembers_mmio(target: Target) -> bool:

@@ -20,7 +20,7 @@ from kvmfault.contract.values import (
     Unbacked,
 )
 from kvmfault.explore import actions
-from kvmfault.explore.applies import has_private, merges, remembers_mmio, shadows, walk_reads, walk_writes
+from kvmfault.explore.applies import merges, remembers_mmio, walk_reads, walk_writes
 from kvmfault.explore.barriers import WITHOUT_BARRIERS, area_only, sample
 from kvmfault.explore.mutant import Mutant, after, instead, without
 from kvmfault.explore.world import Explored, SeenVcpu
@@ -253,7 +253,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         name="invalid-slot-as-none",
         about="a slot that is being deleted was no slot: an entry of MMIO took the place of a present one",
         scenario="slot_delete",
-        applies=lambda target: target.policy.invalid_slot is InvalidSlot.RETRY and not shadows(target),
+        applies=lambda target: target.policy.invalid_slot is InvalidSlot.RETRY and not target.shadows,
         changes=(instead("lookup", _invalid_is_none),),
     ),
     Mutant(
@@ -314,28 +314,28 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         name="sequence-refreshed",
         about="the sequence was sampled again after the attribute was checked: its change in between went unnoticed",
         scenario="convert",
-        applies=has_private,
+        applies=lambda target: target.has_private,
         changes=(after("check_private", Step("sample", sample)),),
     ),
     Mutant(
         name="track-skips-protected",
         about="a page that was protected for the dirty log already was not protected for good as a guest's table",
         scenario="track_logged",
-        applies=lambda target: target.policy.write_tracking and not shadows(target),
+        applies=lambda target: target.policy.write_tracking and not target.shadows,
         ports={"track_writes": _track_writable},
     ),
     Mutant(
         name="mmio-over-present",
         about="user space had changed a guest's table: an entry of MMIO took the place of one that stayed in TLBs",
         scenario="guest_map",
-        applies=shadows,
+        applies=lambda target: target.shadows,
         ports={"map_mmio": _put_unflushed},
     ),
     Mutant(
         name="stale-before-reclaim",
         about="making table pages available retired the very table that the fault then mapped into",
         scenario="migrate",
-        applies=shadows,
+        applies=lambda target: target.shadows,
         changes=(after("stale", Step("make_pages", make_pages)),),
     ),
     Mutant(
@@ -356,7 +356,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         name="block-while-mixing",
         about="a fault beside pages that are being converted mapped a block over them",
         scenario="convert_block",
-        applies=has_private,
+        applies=lambda target: target.has_private,
         ports={"block_allowed": _any_block},
     ),
     Mutant(

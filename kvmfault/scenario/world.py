@@ -46,13 +46,14 @@ class Subject:
     def of(cls, scenario: Scenario, target: Target, settings: Iterable[str] = ()) -> Subject:
         """*settings*: ``KEY=VALUE``, after those of the scenario. Raises UsageError for one that is none."""
         machine, caps = scenario.machine, target.backend.host(target.format)
-        changed = target
+        changed = target.with_policy(**{n: member(Policy, n, v) for n, v in machine.policy.items()})
         host: dict[str, object] = {}
         if machine.private_memory is not None:
+            if not changed.has_private:
+                raise Misuse(f"no VM of {target.name} can have private memory", "machine", "private_memory")
             by_attribute = machine.private_memory == "by_attribute"
             changed = changed.with_facts(private_memory=True, private_by_attribute=by_attribute)
             host = {"guest_memfd": True, "memory_attributes": True, "nr_address_spaces": 1}
-        changed = changed.with_policy(**{n: member(Policy, n, v) for n, v in machine.policy.items()})
         changed = changed.with_facts(**{n: member(VmFacts, n, v) for n, v in machine.facts.items()})
         host |= {name: cap(caps, name, value) for name, value in machine.host.items()}
         caps = replace(caps, **host)  # type: ignore[arg-type]  # cap has looked at each
